@@ -1,0 +1,118 @@
+"""What the two annotated stages share: whose evidence it is, and which task a row has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from arhn_datasets.annotators import Annotator, Endpoint
+from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.prompts import SUBSET_TASKS, check_tasks, task_of
+from arhn_datasets.records import NEGATIVES, POSITIVES, QUERY, SUBSET, Row, passages_of, text_of
+from arhn_datasets.transform import Transform
+
+THREE_WAYS = """No annotator is configured. There are three ways:
+  1. the environment:  export ARHN_ENDPOINT=http://localhost:8080   (ARHN_MODEL, ARHN_API_KEY, ARHN_CACHE if needed)
+  2. an endpoint:      ds.map(arhn.{name}.with_options(endpoint="http://localhost:8080"))
+  3. an annotator:     ds.map(arhn.{name}.with_options(annotator=arhn.Local("Qwen/Qwen3-4B")))
+                       or arhn.Lexical() for the baseline that needs no LLM"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnnotatedTransform(Transform):
+    """A transform that asks an annotator.
+
+    Args:
+        annotator: Who gives the evidence; or else ``endpoint``, or else the environment (``ARHN_ENDPOINT``, several
+            with commas, ``ARHN_MODEL``).
+        endpoint: URL of an LLM server, or several of the same model.
+        model: The model that has to answer there; by default the one that the server names.
+        revision: Its commit sha; by default the one that the server names.
+        api_key: Sent to ``endpoint`` alone; by default ``ARHN_API_KEY``.
+        cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
+        timeout: Seconds for each request.
+        concurrency: Requests in flight for each server; by default just below the server's own limit.
+        tasks: A task for all rows (``"question"``, ``"claim"``, ``"argument"``, ``"title"``), or a mapping from
+            ``subset`` to task that goes before the built-in one.
+
+    Raises:
+        ConfigurationError: options exclude each other or are out of range.
+    """
+
+    annotator: Annotator | None = None
+    endpoint: str | tuple[str, ...] | None = None
+    model: str | None = None
+    revision: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    cache: str | os.PathLike[str] | None = None
+    timeout: float = 300.0
+    concurrency: int | None = None
+    tasks: str | Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
+        if self.annotator is not None and self.endpoint is not None:
+            raise ConfigurationError(
+                f"arhn.{self.NAME} got both annotator= and endpoint=; one of them was expected. "
+                "arhn.Endpoint(url, ...) is the annotator behind an endpoint."
+            )
+        if isinstance(self.endpoint, list):
+            object.__setattr__(self, "endpoint", tuple(self.endpoint))
+        if self.endpoint is not None:
+            self._served(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
+
+    @property
+    def source(self) -> Annotator:
+        """The configured annotator.
+
+        Raises:
+            ConfigurationError: there is none; the message names the three ways to configure one.
+        """
+        if self.annotator is not None:
+            return self.annotator
+        if self.endpoint is not None:
+            return self._served(self.endpoint, self.model)
+        urls = tuple(url.strip() for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip())
+        if not urls:
+            raise ConfigurationError(THREE_WAYS.format(name=self.NAME))
+        return self._served(urls, self.model or os.environ.get("ARHN_MODEL"))
+
+    @property
+    def awaits(self) -> bool:
+        """Whether the annotator waits; False also where there is none, so that the call itself says so."""
+        try:
+            return self.source.awaits
+        except ConfigurationError:
+            return False
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The canonical columns."""
+        return (QUERY, POSITIVES, NEGATIVES)
+
+    def identity(self) -> dict[str, Any]:
+        """The annotator's identity for this stage, and the tasks."""
+        tasks = self.tasks if isinstance(self.tasks, str) else {**SUBSET_TASKS, **(self.tasks or {})}
+        return {"annotator": self.source.identity(self.NAME), "tasks": tasks}
+
+    def task(self, row: Row) -> str:
+        """The task of a row."""
+        return task_of(row.get(SUBSET), self.tasks)
+
+    def _served(self, urls: str | tuple[str, ...], model: str | None) -> Endpoint:
+        return Endpoint(
+            urls,
+            model=model,
+            revision=self.revision,
+            api_key=self.api_key,
+            cache=self.cache,
+            timeout=self.timeout,
+            concurrency=self.concurrency,
+        )
+
+
+def background_of(row: Row) -> tuple[str, ...]:
+    """The texts of all passages of a row, sorted, so that the order of the row changes nothing."""
+    return tuple(sorted(text_of(passage) for column in (POSITIVES, NEGATIVES) for passage in passages_of(row, column)))

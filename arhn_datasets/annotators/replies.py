@@ -1,0 +1,235 @@
+"""From the text of a reply to evidence, and from nothing else.
+
+Both parsers accept little and invent nothing: what is not plainly a snippet of the passage, the marker
+``NO_ANSWER``, or a list of identifiers is recorded as such and moves no passage.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from arhn_datasets.prompts import NO_ANSWER_MARKER
+from arhn_datasets.records import (
+    GROUNDED,
+    NO_ANSWER,
+    PARTIAL,
+    RANKED,
+    UNGROUNDED,
+    UNPARSED,
+    Passage,
+    Ranking,
+    Snippet,
+    shorten,
+)
+
+VERSION = 1  # raised whenever the same reply is read differently; part of every LLM annotator's identity
+
+_QUOTES = {**dict.fromkeys("‘’‚‛′‵`´‹›", "'"), **dict.fromkeys("“”„‟″‶«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-")}
+_FENCE = re.compile(r"```[\w+-]*\n(.*?)\n?```", re.DOTALL)
+_LABEL = re.compile(r"(?:\*\*)?(?:answer |copied )?(?:snippet|text|answer)(?:\*\*)?\s*:\s*(?:\*\*)?\s*", re.IGNORECASE)
+# The marker counts alone, on a line of its own, or before a stop; "NO_ANSWER is wrong" is neither this nor that.
+_MARKER = re.compile(rf"{NO_ANSWER_MARKER}\s*(?:$|\n|[.,:;(–—-])", re.IGNORECASE)
+_WRAPPERS = "\"'`*“”‘’«»„ \t\r\n"
+_TAGS = ("<passage>", "</passage>")
+
+_CHAIN = re.compile(r"\[\s*\d{1,6}\s*\](?:\s*>+\s*\[\s*\d{1,6}\s*\])+")
+_LISTED = re.compile(r"\[\s*\d{1,6}\s*\](?:[\s>,;]*\[\s*\d{1,6}\s*\])*")
+_BRACKETED_ID = re.compile(r"\[\s*(\d{1,6})\s*\]")
+
+# Scripts that put no spaces between words: a match inside a run of them splits no word.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "HANGUL", "TIBETAN")
+
+
+def parse_snippet(reply: str, passage: Passage) -> Snippet:
+    """The evidence in a reply to a snippet prompt.
+
+    Returns ``grounded`` with the offsets in the original passage, ``no_answer`` for the marker, ``ungrounded`` for a
+    text that does not occur in the passage, and ``unparsed`` for anything that is neither.
+    """
+    said = after_thinking(reply)
+    if not _worded(said):
+        return Snippet(status=UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
+    bare = _unwrapped(said).replace("\\_", "_")
+    if _MARKER.match(bare):
+        return Snippet(status=NO_ANSWER)
+    for form in _forms(said):
+        for name in ("text", "title"):
+            original = str(passage.get(name) or "")
+            span = ground(form, original)
+            if span:
+                start, end = span
+                return Snippet(status=GROUNDED, snippet=original[start:end], start=start, end=end, field=name)
+    status = UNPARSED if bare.upper().startswith(NO_ANSWER_MARKER) else UNGROUNDED
+    return Snippet(status=status, detail=shorten(said))
+
+
+def parse_ranking(reply: str, candidates: int) -> Ranking:
+    """The evidence in a reply to a ranking prompt over ``candidates`` candidates, shown as 1 to ``candidates``.
+
+    Returns ``ranked`` for a full permutation, ``partial`` where identifiers are missing, repeated or out of range (only
+    those that were given exactly once count), ``unparsed`` for anything that is not one list of identifiers.
+    """
+    said = after_thinking(reply)
+    given = _identifiers(said)
+    if given is None:
+        return Ranking(status=UNPARSED, detail=shorten(f"no single list of identifiers: {said}"))
+    times = Counter(given)
+    kept = [number for number in given if 1 <= number <= candidates and times[number] == 1]
+    if not kept:
+        return Ranking(status=UNPARSED, detail=shorten(f"no identifier given once and in range: {said}"))
+    tiers = tuple((number - 1,) for number in kept)
+    if len(kept) == candidates == len(given):
+        return Ranking(status=RANKED, tiers=tiers)
+    return Ranking(status=PARTIAL, tiers=tiers, detail=shorten(said))
+
+
+def after_thinking(reply: str) -> str:
+    """``reply`` without its ``<think>`` part; empty where the thinking was cut off before it ended."""
+    tail = reply.rpartition("</think>")[2]
+    return tail.partition("<think>")[0].strip()
+
+
+def ground(snippet: str, text: str) -> tuple[int, int] | None:
+    """Where ``snippet`` occurs in ``text``, as start and end offsets in characters, or None.
+
+    Compared after folding compatibility forms (NFKC), white space, quotation marks, dashes and case, and ignoring
+    invisible format characters. A match that would split a word, or that holds next to nothing, is none.
+    """
+    folded_snippet, _ = fold(snippet)
+    wanted = folded_snippet.strip()
+    if not _telling(wanted):
+        return None
+    folded, origins = fold(text)
+    at = folded.find(wanted)
+    while at >= 0:
+        end = at + len(wanted)
+        if not (_joined(folded, origins, at) or _joined(folded, origins, end)):
+            return origins[at], origins[end - 1] + 1
+        at = folded.find(wanted, at + 1)
+    return None
+
+
+@lru_cache(maxsize=256)
+def fold(text: str) -> tuple[str, tuple[int, ...]]:
+    """``text`` folded for comparison, and for each folded character the offset of the original one."""
+    folded: list[str] = []
+    origins: list[int] = []
+    for offset, character in enumerate(text):
+        for piece in _fold_character(character):
+            if piece == " " and folded and folded[-1] == " ":
+                continue
+            folded.append(piece)
+            origins.append(offset)
+    return "".join(folded), tuple(origins)
+
+
+@lru_cache(maxsize=65536)
+def _fold_character(character: str) -> str:
+    # Decomposed rather than composed, because composing needs neighbours: equal under NFKC is equal under NFKD.
+    if unicodedata.category(character) == "Cf":
+        return ""
+    if character.isspace():
+        return " "
+    known = _QUOTES.get(character)
+    if known:
+        return known
+    pieces = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
+    return "".join(_QUOTES.get(piece, piece) for piece in pieces if not piece.isspace())
+
+
+def _joined(folded: str, origins: Sequence[int], at: int) -> bool:
+    """Whether the characters around ``at`` belong to one word or one original character."""
+    if at <= 0 or at >= len(folded):
+        return False
+    if origins[at - 1] == origins[at]:
+        return True
+    if unicodedata.combining(folded[at]):
+        return folded[at - 1] != " "
+    before, after = folded[at - 1], folded[at]
+    if unicodedata.combining(before):
+        before = "a"
+    return before.isalnum() and after.isalnum() and not (_unspaced(before) or _unspaced(after))
+
+
+def _unspaced(character: str) -> bool:
+    return not character.isascii() and unicodedata.name(character, "").startswith(_UNSPACED)
+
+
+def _telling(folded: str) -> bool:
+    """Whether a match of this text says anything: a digit, an unspaced character, or three letters."""
+    letters = [character for character in folded if character.isalnum()]
+    return len(letters) >= 3 or any(c.isdigit() or _unspaced(c) for c in letters)
+
+
+def _worded(text: str) -> bool:
+    return any(character.isalnum() for character in text)
+
+
+def _forms(said: str) -> Iterator[str]:
+    """The readings of a snippet reply, from the plain one to the most unwrapped."""
+    yield said
+    yield (bare := _unwrapped(said))
+    yield bare.rstrip(".…")
+
+
+def _unwrapped(said: str) -> str:
+    fenced = _FENCE.fullmatch(said.strip())
+    text = fenced.group(1) if fenced else said
+    for tag in _TAGS:
+        text = text.replace(tag, "")
+    text = text.strip(_WRAPPERS)
+    label = _LABEL.match(text)
+    text = text[label.end() :] if label else text
+    first, _, rest = text.partition("\n")
+    if first.rstrip(" *").endswith(":") and _worded(rest):
+        text = rest
+    return text.strip(_WRAPPERS)
+
+
+def _identifiers(said: str) -> list[int] | None:
+    """The identifiers of the one list that the reply holds, None where it holds none or several."""
+    text = unicodedata.normalize("NFKC", said).strip()
+    fenced = _FENCE.fullmatch(text)
+    text = (fenced.group(1) if fenced else text).strip(" \t\r\n`*.")
+    if _LISTED.fullmatch(text):
+        return _numbers(text)
+    listed = _json_ranking(text)
+    if listed is not None:
+        return listed
+    chains = {tuple(numbers) for line in text.splitlines() if (numbers := _chain_of(line))}
+    return list(chains.pop()) if len(chains) == 1 else None
+
+
+def _chain_of(line: str) -> list[int] | None:
+    """The identifiers of a line that is nothing but a ranking, after an optional label with a colon."""
+    start = line.find("[")
+    if start < 0:
+        return None
+    label = line[:start].rstrip(" \t*_`")
+    if label and not label.endswith(":"):
+        return None
+    chain = line[start:].strip(" \t*_`.")
+    return _numbers(chain) if _CHAIN.fullmatch(chain) else None
+
+
+def _json_ranking(text: str) -> list[int] | None:
+    if len(text) > 20_000 or text[:1] not in "[{" or not text:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and len(value) == 1:
+        value = next(iter(value.values()))
+    if isinstance(value, list) and value and all(type(number) is int for number in value):
+        return value
+    return None
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in _BRACKETED_ID.findall(text)]

@@ -1,0 +1,118 @@
+"""The one background event loop that owns clients, limits and the store of replies.
+
+`Dataset.map` makes a new event loop for every call, a notebook has one running already, and forked workers inherit a
+copy of the parent's: a pooled client survives none of them. So every process has one daemon thread with one loop, and
+what lives on it is kept by key in :func:`resource`, never on an object that is hashed or pickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine, Hashable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CLOSING_SECONDS = 5.0
+
+
+class _Loop:
+    """A running event loop on a daemon thread, and what it owns."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.resources: dict[Hashable, Any] = {}
+        self.thread = threading.Thread(target=self.loop.run_forever, name="arhn-background", daemon=True)
+        self.thread.start()
+
+
+_lock = threading.Lock()
+_current: _Loop | None = None
+# A forked child must never close or collect the parent's loop: both share one epoll set, and closing
+# it would silence the parent's sockets. Kept alive here instead.
+_graveyard: list[_Loop] = []
+
+
+def _running() -> _Loop:
+    global _current
+    with _lock:
+        if _current is None:
+            _current = _Loop()
+        return _current
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start ``coroutine`` on the background loop; the future can be cancelled."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _running().loop)
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run ``coroutine`` on the background loop and wait for it, from any thread but the loop's own."""
+    future = submit(coroutine)
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # Ctrl-C reaches the waiting thread, not the loop
+        raise
+
+
+async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run ``coroutine`` on the background loop and await it from another loop."""
+    return await asyncio.wrap_future(submit(coroutine))
+
+
+def resource(key: Hashable, make: Callable[[], T]) -> T:
+    """What lives on the background loop of this process under ``key``, made at first use.
+
+    Call it on the background loop. An object with an ``async def close()`` is closed when the process ends; after a
+    fork the child starts without any.
+    """
+    resources = _running().resources
+    if key not in resources:
+        resources[key] = make()
+    value: T = resources[key]
+    return value
+
+
+def close() -> None:
+    """Close every resource and stop the loop; the next use starts afresh."""
+    global _current
+    with _lock:
+        ended, _current = _current, None
+    if ended is None:
+        return
+    closing = asyncio.run_coroutine_threadsafe(_close_all(ended), ended.loop)
+    try:
+        closing.result(CLOSING_SECONDS)
+    finally:
+        ended.loop.call_soon_threadsafe(ended.loop.stop)
+        ended.thread.join(CLOSING_SECONDS)
+        if not ended.thread.is_alive():
+            ended.loop.close()
+
+
+async def _close_all(ended: _Loop) -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    for value in ended.resources.values():
+        if hasattr(value, "close"):
+            await value.close()
+
+
+def _after_fork() -> None:
+    global _current, _lock
+    _lock = threading.Lock()
+    if _current is not None:
+        _graveyard.append(_current)
+        _current = None
+
+
+atexit.register(close)
+if hasattr(os, "register_at_fork"):  # pragma: no branch - absent on Windows only
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,287 @@
+"""The commands: argument parsing, printing and exit codes (0 done, 1 the run failed, 2 wrong usage)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from arhn_datasets.annotators import Annotator, Endpoint, Lexical, Local
+from arhn_datasets.answers import default_directory, directory_of
+from arhn_datasets.errors import AccessDenied, ArhnError, ConfigurationError, InputError
+from arhn_datasets.prompts import TASKS
+from arhn_datasets.relabeling import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
+
+if TYPE_CHECKING:
+    from arhn_datasets.refine import Refinement, Stages
+
+ANNOTATORS = ("lexical", "local", "tgi")
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+BASELINE_WARNING = (
+    "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
+    "from a passage about the same subject."
+)
+
+
+def refine_command(arguments: Sequence[str] | None = None) -> int:
+    """``arhn-refine``."""
+    options = refine_parser().parse_args(arguments)
+    return _guarded(lambda: _refine(options), lambda: _what_is_kept(options))
+
+
+def push_command(arguments: Sequence[str] | None = None) -> int:
+    """``arhn-push``."""
+    options = push_parser().parse_args(arguments)
+    return _guarded(lambda: _push(options), lambda: "Nothing was published; run the same command again.")
+
+
+def refine_parser() -> argparse.ArgumentParser:
+    """The arguments of ``arhn-refine``."""
+    parser = _parser("arhn-refine", "Repair the hard negatives of a retrieval training set.")
+    parser.add_argument(
+        "input",
+        metavar="INPUT",
+        help="a .jsonl, .json, .parquet or .csv file, a folder of them, a save_to_disk folder, or a Hub id",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write, laid out as a Hub dataset")
+    source = parser.add_argument_group("input")
+    source.add_argument("--config", help="configuration of a Hub dataset")
+    source.add_argument("--split", help="only this split")
+    source.add_argument("--revision", help="commit, branch or tag of a Hub dataset")
+    source.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows of each split")
+    annotator = parser.add_argument_group("annotator")
+    annotator.add_argument(
+        "--annotator",
+        choices=ANNOTATORS,
+        help="who gives the evidence: an LLM server (tgi, also OpenAI-compatible), a transformers model in this "
+        "process (local), or the word-overlap baseline (lexical); default: tgi if an endpoint is given",
+    )
+    annotator.add_argument(
+        "--endpoint", action="append", metavar="URL", help="an LLM server; repeatable; default: ARHN_ENDPOINT"
+    )
+    annotator.add_argument("--model", help="the model that has to answer; with --annotator local the id or folder")
+    annotator.add_argument("--model-revision", metavar="SHA", help="its commit")
+    annotator.add_argument("--api-key", metavar="KEY", help="sent to the endpoint alone; default: ARHN_API_KEY")
+    annotator.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for each request")
+    annotator.add_argument("--concurrency", type=_positive, metavar="N", help="requests in flight for each server")
+    annotator.add_argument(
+        "--cache", metavar="DIR|none", help="store of replies, kept between runs; default: ARHN_CACHE or user cache"
+    )
+    annotator.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK|SUBSET=TASK",
+        help=f"prompts for all rows or for a subset, one of {', '.join(TASKS)}; repeatable; default: by subset",
+    )
+    ranking = parser.add_argument_group("ranking")
+    ranking.add_argument("--rank-by", choices=("snippet", "passage"), default="snippet")
+    ranking.add_argument("--window", type=_positive, default=20, metavar="N", help="most candidates in a request")
+    ranking.add_argument("--stride", type=_positive, default=10, metavar="N", help="shift of the next window")
+    ranking.add_argument("--permutations", type=_positive, default=1, metavar="K", help="rankings of each set")
+    ranking.add_argument("--seed", type=int, default=0, help="of the shown orders")
+    policy = parser.add_argument_group("policy")
+    policy.add_argument("--policy", choices=POLICIES, default="relabel+filter")
+    policy.add_argument("--reference", choices=REFERENCES, default="best", help="with several positives")
+    policy.add_argument("--unsupported", choices=UNSUPPORTED, default="filter", help="where no positive answers")
+    policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
+    policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
+    policy.add_argument("--on-shortage", choices=GUARDS, default="keep", help="what becomes of a row with fewer")
+    policy.add_argument("--max-relabeled", type=int, metavar="N", help="most new positives in a row")
+    policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
+    run = parser.add_argument_group("run")
+    run.add_argument("--num-proc", type=_positive, metavar="N", help="processes")
+    run.add_argument("--batch-size", type=_positive, metavar="N", help="rows in a call")
+    run.add_argument("--show", type=int, default=0, metavar="N", help="print N changed rows at the end")
+    return parser
+
+
+def push_parser() -> argparse.ArgumentParser:
+    """The arguments of ``arhn-push``."""
+    parser = _parser("arhn-push", "Publish a refined dataset on the Hugging Face Hub, in one commit.")
+    parser.add_argument("folder", metavar="DIR", help="what arhn-refine --output has written")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name on the Hub")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument("--private", dest="private", action="store_true", default=True, help="the default")
+    visibility.add_argument("--public", dest="private", action="store_false", help="of a repository that is made")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
+    parser.add_argument("--message", default="Refine hard negatives with ARHN", help="of the commit")
+    parser.add_argument("--token", help="of the Hub; default: the one that hf auth login has stored")
+    parser.add_argument("--dry-run", action="store_true", help="list the files and print the card, without network")
+    return parser
+
+
+def configured_stages(options: argparse.Namespace) -> Stages:
+    """The transforms that the arguments of ``arhn-refine`` name.
+
+    Raises:
+        ConfigurationError: the arguments do not fit each other.
+    """
+    from arhn_datasets.extraction import Snippets
+    from arhn_datasets.ranking import Ranks
+    from arhn_datasets.refine import Stages
+    from arhn_datasets.relabeling import Relabel
+
+    annotator = _annotator(options)
+    tasks = _tasks(options.task)
+    return Stages(
+        snippets=Snippets(annotator=annotator, tasks=tasks),
+        ranks=Ranks(
+            annotator=annotator,
+            tasks=tasks,
+            rank_by=options.rank_by,
+            window=options.window,
+            stride=options.stride,
+            permutations=options.permutations,
+            seed=options.seed,
+        ),
+        relabel=Relabel(
+            policy=options.policy,
+            reference=options.reference,
+            unsupported=options.unsupported,
+            ties=options.ties,
+            min_negatives=options.min_negatives,
+            on_shortage=options.on_shortage,
+            max_relabeled=options.max_relabeled,
+            on_excess=options.on_excess,
+        ),
+    )
+
+
+def _annotator(options: argparse.Namespace) -> Annotator:
+    urls = options.endpoint or [url for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip()]
+    kind = options.annotator or ("tgi" if urls else None)
+    if kind is None:
+        raise ConfigurationError(
+            "No annotator was named. Choose one: --endpoint URL (an LLM server; or set ARHN_ENDPOINT), "
+            "--annotator local --model ID (a transformers model in this process), or --annotator lexical "
+            "(a word-overlap baseline that needs no LLM)."
+        )
+    if kind != "tgi" and options.endpoint:
+        raise ConfigurationError(f"--endpoint goes with --annotator tgi, not with {kind}; leave one of them out.")
+    if kind == "lexical":
+        return Lexical()
+    if kind == "local":
+        if not options.model:
+            raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
+        return Local(options.model, revision=options.model_revision, cache=options.cache)
+    if not urls:
+        raise ConfigurationError("--annotator tgi needs --endpoint URL (or ARHN_ENDPOINT), e.g. http://localhost:8080.")
+    return Endpoint(
+        tuple(urls),
+        model=options.model or os.environ.get("ARHN_MODEL"),
+        revision=options.model_revision,
+        api_key=options.api_key,
+        timeout=options.timeout,
+        concurrency=options.concurrency,
+        cache=options.cache,
+    )
+
+
+def _tasks(named: Sequence[str]) -> str | Mapping[str, str] | None:
+    whole = [task for task in named if "=" not in task]
+    by_subset = dict(task.rsplit("=", 1) for task in named if "=" in task)
+    if len(whole) > 1 or (whole and by_subset):
+        raise ConfigurationError(f"--task got {list(named)}; expected one task for all rows, or SUBSET=TASK for each.")
+    return whole[0] if whole else by_subset or None
+
+
+def _refine(options: argparse.Namespace) -> int:
+    from arhn_datasets.refine import Input, refine
+
+    stages = configured_stages(options)
+    if stages.annotator.baseline:
+        print(BASELINE_WARNING, file=sys.stderr)
+    source = Input(
+        name=options.input,
+        config=options.config,
+        split=options.split,
+        revision=options.revision,
+        limit=options.limit,
+    )
+    done = refine(source, options.output, stages, num_proc=options.num_proc, batch_size=options.batch_size)
+    return _summary(done, options)
+
+
+def _summary(done: Refinement, options: argparse.Namespace) -> int:
+    from arhn_datasets.report import changed_rows, format_report, format_row
+
+    for dataset in done.splits.values():
+        for row in changed_rows(dataset, options.show):
+            print(format_row(row), end="\n\n")
+    print(format_report(done.report))
+    seconds = sum(done.run["durations_seconds"].values())
+    print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
+    if done.run["annotator"].get("baseline"):
+        print(BASELINE_WARNING)
+    print(f'written   {done.path}   load_dataset("{done.path}") loads it')
+    total = done.report.total
+    if not total.errors:
+        return DONE
+    print(
+        f"{total.errors:,} requests failed; their passages stayed where they were. "
+        "Run the same command again: only these are asked anew.",
+        file=sys.stderr,
+    )
+    return FAILED if total.errors == sum(total.snippets.values()) + total.rankings.get("error", 0) else DONE
+
+
+def _push(options: argparse.Namespace) -> int:
+    from arhn_datasets.push import files_to_push, push
+
+    files = files_to_push(options.folder)
+    if options.dry_run:
+        for file in files:
+            print(f"{file.size:>14,}  {file.path}")
+        with open(os.path.join(options.folder, "README.md"), encoding="utf-8") as card:
+            print(f"\n{card.read()}")
+        return DONE
+    url = push(
+        options.folder,
+        options.repo_id,
+        private=options.private,
+        revision=options.revision,
+        message=options.message,
+        token=options.token,
+    )
+    print(f'published {url}   load_dataset("{options.repo_id}") loads it')
+    return DONE
+
+
+def _what_is_kept(options: argparse.Namespace) -> str:
+    named = default_directory() if options.cache is None else directory_of(options.cache)
+    nothing = f"Nothing was written to {options.output}."
+    if options.annotator == "lexical" or named is None:
+        return f"{nothing} Run the same command to start again."
+    return f"{nothing} Every reply so far is kept in {named}; run the same command again and only the rest is asked."
+
+
+def _guarded(command: Callable[[], int], interrupted: Callable[[], str]) -> int:
+    """Run a command; every error of ours becomes a message and an exit code, without a traceback."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {interrupted()}", file=sys.stderr)
+        return FAILED
+    except ArhnError as error:
+        print(f"error: {error}", file=sys.stderr)
+        usage = isinstance(error, (ConfigurationError, InputError)) and not isinstance(error, AccessDenied)
+        return WRONG_USAGE if usage else FAILED
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('arhn_datasets')}")
+    return parser
+
+
+def _positive(text: str) -> Any:
+    value = int(text) if text.lstrip("-").isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return value

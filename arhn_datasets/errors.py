@@ -1,0 +1,87 @@
+"""Every error this package raises on purpose, in one tree.
+
+::
+
+    ArhnError
+    ├── ConfigurationError (ValueError)      options that cannot work, or none at all
+    │   ├── MissingDependencyError           an optional package is not installed
+    │   └── AccessDenied                     401, 403 or 404: no request can succeed
+    ├── InputError (ValueError)              there is no dataset to read where one was named
+    ├── SchemaError (ValueError)             columns or rows in no known form
+    ├── AnnotatorError                       an annotator could not do its work
+    │   └── EndpointError                    a request to an LLM server failed
+    │       ├── EndpointUnavailable          no connection, or no reply in time
+    │       ├── EndpointOverloaded           429
+    │       ├── EndpointFailure              424, 5xx, or a reply that is not one
+    │       └── RequestRejected              400, 413, 422: this request, not the server
+    ├── StoreError                           the store of replies cannot be used
+    └── OutputError                          the result cannot be written or published there
+
+Each message says what was found, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class ArhnError(Exception):
+    """Base of every error in this tree."""
+
+
+# ValueError as a second base: `Dataset.map` awaits the clean-up of its running tasks only for ValueError.
+class ConfigurationError(ArhnError, ValueError):
+    """Options that cannot work, or no configuration at all."""
+
+
+class MissingDependencyError(ConfigurationError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+    @classmethod
+    def of(cls, package: str, extra: str, purpose: str) -> MissingDependencyError:
+        """The error for ``package``, which the extra ``extra`` brings."""
+        return cls(
+            f"{purpose} needs the package {package!r}, which is not installed: pip install 'arhn_datasets[{extra}]'."
+        )
+
+
+class AccessDenied(ConfigurationError):
+    """The server refuses every request (401, 403) or does not have the route (404)."""
+
+
+class InputError(ArhnError, ValueError):
+    """There is no dataset to read where one was named."""
+
+
+class SchemaError(ArhnError, ValueError):
+    """Columns or rows in no known form."""
+
+
+class AnnotatorError(ArhnError):
+    """An annotator could not do its work."""
+
+
+class EndpointError(AnnotatorError):
+    """A request to an LLM server failed."""
+
+
+class EndpointUnavailable(EndpointError):
+    """No connection to the server, or no reply in time."""
+
+
+class EndpointOverloaded(EndpointError):
+    """The server has too many requests in flight (429)."""
+
+
+class EndpointFailure(EndpointError):
+    """The server failed on its side (424, 5xx), or its 200 holds no chat completion."""
+
+
+class RequestRejected(EndpointError):
+    """The server refuses this one request (400, 413, 422); asking again cannot help."""
+
+
+class StoreError(ArhnError):
+    """The store of replies cannot be opened or is not one."""
+
+
+class OutputError(ArhnError):
+    """The result cannot be written, or published, where it was asked for."""

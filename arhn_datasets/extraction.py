@@ -1,0 +1,64 @@
+"""Stage 1, snippets: for each (query, passage), the words that answer, or that there are none (ARHN, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from arhn_datasets.annotation import AnnotatedTransform, background_of
+from arhn_datasets.records import (
+    NEGATIVE_SNIPPETS,
+    NEGATIVES,
+    POSITIVE_SNIPPETS,
+    POSITIVES,
+    QUERY,
+    SNIPPET_TYPE,
+    SUBSET,
+    Row,
+    SnippetRequest,
+    passages_of,
+)
+from arhn_datasets.transform import gather
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snippets(AnnotatedTransform):
+    """Adds ``positive_snippets`` and ``negative_snippets``, aligned with the passage lists.
+
+    Each value is a struct of ``snippet``, ``start`` and ``end`` (offsets in characters into the passage's ``field``),
+    ``status`` (``grounded``, ``no_answer``, ``ungrounded``, ``unparsed`` or ``error``) and ``detail``.
+
+    Raises:
+        SchemaError: the rows are not in the canonical form.
+        ConfigurationError: no annotator is configured, or no request to it can succeed.
+    """
+
+    NAME: ClassVar[str] = "snippets"
+    OPTIONAL: ClassVar[tuple[str, ...]] = (SUBSET,)
+
+    async def apply(self, rows: Sequence[Row]) -> list[Row]:
+        """The snippets of each row; all requests of all rows are under way together."""
+        return await gather((self._row(row) for row in rows), concurrently=self.awaits)
+
+    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
+        """Lists of :data:`~arhn_datasets.records.SNIPPET_TYPE`."""
+        return {POSITIVE_SNIPPETS: pa.list_(SNIPPET_TYPE), NEGATIVE_SNIPPETS: pa.list_(SNIPPET_TYPE)}
+
+    async def _row(self, row: Row) -> dict[str, Any]:
+        source = self.source
+        positives, negatives = (passages_of(row, column) for column in (POSITIVES, NEGATIVES))
+        background = background_of(row)
+        requests = (
+            source.snippet(
+                SnippetRequest(query=row[QUERY], passage=passage, task=self.task(row), background=background)
+            )
+            for passage in (*positives, *negatives)
+        )
+        snippets = [snippet.to_struct() for snippet in await gather(requests, concurrently=source.awaits)]
+        return {POSITIVE_SNIPPETS: snippets[: len(positives)], NEGATIVE_SNIPPETS: snippets[len(positives) :]}
+
+
+snippets = Snippets()

@@ -1,0 +1,384 @@
+"""From an input to a refined dataset in a folder that is laid out as a Hub dataset repository."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arhn_datasets.adapt import adapt_dataset, keeps_rows
+from arhn_datasets.annotators import Annotator, Lexical
+from arhn_datasets.card import render_card
+from arhn_datasets.errors import InputError, OutputError
+from arhn_datasets.extraction import Snippets
+from arhn_datasets.ranking import Ranks
+from arhn_datasets.relabeling import Relabel
+from arhn_datasets.report import Report, build_report
+from arhn_datasets.transform import Transform
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+RUN_FILE = "run.json"
+RUN_FORMAT = 1
+DATA, DROPPED = "data", "dropped"
+SHARD_BYTES = 500_000_000
+BATCH_ROWS = 64
+VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What to read: a file, a folder of files, a ``save_to_disk`` folder, or a Hub id."""
+
+    name: str
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """The three transforms of a run, with an annotator for the first two."""
+
+    snippets: Snippets
+    ranks: Ranks
+    relabel: Relabel
+
+    @property
+    def annotator(self) -> Annotator:
+        """Who gives the evidence."""
+        return self.snippets.source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """A finished run: where it is, what it did, and the rows, dropped ones included."""
+
+    path: Path
+    report: Report
+    run: Mapping[str, Any]
+    splits: Mapping[str, Dataset]
+
+
+def refine(
+    source: Input,
+    output: str | os.PathLike[str],
+    stages: Stages,
+    *,
+    num_proc: int | None = None,
+    batch_size: int | None = None,
+) -> Refinement:
+    """Read, adapt, annotate, relabel and write a dataset.
+
+    A lexical annotator without term statistics is fitted on the input. Nothing is written to ``output`` before
+    everything is done.
+
+    Args:
+        source: The input.
+        output: A folder that does not exist, is empty, or holds an earlier run, which is replaced.
+        stages: The configured transforms.
+        num_proc: Processes of ``Dataset.map``.
+        batch_size: Rows in a call; by default one where the annotator waits, 64 where it does not.
+
+    Raises:
+        InputError: the input is not there or cannot be read.
+        SchemaError: its rows are in no known form.
+        OutputError: ``output`` holds something else, or cannot be written.
+    """
+    target = Path(output)
+    check_output(target)
+    stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
+    durations: dict[str, float] = {}
+    with _timed(durations, "load"):
+        splits, provenance = load_input(source)
+    if isinstance(stages.annotator, Lexical) and stages.annotator.frequencies is None:
+        with _timed(durations, "fit"):
+            stages = _fitted(stages, splits)
+    with tempfile.TemporaryDirectory(prefix="arhn-", ignore_cleanup_errors=True) as scratch:
+        options = _map_options(stages.annotator, num_proc, batch_size)
+        for stage in (stages.snippets, stages.ranks, stages.relabel):
+            with _timed(durations, stage.NAME):
+                splits = {
+                    name: _map(dataset, stage, Path(scratch) / f"{name}-{stage.NAME}.arrow", options)
+                    for name, dataset in splits.items()
+                }
+        report = build_report(splits.values())
+        run = _describe(provenance, stages, report, durations)
+        with _timed(durations, "write"):
+            _write(target, splits, run, report)
+        splits = {name: load_split(target, name) for name in splits}
+    return Refinement(path=target, report=report, run=run, splits=splits)
+
+
+def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """The canonical rows of each split, and where they came from.
+
+    Raises:
+        InputError: the input is not there or cannot be read.
+        SchemaError: its rows are in no known form.
+    """
+    loaded, kind, revision = _load(source)
+    splits = loaded if isinstance(loaded, dict) else {source.split or "train": loaded}
+    if source.split and source.split in splits:
+        splits = {source.split: splits[source.split]}
+    elif source.split and isinstance(loaded, dict):
+        raise InputError(f"{source.name} has no split {source.split!r}; its splits are {sorted(splits)}.")
+    canonical = {}
+    for name, dataset in splits.items():
+        if source.limit and keeps_rows(dataset.column_names):
+            dataset = dataset.select(range(min(source.limit, len(dataset))))
+        adapted = adapt_dataset(dataset)
+        canonical[name] = adapted.select(range(min(source.limit, len(adapted)))) if source.limit else adapted
+    if not any(len(dataset) for dataset in canonical.values()):
+        raise InputError(f"{source.name} has no rows; nothing can be refined.")
+    provenance = {
+        "name": source.name if kind == "hub" else Path(source.name).name,
+        "kind": kind,
+        "config": source.config,
+        "revision": revision,
+        "split": source.split,
+        "limit": source.limit,
+        "rows": {name: len(dataset) for name, dataset in canonical.items()},
+        "fingerprints": {name: dataset._fingerprint for name, dataset in splits.items()},
+    }
+    return canonical, provenance
+
+
+def load_split(folder: Path, split: str) -> Dataset:
+    """One split of a refined folder, the rows that a guard dropped behind the others."""
+    from datasets import Dataset, concatenate_datasets
+
+    parts = [Dataset.from_parquet([str(p) for p in sorted((folder / DATA).glob(f"{split}-*.parquet"))])]
+    dropped = sorted((folder / DROPPED).glob(f"{split}-*.parquet"))
+    if dropped:
+        parts.append(Dataset.from_parquet([str(p) for p in dropped]))
+    return concatenate_datasets(parts)
+
+
+def check_output(target: Path) -> None:
+    """Refuse to write over anything but an earlier run.
+
+    Raises:
+        OutputError: ``target`` is a file, or holds something else.
+    """
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target} is a file; --output takes the name of a folder to make.")
+    if target.is_dir() and any(target.iterdir()) and not is_refined(target):
+        found = ", ".join(sorted(path.name for path in target.iterdir())[:5])
+        raise OutputError(
+            f"{target} is not empty and holds no earlier run ({RUN_FILE} of arhn_datasets); found {found}. "
+            "Nothing was touched: name another folder, or empty this one."
+        )
+    if not os.access(_existing_parent(target), os.W_OK):
+        raise OutputError(f"{target} cannot be written: no permission in {_existing_parent(target)}.")
+
+
+def is_refined(folder: Path) -> bool:
+    """Whether a folder was written by :func:`refine`."""
+    try:
+        return "arhn_datasets" in json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _load(source: Input) -> tuple[Dataset | DatasetDict, str, str | None]:
+    """The dataset, the kind of its source, and its revision."""
+    from datasets import load_dataset, load_from_disk
+
+    path = Path(source.name).expanduser()
+    if path.is_file() and path.suffix not in LOADERS:
+        raise InputError(f"{path} is no {', '.join(LOADERS)} file; convert it, or name one of these.")
+    if not path.exists() and (not _HUB_ID.fullmatch(source.name) or path.suffix in LOADERS):
+        raise InputError(
+            f"There is nothing at {source.name}. Expected a {', '.join(LOADERS)} file, a folder of them, a folder "
+            "written by save_to_disk, or the id of a dataset on the Hub (user/name)."
+        )
+    try:
+        if path.is_file():
+            return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", None
+        if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return load_from_disk(str(path)), "folder", None
+        if path.is_dir():
+            return load_dataset(str(path), source.config), "folder", None
+        revision = _hub_revision(source)
+        return load_dataset(source.name, source.config, revision=revision), "hub", revision
+    except InputError:
+        raise
+    except Exception as error:  # a loader may raise anything that its file system or parser raises
+        raise InputError(
+            f"{source.name} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:400]}. "
+            "Check the name, the --config and the --revision, and that the file is what its suffix says."
+        ) from error
+
+
+def _hub_revision(source: Input) -> str | None:
+    """The commit that the run reads, so that it can be read again; the asked revision where the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        sha: str | None = HfApi().dataset_info(source.name, revision=source.revision).sha
+        return sha
+    except Exception as error:  # offline, with the dataset in the local cache
+        logger.info("the commit of %s is not known: %s", source.name, error)
+        return source.revision
+
+
+def _fitted(stages: Stages, splits: Mapping[str, Dataset]) -> Stages:
+    annotator = stages.annotator
+    assert isinstance(annotator, Lexical)
+    rows = (row for dataset in splits.values() for row in dataset)
+    options: dict[str, Any] = {"language": annotator.language}
+    if annotator.threshold not in (None, Lexical(language=annotator.language).threshold):
+        options["threshold"] = annotator.threshold
+    fitted = Lexical.fitted(rows, **options)
+    return replace(
+        stages,
+        snippets=stages.snippets.with_options(annotator=fitted),
+        ranks=stages.ranks.with_options(annotator=fitted),
+    )
+
+
+def _map_options(annotator: Annotator, num_proc: int | None, batch_size: int | None) -> dict[str, Any]:
+    batched = batch_size is not None or not annotator.awaits
+    return {
+        "batched": batched,
+        **({"batch_size": batch_size or BATCH_ROWS} if batched else {}),
+        **({"num_proc": num_proc} if num_proc and num_proc > 1 else {}),
+        # The store of replies makes a rerun cheap; the cache of `map` would serve failed requests again.
+        "load_from_cache_file": False,
+    }
+
+
+def _map(dataset: Dataset, stage: Transform, cache_file: Path, options: Mapping[str, Any]) -> Dataset:
+    if not len(dataset):
+        return dataset.map(stage, batched=True, load_from_cache_file=False)
+    processes = min(options.get("num_proc", 1), len(dataset))
+    return dataset.map(
+        stage,
+        cache_file_name=str(cache_file),
+        desc=f"{stage.NAME:<8}",
+        **{**options, **({"num_proc": processes} if processes > 1 else {"num_proc": None})},
+    )
+
+
+def _describe(
+    provenance: Mapping[str, Any], stages: Stages, report: Report, durations: Mapping[str, float]
+) -> dict[str, Any]:
+    """The content of ``run.json``: everything needed to repeat the run, and nothing secret."""
+    parameters = {}
+    for stage in (stages.snippets, stages.ranks, stages.relabel):
+        identity = stage.identity()
+        identity.pop("annotator", None)
+        parameters[stage.NAME] = identity
+    return {
+        "format": RUN_FORMAT,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "arhn_datasets": version("arhn_datasets"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in VERSIONED},
+        },
+        "source": dict(provenance),
+        "annotator": stages.annotator.description(),
+        "identity": {
+            "snippets": stages.snippets.identity()["annotator"],
+            "ranks": stages.ranks.identity()["annotator"],
+        },
+        "parameters": parameters,
+        "counts": report.to_json(),
+        "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
+    }
+
+
+def _write(target: Path, splits: Mapping[str, Dataset], run: Mapping[str, Any], report: Report) -> None:
+    """Write everything beside ``target`` and rename it into place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        configs: dict[str, dict[str, str]] = {"default": {}}
+        for name, dataset in splits.items():
+            for config, folder, rows in _parts(dataset):
+                _write_shards(rows, fresh / folder, name)
+                configs.setdefault(config, {})[name] = f"{folder}/{name}-*"
+        (fresh / RUN_FILE).write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (fresh / "README.md").write_text(render_card(run, report, configs=configs), encoding="utf-8")
+        fresh.chmod(0o755)  # mkdtemp makes it private
+        _swap(fresh, target)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error}. Free some space or name another folder.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _parts(dataset: Dataset) -> Iterator[tuple[str, str, Dataset]]:
+    """The rows for trainers, and those that a guard dropped where there are any."""
+    if not len(dataset):
+        yield "default", DATA, dataset
+        return
+    kept = [decision["status"] != "dropped" for decision in dataset["decision"][:]]
+    if all(kept):
+        yield "default", DATA, dataset
+        return
+    yield "default", DATA, dataset.select([i for i, keep in enumerate(kept) if keep])
+    yield "dropped", DROPPED, dataset.select([i for i, keep in enumerate(kept) if not keep])
+
+
+def _write_shards(dataset: Dataset, folder: Path, split: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    bytes_ = dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
+    shards = max(1, math.ceil(bytes_ / SHARD_BYTES))
+    for index in range(shards):
+        shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
+        shard.to_parquet(str(folder / f"{split}-{index:05d}-of-{shards:05d}.parquet"))
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Put ``fresh`` in the place of ``target``; the old one is removed only when the new one is there."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.rename(old / "run")
+    try:
+        fresh.rename(target)
+    except OSError:
+        (old / "run").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+@contextmanager
+def _timed(durations: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        durations[stage] = durations.get(stage, 0.0) + time.monotonic() - start

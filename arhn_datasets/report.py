@@ -1,0 +1,211 @@
+"""What a refinement did, in counts: by subset, by status, and as a few rows to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from arhn_datasets.records import (
+    CHANGED,
+    DECISION,
+    DECISION_STATUSES,
+    FILTERED,
+    FILTERED_ORIGINS,
+    FILTERED_SNIPPETS,
+    GROUNDED,
+    NEGATIVE_ORIGINS,
+    NEGATIVE_SNIPPETS,
+    NEGATIVES,
+    POSITIVE_ORIGINS,
+    POSITIVE_RANKS,
+    POSITIVE_SNIPPETS,
+    POSITIVES,
+    QUERY,
+    RANKING,
+    RANKING_STATUSES,
+    SNIPPET_STATUSES,
+    SUBSET,
+    Row,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ALL = "all"
+NO_SUBSET = "(no subset)"
+OTHER_SUBSETS = "(other subsets)"
+MOST_SUBSETS = 50
+
+_ORIGINS = (POSITIVE_ORIGINS, NEGATIVE_ORIGINS, FILTERED_ORIGINS)
+_SNIPPETS = (POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS, FILTERED_SNIPPETS)
+_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """The counts of one subset, or of all rows.
+
+    ``positives`` and ``negatives`` are those of the source; ``relabelled + filtered + kept == negatives``.
+    """
+
+    rows: int = 0
+    positives: int = 0
+    negatives: int = 0
+    relabelled: int = 0
+    filtered: int = 0
+    kept: int = 0
+    decisions: Mapping[str, int] = field(default_factory=dict)
+    snippets: Mapping[str, int] = field(default_factory=dict)
+    rankings: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> int:
+        """Requests that failed and can be asked again."""
+        return self.snippets.get("error", 0) + self.rankings.get("error", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The counts of a refinement, ``total`` and by subset in order of appearance."""
+
+    total: Counts
+    subsets: Mapping[str, Counts]
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as JSON, the total under ``"all"``."""
+        return {ALL: asdict(self.total), **{name: asdict(counts) for name, counts in self.subsets.items()}}
+
+    def rows(self) -> list[tuple[str, Counts]]:
+        """Name and counts, the subsets first and the total last; the total alone where there is one subset."""
+        named = list(self.subsets.items()) if len(self.subsets) > 1 else []
+        return [*named, (ALL, self.total)]
+
+
+def build_report(splits: Iterable[Dataset]) -> Report:
+    """Count the relabelled rows of some splits; rows that a guard dropped count as well."""
+    tallies: dict[str, Counter[str]] = {}
+    for dataset in splits:
+        columns = [c for c in (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS) if c in dataset.column_names]
+        for batch in dataset.select_columns(columns).iter(_BATCH):
+            for row in _rows_of(batch):
+                _count(row, _tally(tallies, row.get(SUBSET)))
+    total: Counter[str] = sum(tallies.values(), Counter())
+    return Report(total=_counts(total), subsets={name: _counts(tally) for name, tally in tallies.items()})
+
+
+def format_report(report: Report) -> str:
+    """The report as a table for a terminal."""
+    header = ("subset", "rows", "positives", "negatives", "relabelled", "filtered", "kept")
+    lines = [(name, *(f"{getattr(counts, column):,}" for column in header[1:])) for name, counts in report.rows()]
+    table = format_table(header, lines)
+    total = report.total
+    statuses = [
+        f"{label:<9} {_shares(counts, known)}"
+        for label, counts, known in (
+            ("snippets", total.snippets, SNIPPET_STATUSES),
+            ("rankings", total.rankings, RANKING_STATUSES),
+            ("rows", total.decisions, DECISION_STATUSES),
+        )
+    ]
+    return "\n".join([table, "", *statuses])
+
+
+def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Columns of text: the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [header, *lines]
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([shown[0], rule, *shown[1:]])
+
+
+def changed_rows(dataset: Dataset, most: int) -> Iterator[Row]:
+    """Rows that relabelling changed, those with a relabelled passage first, spread over the subsets."""
+    decisions = dataset[DECISION][:]
+    names = dataset[SUBSET][:] if SUBSET in dataset.column_names else [None] * len(decisions)
+    seen: Counter[Any] = Counter()
+    order = []
+    for at, (decision, name) in enumerate(zip(decisions, names, strict=True)):
+        if decision["status"] == CHANGED:
+            order.append((decision["relabelled"] == 0, seen[name], at))
+            seen[name] += 1
+    for *_, at in sorted(order)[:most]:
+        yield dataset[at]
+
+
+def format_row(row: Row, width: int = 100) -> str:
+    """A changed row for a reader: the query, the positive, and each passage that moved with its snippet."""
+    lines = [f"query      {shorten(row[QUERY], width)}"]
+    ranks = row.get(POSITIVE_RANKS) or [None] * len(row[POSITIVES])
+    for passage, origin, snippet, rank in zip(
+        row[POSITIVES], row[POSITIVE_ORIGINS], row[POSITIVE_SNIPPETS], ranks, strict=True
+    ):
+        label = "positive" if origin["label"] == "positive" else "+ now pos"
+        lines.append(f"{label:<10} {_passage_line(passage, snippet, rank, width)}")
+    for passage, snippet in zip(row[FILTERED], row[FILTERED_SNIPPETS], strict=True):
+        lines.append(f"{'- left':<10} {_passage_line(passage, snippet, None, width)}")
+    lines.append(f"{'kept':<10} {len(row[NEGATIVES])} negatives")
+    return "\n".join(lines)
+
+
+def _passage_line(passage: Mapping[str, Any], snippet: Mapping[str, Any], rank: int | None, width: int) -> str:
+    said = f"“{shorten(snippet['snippet'], width)}”" if snippet["status"] == GROUNDED else f"({snippet['status']})"
+    return f"[{passage['docid']}]{f' rank {rank}' if rank else ''} {said}"
+
+
+def _rows_of(batch: Mapping[str, Sequence[Any]]) -> Iterator[Row]:
+    for values in zip(*batch.values(), strict=True):
+        yield dict(zip(batch, values, strict=True))
+
+
+def _tally(tallies: dict[str, Counter[str]], subset: str | None) -> Counter[str]:
+    name = str(subset) if subset else NO_SUBSET
+    if name not in tallies and len(tallies) >= MOST_SUBSETS:
+        name = OTHER_SUBSETS
+    return tallies.setdefault(name, Counter())
+
+
+def _count(row: Row, tally: Counter[str]) -> None:
+    origins = Counter(origin["label"] for column in _ORIGINS for origin in row[column])
+    decision = row[DECISION]
+    tally["rows"] += 1
+    tally["positives"] += origins["positive"]
+    tally["negatives"] += origins["negative"]
+    tally["relabelled"] += decision["relabelled"]
+    tally["filtered"] += decision["filtered"]
+    tally[f"decisions {decision['status']}"] += 1
+    if row.get(RANKING) is not None:
+        tally[f"rankings {row[RANKING]['status']}"] += 1
+    for column in _SNIPPETS:
+        tally.update(f"snippets {snippet['status']}" for snippet in row[column])
+
+
+def _counts(tally: Counter[str]) -> Counts:
+    def statuses(kind: str, known: Sequence[str]) -> dict[str, int]:
+        return {status: tally[f"{kind} {status}"] for status in known if tally[f"{kind} {status}"]}
+
+    return Counts(
+        rows=tally["rows"],
+        positives=tally["positives"],
+        negatives=tally["negatives"],
+        relabelled=tally["relabelled"],
+        filtered=tally["filtered"],
+        kept=tally["negatives"] - tally["relabelled"] - tally["filtered"],
+        decisions=statuses("decisions", DECISION_STATUSES),
+        snippets=statuses("snippets", SNIPPET_STATUSES),
+        rankings=statuses("rankings", RANKING_STATUSES),
+    )
+
+
+def _shares(counts: Mapping[str, int], known: Sequence[str]) -> str:
+    whole = sum(counts.values()) or 1
+    shown = [f"{status} {counts[status]:,} ({counts[status] / whole:.1%})" for status in known if status in counts]
+    return ", ".join(shown) or "none"

@@ -1,0 +1,248 @@
+"""The base of every map callable: one object for rows, batches, Arrow tables, scripts and notebooks.
+
+How `Dataset.map` behaves decides the shape (measured on datasets 3.4 to 5.2):
+
+* It awaits a function only when ``inspect.iscoroutinefunction`` says so, which is false for an instance with an
+  ``async def __call__``. An instance with the attributes of a function is asked for its ``__code__``: here a property
+  that shows a coroutine's code where waiting pays and no loop runs, and plain code in a notebook.
+* Its fingerprint pickles the callable. Only there a transform is pickled as its identity, one JSON text; a worker of
+  ``num_proc`` gets the whole object.
+* Its writer fixes a column's type on the first rows. Results carry their Arrow types, so that a thousand nulls at the
+  start change nothing and nobody passes ``features=``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, fields, replace
+from types import CodeType
+from typing import Any, ClassVar, TypeVar
+
+import pyarrow as pa
+
+from arhn_datasets import background
+from arhn_datasets.errors import SchemaError
+from arhn_datasets.records import QUERY, Row, canonical_json
+
+T = TypeVar("T")
+Self = TypeVar("Self", bound="Transform")
+
+
+class TypedList(list[Any]):
+    """A list that Arrow reads with a type of its own, whatever its values are."""
+
+    def __init__(self, values: Iterable[Any], type: pa.DataType) -> None:
+        super().__init__(values)
+        self.type = type
+
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        return pa.array(list(self), type=type or self.type)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transform(ABC):
+    """A stage for ``Dataset.map``: immutable configuration, and a pure function of rows.
+
+    Call it with a row (a dict of values), a batch (a dict of lists) or a ``pyarrow.Table``; the same kind comes back,
+    with the new columns.
+    """
+
+    NAME: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    """Raised whenever the same configuration gives other results: a new fingerprint."""
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    """Input columns that a row may lack."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes the result, as JSON. No URL, token, timeout or concurrency."""
+
+    @property
+    def awaits(self) -> bool:
+        """Whether rows wait for something other than this processor."""
+        return False
+
+    @property
+    @abstractmethod
+    def required(self) -> tuple[str, ...]:
+        """Input columns that a row must have."""
+
+    @abstractmethod
+    async def apply(self, rows: Sequence[Row]) -> list[Row]:
+        """The new values of each row, column by column; every row has the same columns."""
+
+    @abstractmethod
+    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
+        """The Arrow types of the columns that :meth:`apply` may give; ``schema`` is the input's, where it has one.
+
+        None stands for a type that only the values know.
+        """
+
+    def dropped(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """Input columns that do not belong to the result."""
+        return ()
+
+    def with_options(self: Self, **options: Any) -> Self:
+        """The same transform with other options."""
+        return replace(self, **options)
+
+    # -- one object, every way of calling ---------------------------------------------------------------------------
+
+    def __call__(self, rows: Any) -> Any:
+        """The rows with the new columns; an awaitable where `datasets` awaits it."""
+        caller = sys._getframe(1)
+        if self.awaits and _awaits(caller.f_globals, caller.f_code):
+            return self._call_async(rows)
+        return self._write(rows, self._run(self._read(rows)), owned=_is_datasets(caller.f_globals))
+
+    async def _call_async(self, rows: Any) -> Any:
+        inputs = self._read(rows)
+        return self._write(rows, await background.wait(self.apply(inputs)), owned=True)
+
+    def _run(self, inputs: Sequence[Row]) -> list[Row]:
+        return background.run(self.apply(inputs)) if self.awaits else _finish(self.apply(inputs))
+
+    def _inputs(self, columns: Iterable[str]) -> list[str]:
+        found = list(columns)
+        missing = [column for column in self.required if column not in found]
+        if missing:
+            raise SchemaError(
+                f"arhn.{self.NAME} needs the columns {missing}; the columns found are {found}. {self._advice(missing)}"
+            )
+        return [*self.required, *(column for column in self.OPTIONAL if column in found)]
+
+    def _is_batch(self, rows: Mapping[str, Any]) -> bool:
+        return is_batch(rows)
+
+    def _advice(self, missing: Sequence[str]) -> str:
+        return "Bring the rows into the canonical form first: ds.map(arhn.adapt) or arhn.adapt_dataset(ds)."
+
+    def _read(self, rows: Any) -> list[Row]:
+        if isinstance(rows, pa.Table):
+            table: list[Row] = rows.select(self._inputs(rows.column_names)).to_pylist()
+            return table
+        columns = self._inputs(rows)
+        values = {column: rows[column] for column in columns}
+        if not self._is_batch(rows):
+            return [values]
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+    def _write(self, rows: Any, results: Sequence[Row], *, owned: bool) -> Any:
+        if isinstance(rows, pa.Table):
+            return self._write_table(rows, results)
+        types = self._types(_schema_of(rows), results)
+        gone = self.dropped(list(rows))
+        batch = self._is_batch(rows)
+        if owned and isinstance(rows, MutableMapping):
+            # `datasets` keeps whatever is left in the mapping that it handed over.
+            for column in gone:
+                rows.pop(column, None)
+        if batch:
+            new: dict[str, Any] = {
+                column: _typed([result[column] for result in results], type) for column, type in types.items()
+            }
+        elif _is_lazy(rows):
+            new = {column: pa.array([results[0][column]], type=type) for column, type in types.items()}
+        else:
+            new = {column: results[0][column] for column in types}
+        if _is_lazy(rows):
+            return new
+        return {**{column: value for column, value in rows.items() if column not in gone}, **new}
+
+    def _types(self, schema: pa.Schema | None, results: Sequence[Row]) -> dict[str, pa.DataType | None]:
+        types = self.types(schema)
+        return {column: type for column, type in types.items() if not results or column in results[0]}
+
+    def _write_table(self, table: pa.Table, results: Sequence[Row]) -> pa.Table:
+        types = self._types(table.schema, results)
+        table = table.drop_columns(list(self.dropped(table.column_names)))
+        for column, type in types.items():
+            values = pa.array([result[column] for result in results], type=type)
+            at = table.schema.get_field_index(column)
+            table = table.append_column(column, values) if at < 0 else table.set_column(at, column, values)
+        return table
+
+    # -- the attributes of a function -------------------------------------------------------------------------------
+
+    __defaults__ = None
+    __kwdefaults__ = None
+
+    @property
+    def __name__(self) -> str:
+        return self.NAME
+
+    @property
+    def __code__(self) -> CodeType:
+        function: Any = Transform._call_async if self.awaits and not _loop_runs() else Transform._write
+        code: CodeType = function.__code__
+        return code
+
+    # -- identity ---------------------------------------------------------------------------------------------------
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        pickler = sys._getframe(1).f_locals.get("self")
+        if type(pickler).__module__ == "datasets.utils._dill":
+            return str, (canonical_json({"transform": self.NAME, "version": self.VERSION, **self.identity()}),)
+        return _rebuild, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def _rebuild(cls: type[Self], options: Mapping[str, Any]) -> Self:
+    return cls(**options)
+
+
+def is_batch(rows: Mapping[str, Any], query: str = QUERY) -> bool:
+    """Whether ``rows`` is a batch: its ``query`` column is a list (or an array) of queries, not one query."""
+    if _is_lazy(rows):
+        return type(rows).__name__ == "LazyBatch"
+    return isinstance(rows.get(query), (list, tuple)) or hasattr(rows.get(query), "tolist")
+
+
+def _typed(values: list[Any], type: pa.DataType | None) -> list[Any]:
+    return values if type is None else TypedList(values, type)
+
+
+def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    coroutine.close()
+    raise RuntimeError("an annotator with awaits = False has awaited something")
+
+
+async def gather(awaitables: Iterable[Awaitable[T]], *, concurrently: bool) -> list[T]:
+    """The results in order: all at once on a loop, or one after the other where nothing waits."""
+    if concurrently:
+        return list(await asyncio.gather(*awaitables))
+    return [await awaitable for awaitable in awaitables]
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _is_datasets(caller: Mapping[str, Any]) -> bool:
+    return str(caller.get("__name__", "")).partition(".")[0] == "datasets"
+
+
+def _awaits(caller: Mapping[str, Any], code: CodeType) -> bool:
+    """Whether the caller is a coroutine of `datasets`, which awaits what it gets; a notebook's cell does not."""
+    return _is_datasets(caller) and bool(code.co_flags & 0x80)  # inspect.CO_COROUTINE
+
+
+def _is_lazy(rows: Mapping[str, Any]) -> bool:
+    return type(rows).__name__ in ("LazyRow", "LazyBatch")
+
+
+def _schema_of(rows: Any) -> pa.Schema | None:
+    return rows.pa_table.schema if _is_lazy(rows) else None

@@ -1,0 +1,125 @@
+"""Fixtures: no user cache, no environment of the developer's, a server on loopback, and a tiny real model."""
+
+from __future__ import annotations
+
+import os
+
+# Before datasets is imported anywhere: its caches belong to the test run.
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import json
+from pathlib import Path
+
+import pytest
+
+import arhn_datasets as arhn
+from arhn_datasets import background
+from tests.server import Server, lexical_reply
+
+SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path_factory, monkeypatch):
+    for name in ("ARHN_ENDPOINT", "ARHN_MODEL", "ARHN_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ARHN_CACHE", str(tmp_path_factory.mktemp("answers")))
+    yield
+    background.close()
+
+
+@pytest.fixture(scope="session")
+def sample():
+    """The rows of the sample that is shipped."""
+    return [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def row():
+    """A row with one positive, a false negative, an ambiguous negative and a plain one."""
+    return {
+        "query_id": "q1",
+        "query": "At what temperature does tin melt?",
+        "positive_passages": [{"docid": "p1", "title": "", "text": "Tin is soft. Tin melts at about 232 °C."}],
+        "negative_passages": [
+            {"docid": "n1", "title": "Tin", "text": "The melting temperature of tin is 232 °C. It is cheap."},
+            {"docid": "n2", "title": "", "text": "Tin can melt on a kitchen stove."},
+            {"docid": "n3", "title": "", "text": "Copper is red."},
+        ],
+        "subset": "metals",
+    }
+
+
+@pytest.fixture
+def server():
+    """A TGI-like server on loopback whose replies are those of the lexical baseline."""
+    with Server(lexical_reply) as running:
+        yield running
+
+
+def snippet(status="grounded", text="s", **fields):
+    """A value of a snippet column."""
+    grounded = status == "grounded"
+    return {
+        "snippet": text if grounded else None,
+        "start": 0 if grounded else None,
+        "end": len(text) if grounded else None,
+        "field": "text" if grounded else None,
+        "status": status,
+        "detail": None,
+        **fields,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """Folders of two random causal LLMs, a Qwen3 and a Llama, with a tokenizer trained on the sample."""
+    return make_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def make_tiny_models(folder):
+    """Make and save the models; some 300,000 random parameters each."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(SAMPLE.read_text(encoding="utf-8").splitlines(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = CHAT_TEMPLATE
+    shape = {
+        "vocab_size": len(fast),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "eos_token_id": fast.eos_token_id,
+        "pad_token_id": fast.pad_token_id,
+    }
+    torch.manual_seed(0)
+    made = {}
+    for name, model in (
+        ("qwen3", Qwen3ForCausalLM(Qwen3Config(head_dim=16, **shape))),
+        ("llama", LlamaForCausalLM(LlamaConfig(**shape))),
+    ):
+        made[name] = str(folder / name)
+        model.generation_config.do_sample = False
+        model.save_pretrained(made[name])
+        fast.save_pretrained(made[name])
+    return made
