@@ -37,12 +37,22 @@ def default_directory() -> Path | None:
     if named:
         return directory_of(named)
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return Path(root).expanduser() / "arhn_datasets"
+    return _expanded(root) / "arhn_datasets"
 
 
 def directory_of(cache: str | os.PathLike[str]) -> Path | None:
     """The folder that ``cache`` names, None where it is the word "none"."""
-    return None if str(cache).lower() == _UNSET else Path(cache).expanduser()
+    return None if str(cache).lower() == _UNSET else _expanded(cache)
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise StoreError(
+            f"The store of replies {path} has no place, because this user has no home folder. Name a folder "
+            "(ARHN_CACHE, cache=, --cache DIR) or none at all (--cache none)."
+        ) from error
 
 
 class Answers:
@@ -59,15 +69,22 @@ class Answers:
         self.path = directory / FILE_NAME
         self.lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._writable = True
+        self._readable = self._writable = True
         _stores.add(self)
         with self.lock:
             self._opened()
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The reply stored under ``key`` (hexadecimal), or None."""
-        with self.lock:
-            found = self._opened().execute("SELECT v FROM replies WHERE k = ?", (_short(key),)).fetchone()
+        """The reply stored under ``key`` (hexadecimal), or None, also where the disk refuses."""
+        if not self._readable:
+            return None
+        try:
+            with self.lock:
+                found = self._opened().execute("SELECT v FROM replies WHERE k = ?", (_short(key),)).fetchone()
+        except (sqlite3.Error, StoreError) as error:
+            self._readable = False
+            self._refused(error)
+            return None
         if found is None:
             return None
         value: dict[str, Any] = json.loads(found[0])
@@ -82,13 +99,8 @@ class Answers:
                 self._opened().execute(
                     "INSERT OR REPLACE INTO replies (k, v) VALUES (?, ?)", (_short(key), json.dumps(reply))
                 )
-        except sqlite3.Error as error:
-            self._writable = False
-            logger.warning(
-                "The store of replies %s cannot be written (%s). The run goes on; its replies are not kept from here.",
-                self.path,
-                error,
-            )
+        except (sqlite3.Error, StoreError) as error:
+            self._refused(error)
 
     def __len__(self) -> int:
         with self.lock:
@@ -105,6 +117,15 @@ class Answers:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _refused(self, error: Exception) -> None:
+        if self._writable:
+            logger.warning(
+                "The store of replies %s cannot be used (%s). The run goes on; its replies are not kept from here.",
+                self.path,
+                error,
+            )
+        self._writable = False
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -136,9 +157,10 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    application, version, tables = (
+    # Tables first: another process may be making this very file, and its mark comes with its table.
+    tables, application, version = (
         connection.execute(query).fetchone()[0]
-        for query in ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+        for query in ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
     )
     if tables and application != APPLICATION_ID:
         raise sqlite3.DatabaseError("it is an sqlite file of another program")

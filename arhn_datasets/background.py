@@ -100,9 +100,10 @@ async def _close_all(ended: _Loop) -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    for value in ended.resources.values():
-        if hasattr(value, "close"):
-            await value.close()
+    closing = [value.close() for value in ended.resources.values() if hasattr(value, "close")]
+    for result in await asyncio.gather(*closing, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _after_fork() -> None:

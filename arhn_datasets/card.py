@@ -73,6 +73,9 @@ def _metadata(run: Mapping[str, Any], report: Report, configs: Mapping[str, Mapp
             {
                 "config_name": name,
                 "data_files": [{"split": split, "path": path} for split, path in splits.items()],
+                # `load_dataset` of a folder caches by this entry and not by the files: without something of the run in
+                # it, another run in a folder of the same name would be served from the cache.
+                "description": f"arhn_datasets run {run['id']}",
                 **({"default": True} if name == "default" else {}),
             }
             for name, splits in configs.items()

@@ -210,9 +210,8 @@ def _refine(options: argparse.Namespace) -> int:
 def _summary(done: Refinement, options: argparse.Namespace) -> int:
     from arhn_datasets.report import changed_rows, format_report, format_row
 
-    for dataset in done.splits.values():
-        for row in changed_rows(dataset, options.show):
-            print(format_row(row), end="\n\n")
+    for row in changed_rows(done.rows(), options.show) if options.show else ():
+        print(format_row(row), end="\n\n")
     print(format_report(done.report))
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")

@@ -27,8 +27,8 @@ WORD_JOINER = "\u2060"
 
 # <|im_end|>, <｜begin▁of▁sentence｜>, </s>, <start_of_turn>, <think>, </passage>, <<SYS>>: all open with "<".
 _ANGLED = re.compile(r"<(?=[|｜/<A-Za-z_])")
-# [INST], [/INST], [SYSTEM_PROMPT], [gMASK]
-_BRACKETED = re.compile(r"\[(?=/?[A-Za-z]{0,2}[A-Z_]{3,}[^\[\]\n]{0,20}\])")
+# [INST], [/INST], [SYSTEM_PROMPT], [gMASK]; [|endofturn|] of EXAONE; [e~[ and ]~b] of MiniMax
+_BRACKETED = re.compile(r"\[(?=/?[A-Za-z]{0,2}[A-Z_]{3,}[^\[\]\n]{0,20}\]|\||e~\[)|\](?=~)")
 # [12], ［１２］: an identifier of the ranking prompt
 _IDENTIFIER = re.compile(r"[\[［]\s*(\d+)\s*[\]］]")
 
@@ -144,7 +144,7 @@ def neutralise(text: str) -> str:
 
     Only invisible word joiners are put in, so a verbatim copy of the result still grounds in the original.
     """
-    return _BRACKETED.sub("[" + WORD_JOINER, _ANGLED.sub("<" + WORD_JOINER, text))
+    return _BRACKETED.sub(r"\g<0>" + WORD_JOINER, _ANGLED.sub("<" + WORD_JOINER, text))
 
 
 def one_line(text: str) -> str:
@@ -166,7 +166,7 @@ def task_of(subset: str | None, tasks: str | Mapping[str, str] | None = None) ->
     if isinstance(tasks, str):
         return tasks
     own = {_plain(name): task for name, task in (tasks or {}).items()}
-    name = _plain(subset or "")
+    name = _plain("" if subset is None else str(subset))  # a ClassLabel is a number
     if name in own:
         return own[name]
     for known, task in SUBSET_TASKS.items():

@@ -56,7 +56,6 @@ def push(
         OutputError: the Hub refused.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     files_to_push(folder)
     api = HfApi(token=token)
@@ -70,7 +69,7 @@ def push(
             commit_message=message,
             delete_patterns=["data/*.parquet", "dropped/*.parquet"],
         )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # no public name covers what the transports of hub 0.x, 1.x and 2.x raise
         raise OutputError(
             f"The Hub did not take {folder} as {repo_id}: {' '.join(str(error).split())[:400]}. What was there before "
             "is unchanged. Check the name and that you may write there (hf auth login), then run the command again."

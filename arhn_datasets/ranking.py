@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ from arhn_datasets.records import (
     Row,
     digest,
     passages_of,
+    shorten,
     text_of,
 )
 from arhn_datasets.transform import gather
@@ -113,7 +114,7 @@ class Ranks(AnnotatedTransform):
         return {POSITIVE_RANKS: pa.list_(pa.int32()), NEGATIVE_RANKS: pa.list_(pa.int32()), RANKING: RANKING_TYPE}
 
     def _advice(self, missing: Sequence[str]) -> str:
-        if POSITIVE_SNIPPETS in missing and POSITIVES not in missing:
+        if {QUERY, POSITIVES, NEGATIVES}.isdisjoint(missing):
             return "Run the stage before first: ds.map(arhn.snippets)."
         return super()._advice(missing)
 
@@ -194,8 +195,9 @@ class Order:
 
     def place(self, start: int, end: int, reply: Ranking) -> None:
         """Reorder a window as its reply says; candidates that the reply left out follow, uncompared."""
-        self.replies.append(reply)
         shown = self.sequence[start:end]
+        reply = _checked(reply, len(shown))
+        self.replies.append(reply)
         tiers = [[shown[i] for i in tier] for tier in reply.tiers]
         given = [candidate for tier in tiers for candidate in tier]
         self.sequence[start:end] = [*given, *(candidate for candidate in shown if candidate not in given)]
@@ -237,7 +239,9 @@ def consensus(positions: Sequence[Mapping[int, int]], reference: set[int]) -> tu
 
     A candidate counts when more than half of the permutations placed it. Candidates that share a tier in every
     permutation share one; where different places have the same mean, a reference comes first, so that a disagreement
-    puts nothing above it. The agreement is the share of pairs, over all permutations, in the order of the consensus.
+    puts nothing above it. Where means over different permutations contradict those that placed both the candidate and
+    a reference, the candidate has no place. The agreement is the share of pairs, over all permutations, in the order
+    of the consensus.
     """
     votes: dict[tuple[int | None, ...], list[int]] = {}
     for candidate in sorted({candidate for order in positions for candidate in order}):
@@ -253,6 +257,16 @@ def consensus(positions: Sequence[Mapping[int, int]], reference: set[int]) -> tu
         [candidate for vote in tied for candidate in votes[vote]] for _, tied in groupby(sorted(votes, key=key), key)
     ]
     tier_of = {candidate: number for number, tier in enumerate(tiers) for candidate in tier}
+
+    def carried(candidate: int, anchor: int) -> bool:
+        apart = [order[candidate] - order[anchor] for order in positions if candidate in order and anchor in order]
+        said, placed = sum(apart), tier_of[candidate] - tier_of[anchor]
+        return bool(apart) and (said * placed > 0 or (said == 0 and (placed >= 0 or candidate in reference)))
+
+    anchors = reference.intersection(tier_of)
+    kept = ([candidate for candidate in tier if all(carried(candidate, a) for a in anchors)] for tier in tiers)
+    tiers = [tier for tier in kept if tier]
+    tier_of = {candidate: number for number, tier in enumerate(tiers) for candidate in tier}
     pairs = [
         (order[a] - order[b]) * (tier_of[a] - tier_of[b])
         for order in positions
@@ -261,6 +275,16 @@ def consensus(positions: Sequence[Mapping[int, int]], reference: set[int]) -> tu
         if a < b and a in tier_of and b in tier_of and tier_of[a] != tier_of[b]
     ]
     return tiers, sum(product > 0 for product in pairs) / len(pairs) if pairs else None
+
+
+def _checked(reply: Ranking, shown: int) -> Ranking:
+    """The reply of any annotator, without tiers where it failed or gives positions that there are not, or twice."""
+    given = [position for tier in reply.tiers for position in tier]
+    if reply.status not in (RANKED, PARTIAL):
+        return replace(reply, tiers=())
+    if len(set(given)) < len(given) or not set(given) <= set(range(shown)):
+        return Ranking(status=UNPARSED, detail=shorten(f"positions of {shown} candidates were expected: {given}"))
+    return reply
 
 
 def _words(text: str) -> str:

@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from arhn_datasets.card import render_card
 from arhn_datasets.errors import InputError, OutputError
 from arhn_datasets.extraction import Snippets
 from arhn_datasets.ranking import Ranks
-from arhn_datasets.relabeling import Relabel
+from arhn_datasets.records import DECISION, Row
+from arhn_datasets.relabeling import Relabel, Revert, is_kept
 from arhn_datasets.report import Report, build_report
 from arhn_datasets.transform import Transform
 
@@ -72,12 +74,15 @@ class Stages:
 
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """A finished run: where it is, what it did, and the rows, dropped ones included."""
+    """A finished run: where it is, what it did, and what ``run.json`` says of it."""
 
     path: Path
     report: Report
     run: Mapping[str, Any]
-    splits: Mapping[str, Dataset]
+
+    def rows(self, split: str | None = None) -> Iterator[Row]:
+        """The rows that were written, of one split or of all."""
+        return read_rows(self.path, split)
 
 
 def refine(
@@ -109,7 +114,7 @@ def refine(
     check_output(target)
     stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
     durations: dict[str, float] = {}
-    with _timed(durations, "load"):
+    with _timed(durations, "load"), _silent():
         splits, provenance = load_input(source)
     if isinstance(stages.annotator, Lexical) and stages.annotator.frequencies is None:
         with _timed(durations, "fit"):
@@ -124,10 +129,9 @@ def refine(
                 }
         report = build_report(splits.values())
         run = _describe(provenance, stages, report, durations)
-        with _timed(durations, "write"):
+        with _silent():
             _write(target, splits, run, report)
-        splits = {name: load_split(target, name) for name in splits}
-    return Refinement(path=target, report=report, run=run, splits=splits)
+    return Refinement(path=target, report=report, run=run)
 
 
 def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
@@ -145,6 +149,8 @@ def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
         raise InputError(f"{source.name} has no split {source.split!r}; its splits are {sorted(splits)}.")
     canonical = {}
     for name, dataset in splits.items():
+        if DECISION in dataset.column_names:  # an earlier result: from its source rows on
+            dataset = dataset.map(Revert(keep_evidence=False), batched=True, batch_size=BATCH_ROWS)
         if source.limit and keeps_rows(dataset.column_names):
             dataset = dataset.select(range(min(source.limit, len(dataset))))
         adapted = adapt_dataset(dataset)
@@ -164,15 +170,14 @@ def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
     return canonical, provenance
 
 
-def load_split(folder: Path, split: str) -> Dataset:
-    """One split of a refined folder, the rows that a guard dropped behind the others."""
-    from datasets import Dataset, concatenate_datasets
+def read_rows(folder: str | os.PathLike[str], split: str | None = None) -> Iterator[Row]:
+    """The rows of a refined folder, of one split or of all, those that a guard dropped behind the others."""
+    import pyarrow.parquet as pq
 
-    parts = [Dataset.from_parquet([str(p) for p in sorted((folder / DATA).glob(f"{split}-*.parquet"))])]
-    dropped = sorted((folder / DROPPED).glob(f"{split}-*.parquet"))
-    if dropped:
-        parts.append(Dataset.from_parquet([str(p) for p in dropped]))
-    return concatenate_datasets(parts)
+    for part in (DATA, DROPPED):
+        for path in sorted((Path(folder) / part).glob(f"{split or '*'}-*-of-*.parquet")):
+            for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
+                yield from batch.to_pylist()
 
 
 def check_output(target: Path) -> None:
@@ -292,6 +297,7 @@ def _describe(
         parameters[stage.NAME] = identity
     return {
         "format": RUN_FORMAT,
+        "id": uuid.uuid4().hex,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "arhn_datasets": version("arhn_datasets"),
@@ -332,10 +338,7 @@ def _write(target: Path, splits: Mapping[str, Dataset], run: Mapping[str, Any], 
 
 def _parts(dataset: Dataset) -> Iterator[tuple[str, str, Dataset]]:
     """The rows for trainers, and those that a guard dropped where there are any."""
-    if not len(dataset):
-        yield "default", DATA, dataset
-        return
-    kept = [decision["status"] != "dropped" for decision in dataset["decision"][:]]
+    kept = [is_kept({DECISION: decision}) for decision in dataset[DECISION][:]]
     if all(kept):
         yield "default", DATA, dataset
         return
@@ -373,6 +376,20 @@ def _existing_parent(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bars of `datasets` for what is not one of our stages."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 @contextmanager

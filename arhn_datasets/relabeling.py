@@ -65,6 +65,7 @@ ALONG: Mapping[str, tuple[str, str, str]] = {
     FILTERED: (FILTERED_SNIPPETS, FILTERED_RANKS, FILTERED_ORIGINS),
 }
 ADDED = (FILTERED, FILTERED_SNIPPETS, FILTERED_RANKS, POSITIVE_ORIGINS, NEGATIVE_ORIGINS, FILTERED_ORIGINS, DECISION)
+WRITTEN = tuple(column for column in ADDED if column != FILTERED_RANKS)  # also by a policy that needs no ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,19 +156,21 @@ class Relabel(Transform):
         return {column: passages if column in ALONG else EVIDENCE_TYPES[column] for column in columns}
 
     def _inputs(self, columns: Any) -> list[str]:
-        return list(dict.fromkeys(super()._inputs(columns)))
+        found = list(columns)
+        missing = [column for column in WRITTEN if column not in found]
+        if len(missing) < len(WRITTEN) and missing:
+            raise SchemaError(
+                f"The rows were relabelled and lack {missing}; without these, passages would be lost. "
+                "Relabel rows with all the columns that arhn.relabel has written, or those of before."
+            )
+        return list(dict.fromkeys(super()._inputs(found)))
 
     def _advice(self, missing: Sequence[str]) -> str:
-        for column, stages in (
-            (POSITIVES, None),
-            (POSITIVE_SNIPPETS, "ds.map(arhn.snippets), then ds.map(arhn.ranks)"),
-            (POSITIVE_RANKS, "ds.map(arhn.ranks)"),
-        ):
-            if column in missing and stages:
-                return f"Run the stages before first: {stages}."
-            if column in missing:
-                break
-        return super()._advice(missing)
+        if not {QUERY, POSITIVES, NEGATIVES}.isdisjoint(missing):
+            return super()._advice(missing)
+        snippets = {POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS}.isdisjoint(missing)
+        stages = "ds.map(arhn.ranks)" if snippets else "ds.map(arhn.snippets), then ds.map(arhn.ranks)"
+        return f"Run the stages before first: {stages}."
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,8 +192,8 @@ class Revert(Transform):
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The three passage lists, their snippets and their origins."""
-        return (QUERY, POSITIVES, NEGATIVES, POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS, *ADDED)
+        """The three passage lists, their snippets and their origins, and the decision."""
+        return (QUERY, POSITIVES, NEGATIVES, POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS, *WRITTEN)
 
     def identity(self) -> dict[str, Any]:
         """Every option."""
@@ -249,7 +252,7 @@ def relabel_row(row: Row, options: Relabel) -> dict[str, Any]:
         "filtered": filtered,
         "detail": reason,
     }
-    return {**_columns(moved, ranks=row.get(POSITIVE_RANKS) is not None), DECISION: decision}
+    return {**_columns(moved, row), DECISION: decision}
 
 
 def judge(positives: Sequence[Judged], negatives: Sequence[Judged], options: Relabel) -> tuple[str, list[str]]:
@@ -305,34 +308,42 @@ def _guard(relabelled: int, negatives: int, options: Relabel) -> tuple[str | Non
 
 def revert_row(row: Row) -> Row:
     """A relabelled row as it was: passages, snippets and ranks in the lists and places that their origins name."""
+    if row[DECISION] is None:  # never relabelled, and concatenated with rows that were
+        return {column: value for column, value in row.items() if column not in ADDED}
     back: dict[str, list[tuple[int, Judged]]] = {POSITIVES: [], NEGATIVES: []}
     for side in ALONG:
         for judged, origin in zip(_judged(row, side), row[ALONG[side][2]], strict=True):
             back[f"{origin['label']}_passages"].append((origin["position"], judged))
     lists = {side: [judged for _, judged in sorted(pairs, key=lambda pair: pair[0])] for side, pairs in back.items()}
-    columns = _columns(lists, ranks=row.get(POSITIVE_RANKS) is not None)
-    return {QUERY: row[QUERY], **{c: v for c, v in columns.items() if c not in ADDED}}
+    return {QUERY: row[QUERY], **{c: v for c, v in _columns(lists, row).items() if c not in ADDED}}
 
 
 def passage_list_type(schema: pa.Schema | None) -> pa.DataType | None:
     """The list type that holds the positives as well as the negatives of a schema; None without a schema.
 
     Fields that only one side has are null on the other.
+
+    Raises:
+        SchemaError: a field has types on the two sides that nothing holds together.
     """
     if schema is None:
         return None
     found = [schema.field(side).type.value_type for side in (POSITIVES, NEGATIVES)]
     structs = [type for type in found if pa.types.is_struct(type)] or [PASSAGE_TYPE]
-    fields = {field.name: field for struct in reversed(structs) for field in struct}
-    first = structs[0]
-    names = [field.name for field in first] + [name for name in fields if first.get_field_index(name) < 0]
-    return pa.list_(pa.struct([fields[name] for name in names]))
+    try:
+        merged = pa.unify_schemas([pa.schema(list(struct)) for struct in structs], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SchemaError(
+            f"The passages of {POSITIVES!r} and of {NEGATIVES!r} cannot stand in one list: {error}. "
+            "Cast or remove the field on one side."
+        ) from error
+    return pa.list_(pa.struct(list(merged)))
 
 
 def _judged(row: Row, side: str) -> list[Judged]:
     passages = passages_of(row, side)
     snippets, ranks = row[ALONG[side][0]], row.get(ALONG[side][1])
-    for column, values in ((ALONG[side][0], snippets), (ALONG[side][1], ranks)):
+    for column, values in ((ALONG[side][0], snippets or []), (ALONG[side][1], ranks)):
         if values is not None and len(values) != len(passages):
             raise SchemaError(
                 f"Column {column!r} has {len(values)} values for {len(passages)} passages in {side!r} (query "
@@ -350,15 +361,16 @@ def _judged(row: Row, side: str) -> list[Judged]:
     ]
 
 
-def _columns(lists: Mapping[str, Sequence[Judged]], *, ranks: bool) -> dict[str, Any]:
-    """The columns of passage lists with what goes along."""
+def _columns(lists: Mapping[str, Sequence[Judged]], row: Row) -> dict[str, Any]:
+    """The columns of passage lists with what goes along; ranks where ``row`` has them, null where its are."""
     columns: dict[str, Any] = {}
+    ranked = row.get(POSITIVE_RANKS) is not None or row.get(NEGATIVE_RANKS) is not None
     for side, judged in lists.items():
         snippets, placed, origins = ALONG[side]
         columns[side] = [one.passage for one in judged]
         columns[snippets] = [one.snippet for one in judged]
-        if ranks:
-            columns[placed] = [one.rank for one in judged]
+        if POSITIVE_RANKS in row:
+            columns[placed] = [one.rank for one in judged] if ranked else None
         columns[origins] = [{"label": one.label, "position": one.position} for one in judged]
     return columns
 

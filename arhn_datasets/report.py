@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -127,18 +128,18 @@ def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([shown[0], rule, *shown[1:]])
 
 
-def changed_rows(dataset: Dataset, most: int) -> Iterator[Row]:
-    """Rows that relabelling changed, those with a relabelled passage first, spread over the subsets."""
-    decisions = dataset[DECISION][:]
-    names = dataset[SUBSET][:] if SUBSET in dataset.column_names else [None] * len(decisions)
+def changed_rows(rows: Iterable[Row], most: int) -> list[Row]:
+    """Up to ``most`` rows that relabelling changed, those with a relabelled passage first, spread over the subsets."""
     seen: Counter[Any] = Counter()
-    order = []
-    for at, (decision, name) in enumerate(zip(decisions, names, strict=True)):
-        if decision["status"] == CHANGED:
-            order.append((decision["relabelled"] == 0, seen[name], at))
-            seen[name] += 1
-    for *_, at in sorted(order)[:most]:
-        yield dataset[at]
+
+    def ordered() -> Iterator[tuple[tuple[bool, int, int], Row]]:
+        for at, row in enumerate(rows):
+            if row[DECISION]["status"] == CHANGED:
+                name = row.get(SUBSET)
+                yield (row[DECISION]["relabelled"] == 0, seen[name], at), row
+                seen[name] += 1
+
+    return [row for _, row in heapq.nsmallest(most, ordered(), key=lambda pair: pair[0])]
 
 
 def format_row(row: Row, width: int = 100) -> str:

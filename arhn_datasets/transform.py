@@ -83,7 +83,10 @@ class Transform(ABC):
         """
 
     def dropped(self, columns: Sequence[str]) -> tuple[str, ...]:
-        """Input columns that do not belong to the result."""
+        """Input columns that do not belong to the result.
+
+        `Dataset.map` drops them; `IterableDataset.map` wants to be told: ``remove_columns=t.dropped(columns)``.
+        """
         return ()
 
     def with_options(self: Self, **options: Any) -> Self:

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from arhn_datasets.refine import is_refined, load_split
+from arhn_datasets.refine import is_refined, read_rows
 from arhn_datasets.report import format_table
 
 SIDES = ("positive", "negative", "filtered")
@@ -28,16 +28,16 @@ def main(folder: str, truth_file: str) -> None:
             for row in map(json.loads, lines)
             for negative in row["negatives"]
         }
-    splits = sorted({path.name.rsplit("-", 3)[0] for path in (Path(folder) / "data").glob("*.parquet")})
     found = {"relabelled": set(), "filtered": set()}
     known = set()
-    for row in (row for split in splits for row in load_split(Path(folder), split)):
+    for row in read_rows(folder):
         for side in SIDES:
             for passage, origin in zip(row[f"{side}_passages"], row[f"{side}_origins"], strict=True):
                 key = (row["query_id"], passage["docid"])
                 if origin["label"] == "negative" and truth.get(key) is not None:
                     known.add(key)
-                    found[{"positive": "relabelled"}.get(side, "filtered")].add(key) if side != "negative" else None
+                    if side != "negative":
+                        found["relabelled" if side == "positive" else "filtered"].add(key)
     found["either"] = found["relabelled"] | found["filtered"]
     false = {key for key in known if truth[key]}
     lines = []

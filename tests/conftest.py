@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before datasets is imported anywhere: its caches belong to the test run.
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+_home = tempfile.TemporaryDirectory(prefix="arhn-tests-", ignore_cleanup_errors=True)
+os.environ["HF_HOME"] = _home.name
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import json
 from pathlib import Path

@@ -82,7 +82,9 @@ class Server:
     """``with Server(reply) as server: server.url``.
 
     Attributes set before the first request: ``api`` ("tgi" or "openai"), ``info``, ``api_key``, ``delay`` in seconds.
-    ``fault(number, prompt)`` may return a response instead of the reply, for the request of that number.
+    ``fault(number, prompt)`` may return a response instead of the reply, for the request of that number;
+    ``get_fault(number, path)`` the same for the GET of that number. A coroutine is awaited, a function called with
+    the request.
     """
 
     def __init__(self, reply, *, api="tgi"):
@@ -91,7 +93,7 @@ class Server:
         self.info = dict(INFO)
         self.api_key = None
         self.delay = 0.0
-        self.fault = None
+        self.fault = self.get_fault = None
         self.bodies = []
         self.headers = []
         self.paths = Counter()
@@ -132,6 +134,11 @@ class Server:
     async def _answer(self, request):
         self.paths[request.path] += 1
         self.headers.append(dict(request.headers))
+        if self.get_fault and request.method == "GET":
+            number = self.paths["/info"] + self.paths["/v1/models"]
+            fault = self.get_fault(number, request.path)
+            if fault is not None:
+                return await _response(fault, request)
         if request.path == "/info":
             return web.json_response(self.info) if self.api == "tgi" else web.Response(status=404)
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
@@ -150,7 +157,12 @@ class Server:
             prompt = body["messages"][-1]["content"]
             fault = self.fault(number, prompt) if self.fault else None
             if fault is not None:
-                return await fault if asyncio.iscoroutine(fault) else fault
+                return await _response(fault, request)
             return web.json_response(completion(self.reply(prompt), model=self.info["model_id"]))
         finally:
             self.in_flight -= 1
+
+
+async def _response(fault, request):
+    fault = fault(request) if callable(fault) else fault
+    return await fault if asyncio.iscoroutine(fault) else fault

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Sequence, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import arhn_datasets as arhn
 from arhn_datasets.adapt import KNOWN_FORMS, adapt_dataset, adapt_row, consumed_columns, keeps_rows
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.records import stable_docid, stable_query_id
@@ -698,3 +699,64 @@ def test_the_module_is_light_to_import() -> None:
     code = f"import sys, arhn_datasets.adapt; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
 
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+# --- the map callable ---
+
+
+FORMS = {
+    "flag": [{"query": f"q{i}", "pos": [f"yes {i}"], "neg": [f"no {i}", f"never {i}"], "kind": "x"} for i in range(3)],
+    "triplet": [{"anchor": f"q{i}", "positive": f"yes {i}", "negative": f"no {i}", "kind": "x"} for i in range(3)],
+    "dpr": [
+        {
+            "question": f"q{i}",
+            "positive_ctxs": [{"title": "t", "text": f"yes {i}", "psg_id": i}],
+            "hard_negative_ctxs": [{"title": "", "text": f"no {i}", "psg_id": 10 + i}],
+            "kind": "x",
+        }
+        for i in range(3)
+    ],
+    "scored": [
+        {"query": f"q{i}", "pos": ["y"], "neg": ["n"], "pos_scores": [0.5], "neg_scores": [1]} for i in range(3)
+    ],
+}
+
+
+def stream(rows: list[Row]) -> IterableDataset:
+    """A stream, where `datasets` drops only the columns that it is told to."""
+    return Dataset.from_list(rows).to_iterable_dataset()
+
+
+WAYS = {
+    "function": lambda rows: [arhn.adapt(row) for row in rows],
+    "rows": lambda rows: list(Dataset.from_list(rows).map(arhn.adapt)),
+    "batches": lambda rows: list(Dataset.from_list(rows).map(arhn.adapt, batched=True, batch_size=2)),
+    "num_proc": lambda rows: list(Dataset.from_list(rows).map(arhn.adapt, num_proc=2)),
+    "stream": lambda rows: list(stream(rows).map(arhn.adapt, remove_columns=arhn.adapt.dropped(rows[0]))),
+    "stream of batches": lambda rows: list(
+        stream(rows).map(arhn.adapt, batched=True, remove_columns=arhn.adapt.dropped(rows[0]))
+    ),
+    "table": lambda rows: arhn.adapt(Dataset.from_list(rows).data.table).to_pylist(),
+    "adapt_dataset": lambda rows: list(arhn.adapt_dataset(Dataset.from_list(rows))),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_way_of_adapting_gives_the_same_rows(form: str, way: str) -> None:
+    """The canonical columns come, those of the other form go, and the rest passes through."""
+    rows = FORMS[form]
+    assert [dict(row) for row in WAYS[way](rows)] == [adapt_row(row) for row in rows]
+
+
+def test_a_row_given_to_adapt_stays_as_it_was() -> None:
+    """A plain call makes a new row; only what `datasets` hands over is changed in place."""
+    row = dict(FORMS["flag"][0])
+    arhn.adapt(row)
+    assert row == FORMS["flag"][0]
+
+
+def test_a_copy_of_a_positive_under_another_docid_is_read() -> None:
+    """Such a negative is false, and finding it is what refining is for."""
+    row = canonical(negative_passages=[passage(YES, "d2")])
+    assert [p["docid"] for p in adapt_row(row)["negative_passages"]] == ["d2"]

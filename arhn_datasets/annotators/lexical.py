@@ -36,7 +36,9 @@ DECIMALS = 9  # figures are compared rounded, so that the order of a sum cannot 
 
 _WORD = re.compile(r"\w+")
 # Ends of sentences: a stop before white space and a new start, a stop of scripts without spaces, an empty line.
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s+[\"'“‘«(\[]*[^\W_a-z])|[。！？｡؟।]+[」』”）)]*|\n\s*\n")
+_SENTENCE_END = re.compile(
+    r"(?<![.!?…])[.!?…]+[\"'”’»)\]]*(?=\s+[\"'“‘«(\[]*[^\W_a-z])|[。！？｡؟।]+[」』”）)]*|\n\s*\n"
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

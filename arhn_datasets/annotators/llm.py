@@ -73,19 +73,26 @@ class LLMAnnotator(Annotator):
     async def reply(self, messages: Sequence[Message], max_tokens: int) -> Completion:
         """The stored reply to this very request, else a new one; identical requests in flight are asked once."""
         key = digest(["chat", 1, await self.model_identity(), list(messages), max_tokens, "greedy"])
-        in_flight: dict[str, asyncio.Task[Completion]] = background.resource("replies in flight", dict)
-        if key not in in_flight:
-            in_flight[key] = asyncio.create_task(self._ask(key, messages, max_tokens))
-            in_flight[key].add_done_callback(lambda _: in_flight.pop(key, None))
-        return await asyncio.shield(in_flight[key])
+        in_flight: dict[str, _Asked] = background.resource("replies in flight", dict)
+        asked = in_flight.get(key)
+        if asked is None:
+            asked = in_flight[key] = _Asked(asyncio.create_task(self._ask(key, messages, max_tokens)))
+        asked.waiting += 1
+        try:
+            return await asyncio.shield(asked.task)
+        finally:
+            asked.waiting -= 1
+            if not asked.waiting:
+                del in_flight[key]
+                asked.task.cancel()  # after Ctrl-C in a notebook nobody wants the reply; a finished task stays as it is
 
     async def _ask(self, key: str, messages: Sequence[Message], max_tokens: int) -> Completion:
         store = self._store()
-        stored = store.get(key) if store else None
+        stored = None if store is None else store.get(key)
         if stored is not None:
             return Completion(**stored)
         completion = await self.complete(messages, max_tokens)
-        if store and completion.text.strip():
+        if store is not None and completion.text.strip():
             store.put(key, vars(completion))
         return completion
 
@@ -107,6 +114,14 @@ class LLMAnnotator(Annotator):
             "ranking_prompt_hash": self.prompts.ranking_hash(),
             "max_tokens": self.max_tokens,
         }
+
+
+@dataclass
+class _Asked:
+    """A request in flight, and how many wait for its reply."""
+
+    task: asyncio.Task[Completion]
+    waiting: int = 0
 
 
 def ranking_tokens(candidates: int) -> int:

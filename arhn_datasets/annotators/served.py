@@ -50,13 +50,19 @@ class Endpoint(LLMAnnotator):
         if not urls:
             raise ConfigurationError("url is empty; the URL of an endpoint was expected, or several.")
         object.__setattr__(self, "url", tuple(base_url(url) for url in urls))
-        for name, value, least in (("timeout", self.timeout, 0), ("backoff", self.backoff, 0)):
-            if value < least:
-                raise ConfigurationError(f"{name} is {value}; a number of seconds was expected.")
+        # 0 would be no limit at all, and a request that hangs would hang the run.
+        if not 0 < self.timeout < float("inf"):
+            raise ConfigurationError(f"timeout is {self.timeout}; a number of seconds above 0 was expected.")
+        if not 0 <= self.backoff < float("inf"):
+            raise ConfigurationError(f"backoff is {self.backoff}; a number of seconds, 0 or more, was expected.")
         if self.attempts < 1 or (self.concurrency is not None and self.concurrency < 1):
             raise ConfigurationError(
                 f"attempts is {self.attempts} and concurrency is {self.concurrency}; both have to be 1 or more."
             )
+
+    def __repr__(self) -> str:
+        urls = tuple(shown_url(url) for url in self.url)
+        return f"{type(self).__name__}(url={urls}, model={self.model!r}, revision={self.revision!r})"
 
     async def complete(self, messages: Sequence[Message], max_tokens: int) -> Completion:
         """The reply of the server with the fewest requests in flight."""
@@ -115,14 +121,14 @@ class Endpoint(LLMAnnotator):
 
     def _clients(self) -> list[Client]:
         options = ConnectionOptions(
-            api_key=self.api_key or os.environ.get("ARHN_API_KEY"),
+            api_key=(self.api_key or os.environ.get("ARHN_API_KEY") or "").strip() or None,
             timeout=self.timeout,
             concurrency=self.concurrency,
             attempts=self.attempts,
             backoff=self.backoff,
         )
-        return [_client(url, options) for url in self.url]
+        return [_client(url, options, self.model) for url in self.url]
 
 
-def _client(url: str, options: ConnectionOptions) -> Client:
-    return background.resource(("client", url, options), lambda: Client(url, options))
+def _client(url: str, options: ConnectionOptions, model: str | None) -> Client:
+    return background.resource(("client", url, options, model), lambda: Client(url, options, model))

@@ -1,0 +1,229 @@
+"""The commands as a user types them: output, exit codes, and no traceback for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from arhn_datasets import cli
+from arhn_datasets.annotators import Endpoint, Lexical, Local
+from arhn_datasets.answers import Answers
+from tests.conftest import SAMPLE
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def refined(tmp_path, capsys):
+    """A refined folder."""
+    out = tmp_path / "refined"
+    assert cli.refine_command([str(SAMPLE), "--annotator", "lexical", "--output", str(out), "--limit", "20"]) == 0
+    capsys.readouterr()
+    return out
+
+
+def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsys):
+    """A table by subset, the status histogram, changed rows, and that a baseline gave the labels."""
+    out = tmp_path / "out"
+    assert cli.refine_command([str(SAMPLE), "--annotator", "lexical", "--output", str(out), "--show", "2"]) == 0
+    printed = capsys.readouterr()
+    header = "subset     rows  positives  negatives  relabelled  filtered  kept"
+    assert header in printed.out
+    for name in ("qa", "claims", "arguments", "titles", "all"):
+        assert f"\n{name}" in printed.out
+    for line in ("snippets  grounded", "rankings  ranked", "rows      changed"):
+        assert line in printed.out
+    assert printed.out.count("\nquery      ") + printed.out.startswith("query      ") == 2
+    assert "+ now pos" in printed.out
+    assert "baseline, not an LLM" in printed.out
+    assert "baseline, not an LLM" in printed.err
+    assert f'load_dataset("{out}") loads it' in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--endpoint URL .*--annotator local --model ID .*--annotator lexical"),
+        (["--annotator", "tgi"], "needs --endpoint"),
+        (["--annotator", "local"], "needs --model"),
+        (["--annotator", "lexical", "--endpoint", "http://x"], "--endpoint goes with --annotator tgi"),
+        (["--endpoint", "localhost"], "is not the URL of an endpoint"),
+        (["--annotator", "lexical", "--stride", "30"], "stride is 30 and window is 20"),
+        (["--annotator", "lexical", "--task", "poem"], "Unknown task 'poem'"),
+        (["--annotator", "lexical", "--task", "claim", "--task", "qa=claim"], "expected one task for all rows"),
+        (["--annotator", "lexical", "--min-negatives", "-1"], "numbers from 0"),
+    ],
+)
+def test_arguments_that_cannot_work_exit_with_2(arguments, message, tmp_path, capsys):
+    """One line says what was found, what was expected and what to do."""
+    import re
+
+    assert cli.refine_command([str(SAMPLE), "--output", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--limit", "0"], ["--limit", "x"], ["--policy", "all"], ["--annotator", "gpt"], ["--endpoints", "http://x"]],
+)
+def test_arguments_that_argparse_refuses_exit_with_2(arguments, tmp_path, capsys):
+    """Also what the parser itself refuses is wrong usage."""
+    with pytest.raises(SystemExit) as ended:
+        cli.refine_command([str(SAMPLE), "--output", str(tmp_path / "out"), *arguments])
+    assert ended.value.code == 2
+    assert "usage: arhn-refine" in capsys.readouterr().err
+
+
+def test_wrong_names_and_contents(tmp_path, capsys):
+    """A missing file is wrong usage; rows in no known form and a foreign output folder fail the run."""
+    lexical = ["--annotator", "lexical", "--output", str(tmp_path / "out")]
+    assert cli.refine_command(["nowhere.jsonl", *lexical]) == 2
+    assert "There is nothing at nowhere.jsonl" in capsys.readouterr().err
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
+    assert cli.refine_command([str(tmp_path / "rows.jsonl"), *lexical]) == 1
+    assert "Tevatron/RLHN" in capsys.readouterr().err
+    assert cli.refine_command([str(SAMPLE), "--annotator", "lexical", "--output", str(tmp_path)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_endpoints_that_refuse_or_are_not_there_exit_with_1(server, tmp_path, capsys, monkeypatch):
+    """A wrong key names its variable; a dead URL is told with the URL, both without a row lost or written."""
+    server.api_key = "right"
+    base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "2", "--endpoint"]
+    assert cli.refine_command([*base, server.url, "--api-key", "wrong"]) == 1
+    assert "ARHN_API_KEY" in capsys.readouterr().err
+    monkeypatch.setattr("arhn_datasets.endpoint.BACKOFF_MAX_SECONDS", 0.01)
+    assert cli.refine_command([*base, "http://127.0.0.1:9"]) == 1
+    assert "no connection to http://127.0.0.1:9" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_requests_that_all_fail_exit_with_1_and_some_with_0(server, tmp_path, capsys):
+    """The rows are written unchanged, and the message says how to ask again."""
+    from aiohttp import web
+
+    base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "3", "--endpoint", server.url]
+    server.fault = lambda number, prompt: web.json_response({"error": "too long"}, status=422)
+    assert cli.refine_command(base) == 1
+    assert "requests failed; their passages stayed where they were" in capsys.readouterr().err
+    server.fault = lambda number, prompt: web.Response(status=422) if number % 5 == 0 else None
+    assert cli.refine_command(base) == 0
+    assert "Run the same command again: only these are asked anew" in capsys.readouterr().err
+    server.fault = None
+    assert cli.refine_command(base) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_arguments_reach_the_stages(monkeypatch):
+    """Every option of the command line is an option of a stage."""
+    monkeypatch.setenv("ARHN_ENDPOINT", "http://a,http://b")
+    monkeypatch.setenv("ARHN_MODEL", "m")
+    parse = cli.refine_parser().parse_args
+    base = ["in", "--output", "o"]
+    stages = cli.configured_stages(parse(base))
+    assert isinstance(stages.annotator, Endpoint)
+    assert (stages.annotator.url, stages.annotator.model) == (("http://a", "http://b"), "m")
+    given = (
+        "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
+        "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
+        "--ties below --min-negatives 2 --on-shortage drop --max-relabeled 3 --on-excess allow"
+    )
+    stages = cli.configured_stages(parse(given.split()))
+    assert isinstance(stages.annotator, Local)
+    assert (stages.annotator.model, stages.annotator.revision, stages.annotator.cache) == ("x", "r", "none")
+    assert stages.snippets.tasks == {"qa": "claim"}
+    ranks, relabel = stages.ranks, stages.relabel
+    assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
+    assert (relabel.policy, relabel.reference, relabel.unsupported) == ("filter", "worst", "keep")
+    assert (relabel.ties, relabel.on_shortage, relabel.on_excess) == ("below", "drop", "allow")
+    assert (relabel.min_negatives, relabel.max_relabeled) == (2, 3)
+    lexical = cli.configured_stages(parse([*base, "--annotator", "lexical", "--task", "claim"]))
+    assert isinstance(lexical.annotator, Lexical)
+    assert lexical.snippets.tasks == "claim"
+
+
+def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
+    """SIGINT in the middle: exit code 1, no traceback, no output folder, and the rerun asks only the rest."""
+    server.delay = 0.05
+    server.info["max_concurrent_requests"] = 4
+    command = [str(BIN / "arhn-refine"), str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
+    command += ["--cache", str(tmp_path / "answers")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while server.requests < 40:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, error = running.communicate(timeout=30)
+    assert time.monotonic() - started < 10
+    assert running.returncode == 1
+    assert "Traceback" not in error
+    assert f"Every reply so far is kept in {tmp_path / 'answers'}; run the same command again" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers"]
+    kept, asked = len(Answers(tmp_path / "answers")), server.requests
+    assert kept >= 20
+    server.delay = 0
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "snippets  grounded" in finished.stdout
+    assert server.requests - asked <= 422 + 69 - kept
+
+
+def test_interrupted_messages(tmp_path):
+    """What is kept depends on the annotator and the store."""
+    parse = cli.refine_parser().parse_args
+    base = ["in", "--output", "o"]
+    assert "start again" in cli._what_is_kept(parse([*base, "--annotator", "lexical"]))
+    assert "start again" in cli._what_is_kept(parse([*base, "--cache", "none"]))
+    assert os.environ["ARHN_CACHE"] in cli._what_is_kept(parse(base))
+
+
+def test_push_lists_everything_without_network(refined, capsys, monkeypatch):
+    """--dry-run names each file with its size and prints the card."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert cli.push_command([str(refined), "user/name", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for path in ("README.md", "data/train-00000-of-00001.parquet", "run.json"):
+        size = (refined / path).stat().st_size
+        assert f"{size:>14,}  {path}" in printed
+    assert "annotations_creators:" in printed
+
+
+def test_push_of_something_else_exits_with_2(tmp_path, capsys):
+    """Only a refined folder is published."""
+    assert cli.push_command([str(tmp_path), "user/name"]) == 2
+    assert "no run.json of arhn_datasets" in capsys.readouterr().err
+    assert cli.push_command([str(tmp_path / "no"), "user/name"]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_push_prints_the_commit(refined, capsys, monkeypatch):
+    """The URL of the commit, and the line that loads the result; Ctrl-C publishes nothing."""
+    monkeypatch.setattr("arhn_datasets.push.push", lambda *_, **options: f"https://hub/{options['private']}")
+    assert cli.push_command([str(refined), "user/name", "--public"]) == 0
+    assert 'published https://hub/False   load_dataset("user/name") loads it' in capsys.readouterr().out
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("arhn_datasets.push.push", interrupted)
+    assert cli.push_command([str(refined), "user/name"]) == 1
+    assert "Nothing was published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["arhn-refine", "arhn-push"])
+def test_help_and_version_start_fast_and_light(command):
+    """--help and --version need no dataset library."""
+    for flag in ("--help", "--version"):
+        done = subprocess.run([str(BIN / command), flag], capture_output=True, text=True, check=True)
+        assert command in done.stdout
+    assert json.dumps(done.stderr) == '""'

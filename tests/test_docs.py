@@ -1,0 +1,82 @@
+"""Documentation that cannot rot: code that runs, flags and names that exist, links that lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import arhn_datasets as arhn
+from arhn_datasets import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def flags_of(parser):
+    """The long options of a parser."""
+    return {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_the_python_of_the_readme_runs(code, server, sample, tmp_path, monkeypatch):
+    """Each block is executed against a server on loopback, in a folder with the files it names."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in sample[:5]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARHN_ENDPOINT", server.url)
+    code = code.replace("http://localhost:8080", server.url)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("parser", [cli.refine_parser(), cli.push_parser()], ids=lambda parser: parser.prog)
+def test_every_flag_is_documented_and_every_documented_flag_exists(parser):
+    """The README names each option of each command, and none that is not there."""
+    assert {flag for flag in flags_of(parser) if flag not in README} - {"--help", "--version"} == set()
+    known = flags_of(cli.refine_parser()) | flags_of(cli.push_parser()) | {"--lowest", "--host", "--port"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) <= known
+
+
+def test_every_public_name_stands_in_the_readme():
+    """What users may rely on is named where they look first."""
+    assert [name for name in arhn.__all__ if not re.search(rf"\b{name}\b", README)] == []
+
+
+def test_links_lead_somewhere():
+    """Every relative link of a page is a file of the repository."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_starts_with_the_two_commands():
+    """A stranger with ten minutes sees scripts/demo and scripts/test first."""
+    first = README.split("```")[1]
+    assert "scripts/demo" in first
+    assert "scripts/test" in first
+
+
+def test_the_changelog_knows_this_version():
+    """The version of the package has a heading."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## (\[?{re.escape(arhn.__version__)}\b|Unreleased)", changelog, re.MULTILINE)
+
+
+def test_every_dependency_has_its_reason():
+    """CONTRIBUTING.md says of each dependency why it is there."""
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.scripts]")[0]
+    section = project[project.index("\ndependencies = [") :]
+    names = {re.match(r"[\w-]+", quoted).group() for quoted in re.findall(r'"([\w-]+(?:\[\w+\])?[>=]=[^"]+)"', section)}
+    assert {name for name in names if f"`{name}`" not in contributing} == set()
+
+
+def test_the_repository_names_no_machine():
+    """No page, script or source names a path of somebody's machine."""
+    for path in [*PAGES, *ROOT.glob("scripts/*"), *ROOT.glob("arhn_datasets/**/*.py")]:
+        if path.is_file():
+            assert not re.search(r"/home/\w+/|/root/|/Users/\w+/", path.read_text(encoding="utf-8")), path

@@ -1,0 +1,136 @@
+"""The layers of the package, its public names, and how light it is to import."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import arhn_datasets as arhn
+
+PACKAGE = Path(arhn.__file__).parent
+ROOT = PACKAGE.parent
+
+LAYERS = [
+    {"errors"},
+    {"records"},
+    {"prompts", "endpoint", "answers", "background"},
+    {"transform", "annotators"},
+    {"annotation"},
+    {"adapt", "extraction", "ranking", "relabeling"},
+    {"report"},
+    {"card"},
+    {"refine"},
+    {"push"},
+    {"cli"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# The one list of what users may rely on.
+PUBLIC = {
+    "PROMPTS",
+    "Adapt",
+    "Annotator",
+    "ArhnError",
+    "Endpoint",
+    "Lexical",
+    "Local",
+    "Prompts",
+    "Ranks",
+    "Relabel",
+    "Revert",
+    "Snippets",
+    "adapt",
+    "adapt_dataset",
+    "is_kept",
+    "ranks",
+    "relabel",
+    "revert",
+    "snippets",
+}
+HEAVY = {"aiohttp", "datasets", "huggingface_hub", "pandas", "tenacity", "torch", "transformers"}
+
+
+def module_of(path):
+    """The module of a file in its layer; a folder is one module."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """The modules of the package that a file imports, in any spelling."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports hide their layer"
+            if node.module == "arhn_datasets":
+                yield from (alias.name for alias in node.names)
+            elif (node.module or "").startswith("arhn_datasets."):
+                yield node.module.split(".")[1]
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("arhn_datasets."))
+
+
+def test_every_module_has_a_layer():
+    """A new module is given a place first."""
+    assert {module_of(path) for path in FILES} - {"__init__"} == set(RANK)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module_of(p) != "__init__"], ids=lambda p: p.name)
+def test_modules_import_only_lower_layers(path):
+    """The data goes one way, and so do the imports."""
+    own = module_of(path)
+    assert [name for name in imports_of(path) if name != own and RANK[name] >= RANK[own]] == []
+
+
+def test_the_public_names_are_these():
+    """__all__, the names of the package and the list above are one."""
+    assert set(arhn.__all__) == PUBLIC
+    modules = {path.stem for path in FILES} | {"annotators"}
+    names = {name for name in vars(arhn) if not name.startswith("_")}
+    assert names - modules - {"annotations"} == PUBLIC - modules
+
+
+def test_every_public_name_is_documented():
+    """Each public class and function has a docstring, and so have its public methods."""
+    for name in sorted(PUBLIC - {"PROMPTS"}):
+        thing = getattr(arhn, name)
+        kind = thing if inspect.isclass(thing) or inspect.isfunction(thing) else type(thing)
+        assert kind.__doc__, name
+        if inspect.isclass(kind):
+            for member, value in vars(kind).items():
+                if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                    assert value.__doc__, f"{name}.{member}"
+
+
+def test_importing_the_package_is_light():
+    """Nothing heavy is imported before it is used."""
+    code = "import sys, arhn_datasets, arhn_datasets.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert HEAVY.isdisjoint(loaded)
+
+
+def test_no_name_promises_nothing():
+    """No module is a drawer, and no class a manager."""
+    names = {path.stem for path in FILES}
+    assert names.isdisjoint({"utils", "helpers", "common", "core", "base", "misc"})
+    words = [
+        name
+        for path in FILES
+        for name in re.findall(r"^\s*(?:def|class) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert [word for word in words if re.search(r"Manager|Helper|^_?process_|^_?handle_", word)] == []
+
+
+def test_the_error_tree_is_drawn_as_it_is():
+    """Every error class stands in the drawing, under its parent."""
+    from arhn_datasets import errors
+
+    classes = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    drawn = set(re.findall(r"\b([A-Z]\w*(?:Error|Denied|Unavailable|Overloaded|Failure|Rejected))\b", errors.__doc__))
+    assert classes == drawn - {"ValueError"}
+    assert all(issubclass(getattr(errors, name), errors.ArhnError) for name in classes)

@@ -1,0 +1,82 @@
+"""The whole command against a real server that we did not write: `transformers serve` with a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+
+from arhn_datasets.records import RANKING_STATUSES, SNIPPET_STATUSES
+from tests.conftest import SAMPLE
+
+pytestmark = pytest.mark.integration
+pytest.importorskip("transformers")
+pytest.importorskip("uvicorn", reason="transformers serve needs the extra 'serving'")
+
+BIN = Path(sys.executable).parent
+START_SECONDS = 120
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def served(request, tiny_models, tmp_path_factory):
+    """URL and model of a running server."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model, log = tiny_models[request.param], tmp_path_factory.mktemp("serve") / "log"
+    cache = tmp_path_factory.mktemp("hub")
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    command = [str(BIN / "transformers"), "serve", model, "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}", model
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.parametrize("mode", [[], ["--batch-size", "2"]], ids=["rows", "batches"])
+def test_the_command_ends_well_on_the_replies_of_a_random_model(served, mode, tmp_path):
+    """Every status is recorded, every row is there, and no garbage has become a label."""
+    url, model = served
+    command = [str(BIN / "arhn-refine"), str(SAMPLE), "--limit", "3", "--output", str(tmp_path / "out"), *mode]
+    done = subprocess.run([*command, "--endpoint", url, "--model", model], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = load_dataset(str(tmp_path / "out"), split="train")
+    assert len(rows) == 3
+    for row in rows:
+        assert row["ranking"]["status"] in RANKING_STATUSES
+        for side in ("positive", "negative", "filtered"):
+            moved = zip(row[f"{side}_snippets"], row[f"{side}_origins"], strict=True)
+            for snippet, origin in moved:
+                assert snippet["status"] in SNIPPET_STATUSES
+                assert snippet["status"] != "error"
+                assert snippet["status"] == "grounded" or origin["label"] == side
+    counts = json.loads((tmp_path / "out" / "run.json").read_text())["counts"]["all"]
+    assert sum(counts["snippets"].values()) == counts["positives"] + counts["negatives"]
+
+
+def test_without_a_model_name_the_message_says_to_give_one(served, tmp_path):
+    """The server lists no model; the command says which option names it, and exits with 2."""
+    command = [str(BIN / "arhn-refine"), str(SAMPLE), "--output", str(tmp_path / "out"), "--endpoint", served[0]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "names no model; say which one has to answer, with model= or --model" in done.stderr
