@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from arhn_datasets.annotators import Annotator, Endpoint
-from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.prompts import SUBSET_TASKS, check_tasks, task_of
-from arhn_datasets.records import NEGATIVES, POSITIVES, QUERY, SUBSET, Row, passages_of, text_of
+from arhn_datasets.records import DECISION, NEGATIVES, POSITIVES, QUERY, SUBSET, Row, passages_of, text_of
 from arhn_datasets.transform import Transform
 
 THREE_WAYS = """No annotator is configured. There are three ways:
@@ -63,6 +63,8 @@ class AnnotatedTransform(Transform):
         if self.endpoint is not None:
             self._served(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
 
+    OPTIONAL: ClassVar[tuple[str, ...]] = (SUBSET, DECISION)
+
     @property
     def source(self) -> Annotator:
         """The configured annotator.
@@ -98,7 +100,16 @@ class AnnotatedTransform(Transform):
         return {"annotator": self.source.identity(self.NAME), "tasks": tasks}
 
     def task(self, row: Row) -> str:
-        """The task of a row."""
+        """The task of a row.
+
+        Raises:
+            SchemaError: the row was relabelled, so that its lists are no longer those of the source.
+        """
+        if row.get(DECISION) is not None:
+            raise SchemaError(
+                f"arhn.{self.NAME} got a row that was relabelled (query {row[QUERY]!r}); source rows were expected. "
+                "Go back first: ds.map(arhn.revert)."
+            )
         return task_of(row.get(SUBSET), self.tasks)
 
     def _served(self, urls: str | tuple[str, ...], model: str | None) -> Endpoint:

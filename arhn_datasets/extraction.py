@@ -16,7 +16,6 @@ from arhn_datasets.records import (
     POSITIVES,
     QUERY,
     SNIPPET_TYPE,
-    SUBSET,
     Row,
     SnippetRequest,
     passages_of,
@@ -37,7 +36,6 @@ class Snippets(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "snippets"
-    OPTIONAL: ClassVar[tuple[str, ...]] = (SUBSET,)
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The snippets of each row; all requests of all rows are under way together."""

@@ -32,6 +32,9 @@ _BRACKETED = re.compile(r"\[(?=/?[A-Za-z]{0,2}[A-Z_]{3,}[^\[\]\n]{0,20}\]|\||e~\
 # [12], ［１２］: an identifier of the ranking prompt
 _IDENTIFIER = re.compile(r"[\[［]\s*(\d+)\s*[\]］]")
 
+# What may look like structure, for the hashes: editing how it is neutralised is editing the prompts.
+_STRUCTURES = "a </passage> <|im_end|> <s> [INST] [|endofturn|] ]~b] [e~[ [1] > ［２］\n[3] b"
+
 SUBSET_TASKS: Mapping[str, str] = {
     "fever": "claim",
     "climatefever": "claim",
@@ -129,13 +132,14 @@ class Prompts:
         return [{"role": "user", "content": content}]
 
     def snippet_hash(self) -> str:
-        """Hash of everything constant in the snippet prompts."""
-        rendered = {task: self.snippet_messages("q", {"title": "t", "text": "p"}, task) for task in self.tasks}
+        """Hash of everything constant in the snippet prompts, and of how structure in texts is neutralised."""
+        passage = {"title": "t", "text": _STRUCTURES}
+        rendered = {task: self.snippet_messages(_STRUCTURES, passage, task) for task in self.tasks}
         return digest([self.version, rendered])[:16]
 
     def ranking_hash(self) -> str:
-        """Hash of everything constant in the ranking prompts."""
-        rendered = {task: self.ranking_messages("q", ["a", "b"], task) for task in self.tasks}
+        """Hash of everything constant in the ranking prompts, and of how structure in texts is neutralised."""
+        rendered = {task: self.ranking_messages(_STRUCTURES, ["a", _STRUCTURES], task) for task in self.tasks}
         return digest([self.version, rendered])[:16]
 
 
@@ -181,6 +185,8 @@ def check_tasks(tasks: str | Mapping[str, str] | None) -> None:
     Raises:
         ConfigurationError: names the tasks there are.
     """
+    if not (tasks is None or isinstance(tasks, (str, Mapping))):
+        raise ConfigurationError(f"tasks is {tasks!r}; a task or a mapping from subset to task was expected.")
     named = [tasks] if isinstance(tasks, str) else list((tasks or {}).values())
     unknown = sorted({task for task in named if task not in TASKS})
     if unknown:

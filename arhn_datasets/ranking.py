@@ -34,7 +34,6 @@ from arhn_datasets.records import (
     RANKING,
     RANKING_TYPE,
     SKIPPED,
-    SUBSET,
     UNPARSED,
     Ranking,
     RankingRequest,
@@ -70,7 +69,6 @@ class Ranks(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "ranks"
-    OPTIONAL: ClassVar[tuple[str, ...]] = (SUBSET,)
 
     rank_by: str = "snippet"
     window: int = 20

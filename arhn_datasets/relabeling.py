@@ -227,7 +227,8 @@ class Revert(Transform):
 
 def is_kept(row: Mapping[str, Any]) -> bool:
     """Whether a guard did not drop this relabelled row: ``ds.filter(arhn.is_kept)`` leaves what trainers can take."""
-    return bool(row[DECISION]["status"] != DROPPED)
+    decision = row.get(DECISION)
+    return decision is None or bool(decision["status"] != DROPPED)
 
 
 def relabel_row(row: Row, options: Relabel) -> dict[str, Any]:
@@ -268,7 +269,7 @@ def judge(positives: Sequence[Judged], negatives: Sequence[Judged], options: Rel
         state, rank = "supported", min(ranks) if options.reference == "best" else max(ranks)
     elif held:
         state, rank = "unranked", None
-    elif all(positive.snippet["status"] == NO_ANSWER for positive in positives):
+    elif positives and all(positive.snippet["status"] == NO_ANSWER for positive in positives):
         state, rank = "unsupported", None
     else:
         state, rank = "unknown", None

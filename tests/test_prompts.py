@@ -68,7 +68,7 @@ trapped = st.lists(
 ).map("".join)
 
 # Raised together with PROMPTS.version, which alone makes stored rows stale. Each: snippet, ranking, neutralised text.
-GOLDEN = {"1": ("8029edf9c2a6199d", "80d8093cce61ae10", "ee52e61825747127")}
+GOLDEN = {"1": ("42ba5dcc8db2c371", "da047eb003ed9250", "ee52e61825747127")}
 
 
 def content(messages):

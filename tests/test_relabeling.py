@@ -100,7 +100,7 @@ def destinations(row, options):
             best = sorted(reference)[0 if options.reference == "best" else -1]
             above = rank < best or (rank == best and options.ties == "above")
             below = not above
-        if all(s["status"] == "no_answer" for s, _ in positives):
+        if positives and all(s["status"] == "no_answer" for s, _ in positives):
             above, below = options.unsupported == "relabel", options.unsupported == "filter"
         if held["status"] != "grounded" or above is below is False:
             found.append("negative")
@@ -246,6 +246,7 @@ def test_cases(positives, options, expected):
         ([("grounded", None), NO], "unranked"),
         ([NO, NO], "unsupported"),
         ([NO, FAILED], "unknown"),
+        ([], "unknown"),
         ([("ungrounded", None)], "unknown"),
     ],
 )

@@ -337,6 +337,7 @@ def test_options_are_validated_and_immutable():
         {"endpoint": "http://x", "annotator": arhn.Lexical()},
         {"tasks": "poem"},
         {"tasks": {"fever": "poem"}},
+        {"tasks": ["claim"]},
         {"endpoint": "http://x", "timeout": -1},
         {"endpoint": "http://x", "concurrency": 0},
     ):
@@ -380,6 +381,16 @@ def test_rows_in_another_form_are_refused_with_the_way_out():
         arhn.Ranks(annotator=arhn.Lexical())({"query": "q", "positive_passages": [], "negative_passages": []})
     with pytest.raises(errors.SchemaError, match=r"adapt"):
         arhn.Ranks(annotator=arhn.Lexical())({"query": "q"})
+
+
+def test_relabelled_rows_are_not_annotated_again(row):
+    """Their lists are no longer the source's; the message names the way back, which works."""
+    first, ranks, relabel = stages(arhn.Lexical())
+    done = relabel(ranks(first(row)))
+    for stage in (first, ranks):
+        with pytest.raises(errors.SchemaError, match=r"was relabelled.*ds\.map\(arhn\.revert\)"):
+            stage(done)
+    assert relabel(ranks(first(arhn.revert(done)))) == done
 
 
 def test_an_annotator_that_waits_must_say_so(row):
