@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from arhn_datasets.annotators import Annotator, Endpoint
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.records import DECISION, NEGATIVES, POSITIVES, QUERY, SUBSET, Row, passages_of, text_of
-from arhn_datasets.transform import Transform
+from arhn_datasets.transform import Transform, gather
 
 THREE_WAYS = """No annotator is configured. There are three ways:
   1. the environment:  export ARHN_ENDPOINT=http://localhost:8080   (ARHN_MODEL, ARHN_API_KEY, ARHN_CACHE if needed)
@@ -20,7 +21,7 @@ THREE_WAYS = """No annotator is configured. There are three ways:
                        or arhn.Lexical() for the baseline that needs no LLM"""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AnnotatedTransform(Transform):
     """A transform that asks an annotator.
 
@@ -65,6 +66,10 @@ class AnnotatedTransform(Transform):
 
     OPTIONAL: ClassVar[tuple[str, ...]] = (SUBSET, DECISION)
 
+    def __repr__(self) -> str:
+        who = self.annotator or ((self._served(self.endpoint, self.model)) if self.endpoint else "the environment's")
+        return f"{type(self).__name__}(annotator={who!r})"
+
     @property
     def source(self) -> Annotator:
         """The configured annotator.
@@ -99,17 +104,26 @@ class AnnotatedTransform(Transform):
         tasks = self.tasks if isinstance(self.tasks, str) else {**SUBSET_TASKS, **(self.tasks or {})}
         return {"annotator": self.source.identity(self.NAME), "tasks": tasks}
 
-    def task(self, row: Row) -> str:
-        """The task of a row.
+    async def apply(self, rows: Sequence[Row]) -> list[Row]:
+        """The evidence on each row; all requests of all rows are under way together.
 
         Raises:
-            SchemaError: the row was relabelled, so that its lists are no longer those of the source.
+            SchemaError: a row was relabelled, so that its lists are no longer those of the source.
         """
-        if row.get(DECISION) is not None:
-            raise SchemaError(
-                f"arhn.{self.NAME} got a row that was relabelled (query {row[QUERY]!r}); source rows were expected. "
-                "Go back first: ds.map(arhn.revert)."
-            )
+        for row in rows:
+            if row.get(DECISION) is not None:
+                raise SchemaError(
+                    f"arhn.{self.NAME} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
+                    "Go back first: ds.map(arhn.revert)."
+                )
+        return await gather((self.annotate(row) for row in rows), concurrently=self.awaits)
+
+    @abstractmethod
+    async def annotate(self, row: Row) -> Row:
+        """The evidence columns of one row."""
+
+    def task(self, row: Row) -> str:
+        """The task of a row."""
         return task_of(row.get(SUBSET), self.tasks)
 
     def _served(self, urls: str | tuple[str, ...], model: str | None) -> Endpoint:

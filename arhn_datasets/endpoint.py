@@ -85,6 +85,13 @@ class ConnectionOptions:
     attempts: int = 6
     backoff: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.api_key and not (self.api_key.isprintable() and self.api_key.isascii()):
+            raise ConfigurationError(
+                "The API key holds a character that no HTTP header can carry. Expected one line of plain characters; "
+                "look at ARHN_API_KEY, api_key= or --api-key."
+            )
+
 
 def base_url(url: str) -> str:
     """The root of a server from any URL of it that users paste.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -23,7 +23,7 @@ from arhn_datasets.records import (
 from arhn_datasets.transform import gather
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Snippets(AnnotatedTransform):
     """Adds ``positive_snippets`` and ``negative_snippets``, aligned with the passage lists.
 
@@ -37,15 +37,12 @@ class Snippets(AnnotatedTransform):
 
     NAME: ClassVar[str] = "snippets"
 
-    async def apply(self, rows: Sequence[Row]) -> list[Row]:
-        """The snippets of each row; all requests of all rows are under way together."""
-        return await gather((self._row(row) for row in rows), concurrently=self.awaits)
-
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Lists of :data:`~arhn_datasets.records.SNIPPET_TYPE`."""
         return {POSITIVE_SNIPPETS: pa.list_(SNIPPET_TYPE), NEGATIVE_SNIPPETS: pa.list_(SNIPPET_TYPE)}
 
-    async def _row(self, row: Row) -> dict[str, Any]:
+    async def annotate(self, row: Row) -> Row:
+        """The evidence columns of one row."""
         source = self.source
         positives, negatives = (passages_of(row, column) for column in (POSITIVES, NEGATIVES))
         background = background_of(row)

@@ -48,7 +48,7 @@ from arhn_datasets.transform import gather
 RANK_BY = ("snippet", "passage")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Ranks(AnnotatedTransform):
     """Adds ``positive_ranks`` and ``negative_ranks`` (1 is best, null is not ranked) and ``ranking``.
 
@@ -103,10 +103,6 @@ class Ranks(AnnotatedTransform):
             "seed": self.seed,
         }
 
-    async def apply(self, rows: Sequence[Row]) -> list[Row]:
-        """The ranks of each row; the rows are under way together."""
-        return await gather((self._row(row) for row in rows), concurrently=self.awaits)
-
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Lists of int32, and :data:`~arhn_datasets.records.RANKING_TYPE`."""
         return {POSITIVE_RANKS: pa.list_(pa.int32()), NEGATIVE_RANKS: pa.list_(pa.int32()), RANKING: RANKING_TYPE}
@@ -116,7 +112,8 @@ class Ranks(AnnotatedTransform):
             return "Run the stage before first: ds.map(arhn.snippets)."
         return super()._advice(missing)
 
-    async def _row(self, row: Row) -> dict[str, Any]:
+    async def annotate(self, row: Row) -> Row:
+        """The evidence columns of one row."""
         positives, negatives = candidates_of(row, self.rank_by)
         if skipped := _why_skipped(row):
             return _result(row, {}, {}, Ranking(status=SKIPPED, detail=skipped), candidates=0)

@@ -162,7 +162,7 @@ def test_a_failure_is_a_status_and_never_a_text(copying, fault):
     """Whatever the error says, be it a snippet, a marker or a ranking: it moves nothing, and the detail says why."""
     make, detail = FAULTS[fault]
     copying.fault = lambda *_: make()
-    snippet, ranking = ask(endpoint(copying), REQUEST, CANDIDATES)
+    snippet, ranking = ask(endpoint(copying, timeout=0.3), REQUEST, CANDIDATES)
     assert (snippet.status, snippet.snippet, snippet.start) == (ERROR, None, None)
     assert (ranking.status, ranking.tiers) == (ERROR, ())
     assert snippet.detail.startswith(detail)

@@ -14,7 +14,7 @@ from arhn_datasets.annotators import replies
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.answers import Answers, default_directory, directory_of
 from arhn_datasets.endpoint import Completion
-from arhn_datasets.errors import ConfigurationError, EndpointError
+from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError
 from arhn_datasets.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.records import ERROR, Ranking, RankingRequest, Snippet, SnippetRequest, digest, shorten
 
@@ -71,8 +71,20 @@ class LLMAnnotator(Annotator):
         return replies.parse_ranking(completion.text, len(request.candidates))
 
     async def reply(self, messages: Sequence[Message], max_tokens: int) -> Completion:
-        """The stored reply to this very request, else a new one; identical requests in flight are asked once."""
-        key = digest(["chat", 1, await self.model_identity(), list(messages), max_tokens, "greedy"])
+        """The stored reply to this very request, else a new one; identical requests in flight are asked once.
+
+        Raises:
+            EndpointError: this request failed.
+            AnnotatorError: there is no model to ask, so no request can succeed.
+        """
+        try:
+            model = await self.model_identity()
+        except EndpointError as error:
+            raise AnnotatorError(
+                f"There is no model to ask: {error}. Check the URL and that the server is up, then run again; replies "
+                "of before are kept."
+            ) from error
+        key = digest(["chat", 1, model, list(messages), max_tokens, "greedy"])
         in_flight: dict[str, _Asked] = background.resource("replies in flight", dict)
         asked = in_flight.get(key)
         if asked is None:

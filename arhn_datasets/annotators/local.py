@@ -96,12 +96,14 @@ class _Engine:
         self._waiting: list[_Asked] = []
         self._worker: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arhn-local")
+        self._loading: asyncio.Future[None] | None = None
         self._loaded: Any = None
 
     async def ask(self, messages: Sequence[Message], max_tokens: int) -> Completion:
         loop = asyncio.get_running_loop()
-        if self._loaded is None:
-            await loop.run_in_executor(self._thread, self._load)
+        if self._loading is None:
+            self._loading = loop.run_in_executor(self._thread, self._load)
+        await asyncio.shield(self._loading)
         asked = _Asked(self._render(messages), max_tokens, loop.create_future())
         self._waiting.append(asked)
         if self._worker is None or self._worker.done():
@@ -109,6 +111,7 @@ class _Engine:
         return await asked.reply
 
     async def _work(self) -> None:
+        await asyncio.sleep(0)  # whoever arrives in the same turn of the loop comes along
         while self._waiting:
             # Equal limits and like lengths together: the longest of a batch sets its cost.
             self._waiting.sort(key=lambda asked: (asked.max_tokens, len(asked.prompt)))
@@ -130,8 +133,6 @@ class _Engine:
                     asked.reply.set_exception(reply)
 
     def _load(self) -> None:
-        if self._loaded is not None:
-            return
         torch, transformers = _libraries()
         options = self._options
         tokenizer = transformers.AutoTokenizer.from_pretrained(
