@@ -111,6 +111,7 @@ def test_an_interrupt_cancels_what_was_waited_for():
     seen = threading.Event()
 
     async def interrupted():
+        await asyncio.sleep(0.1)  # until the other thread waits
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         try:
             await asyncio.sleep(60)
