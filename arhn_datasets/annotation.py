@@ -6,13 +6,16 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from arhn_datasets.annotators import Annotator, Endpoint
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.records import DECISION, NEGATIVES, POSITIVES, QUERY, SUBSET, Row, passages_of, text_of
 from arhn_datasets.transform import Transform, gather
+
+if TYPE_CHECKING:
+    from huggingface_hub import AsyncInferenceClient
 
 THREE_WAYS = """No annotator is configured. There are three ways:
   1. the environment:  export ARHN_ENDPOINT=http://localhost:8080   (ARHN_MODEL, ARHN_API_KEY, ARHN_CACHE if needed)
@@ -33,7 +36,8 @@ class AnnotatedTransform(Transform):
         revision: Its commit sha; by default the one that the server names.
         api_key: Sent to ``endpoint`` alone; by default ``ARHN_API_KEY``.
         cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
-        timeout: Seconds for each request.
+        client: Instead of ``endpoint``, a ``huggingface_hub.AsyncInferenceClient`` of yours.
+        timeout: Seconds for each attempt.
         concurrency: Requests in flight for each server; by default just below the server's own limit.
         tasks: A task for all rows (``"question"``, ``"claim"``, ``"argument"``, ``"title"``), or a mapping from
             ``subset`` to task that goes before the built-in one.
@@ -48,26 +52,29 @@ class AnnotatedTransform(Transform):
     revision: str | None = None
     api_key: str | None = field(default=None, repr=False)
     cache: str | os.PathLike[str] | None = None
+    client: AsyncInferenceClient | None = field(default=None, repr=False)
     timeout: float = 300.0
     concurrency: int | None = None
     tasks: str | Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
-        if self.annotator is not None and self.endpoint is not None:
+        if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
             raise ConfigurationError(
-                f"arhn.{self.NAME} got both annotator= and endpoint=; one of them was expected. "
+                f"arhn.{self.NAME} got several of annotator=, endpoint= and client=; one of them was expected. "
                 "arhn.Endpoint(url, ...) is the annotator behind an endpoint."
             )
         if isinstance(self.endpoint, list):
             object.__setattr__(self, "endpoint", tuple(self.endpoint))
-        if self.endpoint is not None:
+        if self.endpoint is not None or self.client is not None:
             self._served(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
 
     OPTIONAL: ClassVar[tuple[str, ...]] = (SUBSET, DECISION)
 
     def __repr__(self) -> str:
-        who = self.annotator or ((self._served(self.endpoint, self.model)) if self.endpoint else "the environment's")
+        who: object = self.annotator or "the environment's"
+        if self.endpoint is not None or self.client is not None:
+            who = self._served(self.endpoint, self.model)
         return f"{type(self).__name__}(annotator={who!r})"
 
     @property
@@ -79,7 +86,7 @@ class AnnotatedTransform(Transform):
         """
         if self.annotator is not None:
             return self.annotator
-        if self.endpoint is not None:
+        if self.endpoint is not None or self.client is not None:
             return self._served(self.endpoint, self.model)
         urls = tuple(url.strip() for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip())
         if not urls:
@@ -126,9 +133,10 @@ class AnnotatedTransform(Transform):
         """The task of a row."""
         return task_of(row.get(SUBSET), self.tasks)
 
-    def _served(self, urls: str | tuple[str, ...], model: str | None) -> Endpoint:
+    def _served(self, urls: str | tuple[str, ...] | None, model: str | None) -> Endpoint:
         return Endpoint(
             urls,
+            client=self.client,
             model=model,
             revision=self.revision,
             api_key=self.api_key,

@@ -12,8 +12,11 @@
     │   └── EndpointError                    a request to an LLM server failed
     │       ├── EndpointUnavailable          no connection, or no reply in time
     │       ├── EndpointOverloaded           429
-    │       ├── EndpointFailure              424, 5xx, or a reply that is not one
+    │       ├── EndpointFailure              424, 500: the server's fault, perhaps another request's
+    │       │   └── EmptyReply               200, and no completion in it
     │       └── RequestRejected              400, 413, 422: this request, not the server
+    │           └── PromptTooLong            more tokens than the server takes
+    ├── EndpointsDead                        no server has answered for too long: the run ends
     ├── StoreError                           the store of replies cannot be used
     └── OutputError                          the result cannot be written or published there
 
@@ -64,19 +67,46 @@ class EndpointError(AnnotatorError):
 
 
 class EndpointUnavailable(EndpointError):
-    """No connection to the server, or no reply in time."""
+    """No connection to the server (also 502, 503, 504 of a proxy), or no reply in time.
+
+    ``own`` tells that the server is there and this request was lost: a reply that did not come in time or broke off.
+    """
+
+    def __init__(self, message: str, *, own: bool = False) -> None:
+        super().__init__(message)
+        self.own = own
 
 
 class EndpointOverloaded(EndpointError):
-    """The server has too many requests in flight (429)."""
+    """The server has too many requests in flight (429); ``retry_after`` in seconds where it says so."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class EndpointFailure(EndpointError):
-    """The server failed on its side (424, 5xx), or its 200 holds no chat completion."""
+    """The server failed on its side (424, 5xx); one bad request fails a whole batch there."""
+
+
+class EmptyReply(EndpointFailure):
+    """A 200 that holds no completion, or an empty one."""
 
 
 class RequestRejected(EndpointError):
     """The server refuses this one request (400, 413, 422); asking again cannot help."""
+
+
+class PromptTooLong(RequestRejected):
+    """The prompt has more tokens than the server takes; ``ratio`` is the share that fits, where it is known."""
+
+    def __init__(self, message: str, ratio: float | None = None) -> None:
+        super().__init__(message)
+        self.ratio = ratio
+
+
+class EndpointsDead(ArhnError):
+    """No server has answered for longer than the run is to wait; what was replied so far is kept."""
 
 
 class StoreError(ArhnError):

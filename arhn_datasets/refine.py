@@ -25,6 +25,7 @@ from arhn_datasets.annotators import Annotator, Lexical
 from arhn_datasets.card import render_card
 from arhn_datasets.errors import InputError, OutputError
 from arhn_datasets.extraction import Snippets
+from arhn_datasets.progress import live
 from arhn_datasets.ranking import Ranks
 from arhn_datasets.records import DECISION, Row
 from arhn_datasets.relabeling import Relabel, Revert, is_kept
@@ -42,6 +43,7 @@ RUN_FORMAT = 1
 DATA, DROPPED = "data", "dropped"
 SHARD_BYTES = 500_000_000
 BATCH_ROWS = 64
+TOTALS = ("requests", "replies", "stored", "retries", "overloads", "failures", "prompt_tokens", "completion_tokens")
 VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -114,22 +116,25 @@ def refine(
     check_output(target)
     stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
     durations: dict[str, float] = {}
-    with _timed(durations, "load"), _silent():
+    with _timed(durations, "load"), silent():
         splits, provenance = load_input(source)
     if isinstance(stages.annotator, Lexical) and stages.annotator.frequencies is None:
         with _timed(durations, "fit"):
-            stages = _fitted(stages, splits)
+            stages = fitted(stages, splits)
     with tempfile.TemporaryDirectory(prefix="arhn-", ignore_cleanup_errors=True) as scratch:
+        asked_before = stages.annotator.statistics()
         options = _map_options(stages.annotator, num_proc, batch_size)
         for stage in (stages.snippets, stages.ranks, stages.relabel):
-            with _timed(durations, stage.NAME):
+            with _timed(durations, stage.NAME), live(stage.NAME, stages.annotator.statistics):
                 splits = {
                     name: _map(dataset, stage, Path(scratch) / f"{name}-{stage.NAME}.arrow", options)
                     for name, dataset in splits.items()
                 }
         report = build_report(splits.values())
-        run = _describe(provenance, stages, report, durations)
-        with _silent():
+        asked = stages.annotator.statistics()
+        requests = {name: asked[name] - asked_before.get(name, 0) for name in TOTALS if name in asked}
+        run = {**_describe(provenance, stages, report, durations), "requests": requests}
+        with silent():
             _write(target, splits, run, report)
     return Refinement(path=target, report=report, run=run)
 
@@ -248,7 +253,8 @@ def _hub_revision(source: Input) -> str | None:
         return source.revision
 
 
-def _fitted(stages: Stages, splits: Mapping[str, Dataset]) -> Stages:
+def fitted(stages: Stages, splits: Mapping[str, Dataset]) -> Stages:
+    """The stages with a lexical annotator whose term statistics come from ``splits``."""
     annotator = stages.annotator
     assert isinstance(annotator, Lexical)
     rows = (row for dataset in splits.values() for row in dataset)
@@ -379,7 +385,7 @@ def _existing_parent(path: Path) -> Path:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """No progress bars of `datasets` for what is not one of our stages."""
     import datasets
 

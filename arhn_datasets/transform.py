@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from types import CodeType
 from typing import Any, ClassVar, TypeVar
@@ -104,7 +107,9 @@ class Transform(ABC):
 
     async def _call_async(self, rows: Any) -> Any:
         inputs = self._read(rows)
-        return self._write(rows, await background.wait(self.apply(inputs)), owned=True)
+        async with _in_order():
+            results = await background.wait(self.apply(inputs))
+        return self._write(rows, results, owned=True)
 
     def _run(self, inputs: Sequence[Row]) -> list[Row]:
         return background.run(self.apply(inputs)) if self.awaits else _finish(self.apply(inputs))
@@ -202,6 +207,46 @@ def is_batch(rows: Mapping[str, Any], query: str = QUERY) -> bool:
     if _is_lazy(rows):
         return type(rows).__name__ == "LazyBatch"
     return isinstance(rows.get(query), (list, tuple)) or hasattr(rows.get(query), "tolist")
+
+
+class _Queue:
+    """The calls of one map in the order in which they began; the first that are ready leave together."""
+
+    def __init__(self) -> None:
+        self._calls: deque[tuple[list[bool], asyncio.Future[None]]] = deque()
+
+    def enter(self) -> tuple[list[bool], asyncio.Future[None]]:
+        call: tuple[list[bool], asyncio.Future[None]] = ([False], asyncio.get_running_loop().create_future())
+        self._calls.append(call)
+        return call
+
+    def ready(self, call: tuple[list[bool], asyncio.Future[None]]) -> None:
+        call[0][0] = True
+        while self._calls and self._calls[0][0][0]:
+            _, leave = self._calls.popleft()
+            if not leave.done():
+                leave.set_result(None)
+
+
+_queues: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = weakref.WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def _in_order() -> AsyncIterator[None]:
+    """End in the order in which the calls on this loop began.
+
+    `Dataset.map` waits for any of its tasks and then for the first one: with tasks that are done behind one that is
+    not, each of its turns ends at once, and it spins on a whole core that the replies need.
+    """
+    queue = _queues.setdefault(asyncio.get_running_loop(), _Queue())
+    call = queue.enter()
+    try:
+        yield
+    except BaseException:
+        queue.ready(call)
+        raise
+    queue.ready(call)
+    await call[1]
 
 
 def _typed(values: list[Any], type: pa.DataType | None) -> list[Any]:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
-from arhn_datasets import answers
+import arhn_datasets as arhn
+from arhn_datasets import answers, background
 from arhn_datasets.answers import APPLICATION_ID, FILE_NAME, FORMAT, Answers, default_directory, directory_of
 from arhn_datasets.errors import StoreError
 from arhn_datasets.records import digest
+from tests.conftest import SAMPLE
 
+ROOT = Path(__file__).parents[1]
 KEYS = [digest(number) for number in range(200)]
+
+
+def written(folder, key=KEYS[0], reply=None):
+    """Store one reply and close the file."""
+    store = Answers(folder)
+    store.put(key, reply or {})
+    asyncio.run(store.close())
 
 
 def in_a_fork(function):
@@ -27,6 +40,7 @@ def in_a_fork(function):
     if not child:
         try:
             function()
+            answers.flush_all()
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)
@@ -67,7 +81,7 @@ def test_the_last_reply_counts(tmp_path):
 
 def test_the_file(tmp_path):
     """WAL, marked as ours, with the format's number; killed writers lose nothing."""
-    Answers(tmp_path).put(KEYS[0], {})
+    written(tmp_path)
     connection = sqlite3.connect(tmp_path / FILE_NAME)
     found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
     assert [*found, connection.execute("PRAGMA journal_mode").fetchone()[0]] == [APPLICATION_ID, FORMAT, "wal"]
@@ -140,7 +154,7 @@ def test_a_file_that_another_process_makes_at_this_moment(tmp_path, monkeypatch,
         def execute(self, query, *parameters):
             looks.append(query)
             if len(looks) == look:
-                Answers(tmp_path).put(KEYS[0], {})
+                written(tmp_path)
             return super().execute(query, *parameters)
 
     looks = []
@@ -279,7 +293,13 @@ def test_a_folder_that_cannot_be_made(tmp_path, name):
 
 def read_only(store, monkeypatch):
     """The disk refuses writes."""
-    store._connection.execute("PRAGMA query_only = ON")
+    store._writer.execute("PRAGMA query_only = ON")
+
+
+def full(store, monkeypatch):
+    """The disk has no room left."""
+    store._writer.execute("PRAGMA max_page_count = 1")
+    monkeypatch.setitem(AFTER, "text", "after " * 10_000)
 
 
 def broken_disk(store, monkeypatch):
@@ -292,8 +312,8 @@ def broken_disk(store, monkeypatch):
         def close(self):
             pass
 
-    store._connection.close()
-    store._connection = Broken()
+    asyncio.run(store.close())
+    store._writer = store._reader = Broken()
 
 
 def gone(store, monkeypatch):
@@ -303,19 +323,424 @@ def gone(store, monkeypatch):
     store.path.mkdir()
 
 
-@pytest.mark.parametrize("trouble", [read_only, broken_disk, gone])
+AFTER = {"text": "after"}
+
+
+@pytest.mark.parametrize("trouble", [read_only, full, broken_disk, gone])
 def test_a_disk_that_refuses_is_said_once(tmp_path, monkeypatch, caplog, trouble):
     """The run goes on without keeping replies: a store is a help, not a condition."""
     store = Answers(tmp_path)
     store.put(KEYS[0], {"text": "before"})
+    assert store.flush()
     trouble(store, monkeypatch)
     with caplog.at_level(logging.WARNING):
         for key in KEYS[1:5]:
+            store.put(key, AFTER)
+            assert store.flush()
             assert store.get(key) is None
-            store.put(key, {"text": "after"})
     assert [record.name for record in caplog.records] == ["arhn_datasets.answers"]
     assert str(store.path) in caplog.text
-    assert store.get(KEYS[0]) == ({"text": "before"} if trouble is read_only else None)
+    assert store.get(KEYS[0]) == ({"text": "before"} if trouble in (read_only, full) else None)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        sqlite3.OperationalError("attempt to write a readonly database"),
+        sqlite3.OperationalError("database or disk is full"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError(errno.EROFS, "Read-only file system"),
+    ],
+    ids=str,
+)
+def test_a_disk_that_refuses_from_the_start_is_said_once(tmp_path, monkeypatch, caplog, refusal):
+    """Without a place to keep replies the run goes on, too."""
+
+    def refuse(*_):
+        raise refusal
+
+    monkeypatch.setattr(answers, "_connect", refuse)
+    with caplog.at_level(logging.WARNING):
+        store = Answers(tmp_path)
+        store.put(KEYS[0], {})
+        assert store.get(KEYS[0]) is None
+    [record] = caplog.records
+    assert "The run goes on" in record.getMessage()
+
+
+def test_a_folder_without_the_right_to_write(tmp_path, monkeypatch, caplog):
+    """Sqlite says no more than that it cannot open the file; the folder's rights tell why."""
+
+    def refuse(*_):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(answers, "_connect", refuse)
+    with pytest.raises(StoreError, match="unable to open"):
+        Answers(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with caplog.at_level(logging.WARNING):
+        assert Answers(tmp_path).get(KEYS[0]) is None
+    assert "The run goes on" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["[1]", "{", "", "null"])
+def test_a_value_that_is_no_reply_is_asked_again(tmp_path, value):
+    """What somebody else wrote into the file ends no run."""
+    written(tmp_path)
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("UPDATE replies SET v = ?", (value,))
+    connection.commit()
+    connection.close()
+    assert Answers(tmp_path).get(KEYS[0]) is None
+
+
+# Batches
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """After the first reply nothing is written for a minute, unless a batch is full."""
+    monkeypatch.setattr(answers, "BATCH_SECONDS", 60)
+
+
+def in_the_file(folder):
+    """How many replies another process finds."""
+    connection = sqlite3.connect(folder / FILE_NAME)
+    count = connection.execute("SELECT count(*) FROM replies").fetchone()[0]
+    connection.close()
+    return count
+
+
+def eventually(true, seconds=10):
+    """Wait for what another thread does."""
+    until = time.monotonic() + seconds
+    while not true() and time.monotonic() < until:
+        time.sleep(0.005)
+    return true()
+
+
+class Pause(threading.Event):
+    """The pause between batches, which says that it has begun."""
+
+    begun = False
+
+    def wait(self, timeout=None):
+        self.begun = True
+        return super().wait(timeout)
+
+
+def batch(store, keys=KEYS[1:10]):
+    """Put one reply, which is written at once, and then some that wait."""
+    store._full = Pause()
+    store.put(KEYS[0], {"text": "0"})
+    assert eventually(lambda: store._full.begun)
+    for key in keys:
+        store.put(key, {"text": key})
+
+
+def test_a_batch_is_seen_before_it_is_written(slow, tmp_path):
+    """Replies that wait are found, and a second store of this process has them written first."""
+    store = Answers(tmp_path)
+    batch(store)
+    assert in_the_file(tmp_path) == 1
+    assert [store.get(key) for key in KEYS[1:10]] == [{"text": key} for key in KEYS[1:10]]
+    assert len(Answers(tmp_path)) == 10
+    store.put(KEYS[20], {})
+    assert len(store) == 11
+
+
+def test_a_full_batch_is_written_at_once(slow, tmp_path):
+    """Sixty-four replies wait for nothing."""
+    store = Answers(tmp_path)
+    batch(store, KEYS[1 : answers.BATCH])
+    assert in_the_file(tmp_path) == 1
+    store.put(KEYS[100], {})
+    assert eventually(lambda: in_the_file(tmp_path) == answers.BATCH + 1)
+
+
+def test_a_reply_is_in_the_file_after_a_moment(tmp_path):
+    """Nothing needs to be closed, and the thread that writes ends when there is nothing to write."""
+    store = Answers(tmp_path)
+    batch(store)
+    assert eventually(lambda: in_the_file(tmp_path) == 10)
+    assert eventually(lambda: store._thread is None)
+    store.put(KEYS[50], {})
+    assert eventually(lambda: in_the_file(tmp_path) == 11)
+
+
+def test_a_fork_writes_the_batch_first(slow, tmp_path):
+    """The child finds what waited, and writes none of it again; the parent goes on."""
+    store = Answers(tmp_path)
+    batch(store)
+
+    def child():
+        assert not store._waiting
+        assert len(store) == 10
+        store.put(KEYS[50], {"text": "child"})
+
+    assert in_a_fork(child) == 0
+    store.put(KEYS[51], {"text": "parent"})
+    assert len(store) == 12
+
+
+def test_where_no_thread_starts_a_reply_is_written_at_once(tmp_path, monkeypatch):
+    """At the end of a process there are no new threads."""
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    store = Answers(tmp_path)
+    store.put(KEYS[0], {})
+    assert in_the_file(tmp_path) == 1
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the file."""
+    written(tmp_path)
+    connection = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    yield connection
+    connection.close()
+
+
+def test_a_locked_file_holds_up_nobody(holder, tmp_path):
+    """Replies wait in memory and are found there; they are written when the lock is gone."""
+    store = Answers(tmp_path)
+    slowest = 0.0
+    for key in KEYS:
+        started = time.perf_counter()
+        store.put(key, {"text": key})
+        assert store.get(key) == {"text": key}
+        slowest = max(slowest, time.perf_counter() - started)
+    assert not store.flush()
+    assert slowest < answers.ATTEMPT_SECONDS / 2
+    assert in_the_file(tmp_path) == 1
+    holder.execute("ROLLBACK")
+    assert eventually(lambda: in_the_file(tmp_path) == len(KEYS))
+
+
+def test_a_file_that_stays_locked_is_said_once(holder, tmp_path, monkeypatch, caplog):
+    """The run goes on, and at the end the number of lost replies is told."""
+    for name, seconds in (("ATTEMPT", 0.01), ("BUSY", 0), ("CLOSING", 0.1)):
+        monkeypatch.setattr(answers, f"{name}_SECONDS", seconds)
+    store = Answers(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        for key in KEYS[:3]:
+            store.put(key, {})
+        assert eventually(lambda: caplog.records)
+        assert not store.flush()
+        assert "locked by another process for a minute; 3 replies wait" in caplog.records[0].getMessage()
+        asyncio.run(store.close())
+    assert [("the last 3 replies were not kept" in record.getMessage()) for record in caplog.records] == [False, True]
+
+
+def test_replies_that_wait_are_bounded(holder, tmp_path, monkeypatch, caplog):
+    """Memory stays flat, whatever another process does."""
+    monkeypatch.setattr(answers, "MOST_WAITING", 20)
+    store = Answers(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        for key in KEYS:
+            store.put(key, {})
+    assert "21 replies wait" in caplog.text
+    assert len(caplog.records) == 1
+    assert not store._waiting
+
+
+def test_a_locked_file_at_a_fork(holder, tmp_path, monkeypatch):
+    """The parent keeps what waits and writes it later; the child does not write it a second time."""
+    monkeypatch.setattr(answers, "ATTEMPT_SECONDS", 0.01)
+    store = Answers(tmp_path)
+    store.put(KEYS[1], {"text": "parent"})
+    assert in_a_fork(lambda: os._exit(len(store._waiting))) == 0
+    holder.execute("ROLLBACK")
+    assert eventually(lambda: in_the_file(tmp_path) == 2)
+
+
+# Processes
+
+ENDS = """
+import multiprocess, os, signal, sys, time
+from pathlib import Path
+from arhn_datasets import answers
+from arhn_datasets.records import digest
+
+answers.BATCH_SECONDS = 60
+
+def fill(_=None):
+    store = answers.Answers(Path(sys.argv[1]))
+    for number in range(50):
+        store.put(digest(number), {"text": str(number)})
+        time.sleep(0.005 if number == 0 else 0)
+
+if sys.argv[2] == "worker":
+    with multiprocess.Pool(1) as pool:
+        pool.map(fill, [0])
+        pool.close()
+        pool.join()
+else:
+    fill()
+    if sys.argv[2] == "interrupted":
+        os.kill(os.getpid(), signal.SIGINT)
+    elif sys.argv[2] == "error":
+        raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("plain", 0), ("error", 3), ("interrupted", -2), ("worker", 0)])
+def test_the_batch_is_written_when_a_process_ends(tmp_path, end, status):
+    """However it ends, the workers of Dataset.map included."""
+    ended = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path), end], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == status, ended.stderr
+    assert in_the_file(tmp_path) == 50
+
+
+MANY = """
+import sys, time
+from pathlib import Path
+from arhn_datasets.answers import Answers
+from arhn_datasets.records import digest
+
+print("ready", flush=True)
+sys.stdin.readline()
+store = Answers(Path(sys.argv[1]))
+for number in range(int(sys.argv[2]), int(sys.argv[3])):
+    store.put(digest(number), {"text": str(number)}, model="m", revision="r")
+    if sys.argv[4] == "slowly":
+        print(number, time.monotonic(), flush=True)
+        time.sleep(0.001)
+"""
+
+
+def many(folder, start, stop, pace="quickly"):
+    """A process that stores replies."""
+    command = [sys.executable, "-c", MANY, str(folder), str(start), str(stop), pace]
+    running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert running.stdout.readline() == "ready\n"
+    return running
+
+
+def test_processes_write_five_thousand_replies_at_once(tmp_path):
+    """Four writers of one new file: all is there, and the file is whole."""
+    writers = [many(tmp_path, start, start + 1250) for start in range(0, 5000, 1250)]
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=30)
+        assert writer.returncode == 0
+    store = Answers(tmp_path)
+    assert len(store) == 5000
+    assert all(store.get(digest(number)) == {"text": str(number)} for number in range(0, 5000, 7))
+    assert whole(tmp_path)
+
+
+def whole(folder):
+    """Whether sqlite finds the file intact."""
+    connection = sqlite3.connect(folder / FILE_NAME)
+    found = connection.execute("PRAGMA integrity_check").fetchone()
+    connection.close()
+    return found == ("ok",)
+
+
+def test_kill_9_loses_the_last_moment_at_most(tmp_path):
+    """The file is whole, what was stored half a second before is in it, and the next run goes on with it."""
+    writer = many(tmp_path, 0, 100_000, "slowly")
+    writer.stdin.write("go\n")
+    writer.stdin.flush()
+    times = [float(writer.stdout.readline().split()[1]) for _ in range(800)]
+    writer.kill()
+    ended = time.monotonic()
+    times += [float(line.split()[1]) for line in writer.stdout.read().splitlines() if line.count(" ") == 1]
+    writer.wait(10)
+    count = in_the_file(tmp_path)
+    assert len([at for at in times if at < ended - 0.5]) <= count <= len(times) + 1
+    assert count > 100
+    assert whole(tmp_path)
+    store = Answers(tmp_path)
+    assert store.get(digest(0)) == {"text": "0"}
+    store.put(digest(-1), {})
+    assert len(store) == count + 1
+
+
+REFINE = "import sys; from arhn_datasets.cli import refine_command; sys.exit(refine_command(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+def test_sigterm_keeps_the_replies(server, tmp_path, processes):
+    """A command that is terminated ends like one that is interrupted, and its workers write what they have."""
+    server.delay = 0.02
+    server.info["max_concurrent_requests"] = 8
+    command = [sys.executable, "-c", REFINE, str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
+    command += ["--cache", str(tmp_path / "cache"), *(["--num-proc", str(processes)] if processes else [])]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert eventually(lambda: server.requests >= 60, 30)
+    running.terminate()
+    _, error = running.communicate(timeout=30)
+    assert running.returncode == 1
+    assert "Traceback" not in error
+    assert "Interrupted. " in error
+    assert str(tmp_path / "cache") in error
+    assert 30 <= in_the_file(tmp_path / "cache") <= server.requests
+    assert whole(tmp_path / "cache")
+
+
+def test_nothing_secret_is_in_the_file(server, tmp_path):
+    """After a run with a key neither it nor the server's address stands in any file of the store."""
+    server.api_key = "sk-very-secret"
+    annotator = arhn.Endpoint(server.url, api_key=server.api_key, cache=tmp_path / "cache")
+    Dataset.from_list([{"query": "Where is tin mined?", **PASSAGES}]).map(arhn.Snippets(annotator=annotator))
+    background.close()
+    [kept] = answers.kept(tmp_path / "cache")
+    assert (kept.origin.model, kept.origin.revision) == (server.info["model_id"], server.info["model_sha"])
+    content = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
+    assert b"finish_reason" in content
+    for secret in (server.api_key, "127.0.0.1", server.url.rpartition(":")[2], "Bearer", "Where is tin mined"):
+        assert secret.encode() not in content
+
+
+PASSAGES = {
+    "query_id": "1",
+    "positive_passages": [{"docid": "p", "title": "", "text": "Tin is mined in Peru."}],
+    "negative_passages": [{"docid": "n", "title": "", "text": "Copper is red."}],
+}
+
+
+# Files of before, and broken ones
+
+
+def test_a_file_of_the_first_format_is_taken_over(tmp_path):
+    """Its replies are found, and new ones have their model beside them."""
+    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection.execute("CREATE TABLE replies (k BLOB PRIMARY KEY, v TEXT NOT NULL)")
+    connection.execute("INSERT INTO replies VALUES (?, ?)", (bytes.fromhex(KEYS[0])[:16], '{"text": "old"}'))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    store = Answers(tmp_path)
+    store.put(KEYS[1], {"text": "new"}, model="m", revision="r")
+    assert store.get(KEYS[0]) == {"text": "old"}
+    assert len(store) == 2
+    by_model = {kept.origin and kept.origin.model: kept for kept in answers.kept(tmp_path)}
+    assert set(by_model) == {None, "m"}
+    assert by_model[None].oldest > time.time() - 60
+
+
+@pytest.mark.parametrize("length", [50, 100, 4096, 5000, 20_000, -4096, -1])
+def test_a_half_written_file_is_left_as_it_is(tmp_path, length):
+    """A copy that was cut off is told as damaged, not filled up."""
+    store = Answers(tmp_path / "whole")
+    for key in KEYS:
+        store.put(key, {"text": "x" * 500})
+    asyncio.run(store.close())
+    content = (tmp_path / "whole" / FILE_NAME).read_bytes()[:length]
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(StoreError, match="cannot be opened .*(malformed|not a database)"):
+        Answers(tmp_path)
+    assert (tmp_path / FILE_NAME).read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == [FILE_NAME, "whole"]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_endpoints_that_refuse_or_are_not_there_exit_with_1(server, tmp_path, ca
     base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "2", "--endpoint"]
     assert cli.refine_command([*base, server.url, "--api-key", "wrong"]) == 1
     assert "ARHN_API_KEY" in capsys.readouterr().err
-    monkeypatch.setattr("arhn_datasets.endpoint.BACKOFF_MAX_SECONDS", 0.01)
+    monkeypatch.setattr("arhn_datasets.endpoint.pool.BACKOFF_MAX_SECONDS", 0.01)
     assert cli.refine_command([*base, "http://127.0.0.1:9"]) == 1
     assert "no connection to http://127.0.0.1:9" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,12 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 def flags_of(parser):
     """The long options of a parser."""
-    return {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+    found = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")}
+    actions = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return found.union(*(flags_of(sub) for choices in actions for sub in choices.values()))
+
+
+PARSERS = [cli.refine_parser(), cli.push_parser(), cli.cache_parser()]
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
@@ -33,11 +38,11 @@ def test_the_python_of_the_readme_runs(code, server, sample, tmp_path, monkeypat
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("parser", [cli.refine_parser(), cli.push_parser()], ids=lambda parser: parser.prog)
+@pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.prog)
 def test_every_flag_is_documented_and_every_documented_flag_exists(parser):
     """The README names each option of each command, and none that is not there."""
     assert {flag for flag in flags_of(parser) if flag not in README} - {"--help", "--version"} == set()
-    known = flags_of(cli.refine_parser()) | flags_of(cli.push_parser()) | {"--lowest", "--host", "--port"}
+    known = set().union(*(flags_of(parser) for parser in PARSERS)) | {"--lowest", "--host", "--port"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) <= known
 
 

@@ -11,36 +11,51 @@ from aiohttp import web
 
 from arhn_datasets import errors
 from arhn_datasets.endpoint import (
-    DEFAULT_CONCURRENCY,
     OPENAI,
     TGI,
-    Client,
+    ChatRequest,
     Completion,
     ConnectionOptions,
+    HttpTransport,
+    Pool,
     ServerInfo,
     base_url,
+    shown_url,
+)
+from arhn_datasets.endpoint.contract import (
+    DEFAULT_CONCURRENCY,
+    chat_body,
     error_of,
     is_loopback,
     parse_completion,
-    request_body,
-    shown_url,
+    parse_generated,
+    parse_tokens,
+    seconds_of,
+    slots_of,
 )
 from tests.server import INFO, Server, completion
 
 MESSAGES = [{"role": "system", "content": "Copy."}, {"role": "user", "content": "What?"}]
+REQUEST = ChatRequest(messages=tuple(MESSAGES), max_tokens=8)
 KEY = "secret-key-1234"
 
 
 def chat(client):
     """One request."""
-    return client.chat(MESSAGES, 8)
+    return client.chat(REQUEST)
+
+
+def client_of(url, model=None, **options):
+    """A pool of one server, with little patience."""
+    options = ConnectionOptions(**{"backoff": 0.001, "attempts": 3, "deadline": 0.5, **options})
+    return Pool([HttpTransport(base_url(url), options, model)], options)
 
 
 def ask(url, call=chat, **options):
     """Make a client, call it on a loop of its own, close it."""
 
     async def main():
-        client = Client(url, ConnectionOptions(**{"backoff": 0.001, "attempts": 3, **options}))
+        client = client_of(url, **options)
         try:
             return await call(client)
         finally:
@@ -189,7 +204,7 @@ def test_loopback(url, loopback):
 )
 def test_the_body_is_greedy_and_holds_no_trap(api, model, more):
     """Temperature 0 and nothing that would sample, penalise or choose an adapter."""
-    body = request_body(ServerInfo(api=api, model="some/model"), tuple(MESSAGES), 12)
+    body = chat_body(ServerInfo(api=api, model="some/model"), ChatRequest(messages=tuple(MESSAGES), max_tokens=12))
     assert body == {
         "model": model,
         "messages": MESSAGES,
@@ -205,7 +220,7 @@ def test_what_goes_over_the_wire(api):
     """The server sees that body, as JSON, and no Authorization where no key is set."""
     with Server(lambda prompt: prompt, api=api) as server:
         assert ask(server.url).text == "What?"
-    assert server.bodies == [request_body(ServerInfo(api=api, model="some/model"), MESSAGES, 8)]
+    assert server.bodies == [chat_body(ServerInfo(api=api, model="some/model"), REQUEST)]
     assert server.headers[-1]["Content-Type"] == "application/json"
     assert not any("Authorization" in headers for headers in server.headers)
 
@@ -248,8 +263,9 @@ NOT_COMPLETIONS = [
 @pytest.mark.parametrize("body", NOT_COMPLETIONS, ids=lambda body: repr(body[:40]))
 def test_a_200_that_is_no_completion_is_a_failure(body):
     """Nothing in such a body is ever taken for a text."""
-    with pytest.raises(errors.EndpointFailure, match="without a chat completion"):
-        parse_completion(body)
+    for parse in (parse_completion, parse_generated):
+        with pytest.raises(errors.EmptyReply, match="without a completion"):
+            parse(body)
 
 
 def test_half_a_surrogate_pair_does_not_reach_arrow():
@@ -277,13 +293,15 @@ BODIES = {
 }
 KINDS = {
     400: errors.RequestRejected,
-    413: errors.RequestRejected,
+    413: errors.PromptTooLong,
     415: errors.RequestRejected,
     422: errors.RequestRejected,
     424: errors.EndpointFailure,
     429: errors.EndpointOverloaded,
     500: errors.EndpointFailure,
-    503: errors.EndpointFailure,
+    502: errors.EndpointUnavailable,
+    503: errors.EndpointUnavailable,
+    504: errors.EndpointUnavailable,
     599: errors.EndpointFailure,
 }
 
@@ -307,6 +325,42 @@ def test_access_denied_names_the_way_out(status, body):
     assert f"http://h/p answered {status}" in str(error)
     assert ("ARHN_API_KEY" if status in (401, 403) else "text-generation-inference") in str(error)
     assert "word" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("2", 2.0),
+        ("0.5", 0.5),
+        ("0", None),
+        ("-1", None),
+        ("nan", None),
+        ("86400", 300.0),
+        ("soon", None),
+        ("Fri, 01 Jan 1999 00:00:00 GMT", None),
+        ("Fri, 01 Jan 2199 00:00:00 GMT", 300.0),
+    ],
+)
+def test_retry_after(header, seconds):
+    """In seconds or as a date, and never for longer than five minutes."""
+    assert seconds_of(header) == seconds
+    assert error_of(429, b"", "http://h", header).retry_after == seconds
+
+
+@pytest.mark.parametrize(("limit", "slots"), [(None, DEFAULT_CONCURRENCY), (1, 1), (2, 1), (10, 9), (128, 125)])
+def test_slots(limit, slots):
+    """Two in a hundred of the server's limit are left alone."""
+    assert slots_of(ServerInfo(api=TGI, model="m", max_concurrent_requests=limit)) == slots
+
+
+@pytest.mark.parametrize(
+    ("body", "count"), [(b'[{"id": 1}, {"id": 2}]', 2), (b"[]", 0), (b"{}", None), (b"", None), (b"[" * 99_999, None)]
+)
+def test_counted_tokens(body, count):
+    """What is no list counts nothing, and is no error."""
+    assert parse_tokens(body) == count
 
 
 # -- faults over HTTP ---------------------------------------------------------------------------------------------
@@ -340,10 +394,9 @@ def test_a_passing_fault_is_retried(echo, fault):
     ("make", "error", "message"),
     [
         (lambda: plain(424, ""), errors.EndpointFailure, "424: no message"),
-        (lambda: plain(503, "<html>Down</html>"), errors.EndpointFailure, "503: <html>Down</html>"),
+        (lambda: plain(500, "<html>Down</html>"), errors.EndpointFailure, "500: <html>Down</html>"),
         (lambda: reset, errors.EndpointUnavailable, "no connection to http://127.0.0.1:"),
         (lambda: cut, errors.EndpointUnavailable, "no connection to http://127.0.0.1:"),
-        (lambda: plain(200, "{}"), errors.EndpointFailure, "answered 200 without a chat completion: '{}'"),
     ],
 )
 @pytest.mark.parametrize("attempts", [1, 3])
@@ -356,26 +409,42 @@ def test_a_lasting_fault_ends_after_the_attempts(echo, make, error, message, att
     assert echo.requests == attempts
 
 
+@pytest.mark.parametrize("body", ["{}", json.dumps(completion("")), json.dumps(completion(" \n"))])
+def test_an_empty_reply_is_asked_again_once(echo, body):
+    """However many attempts there are: the model may well have nothing to say."""
+    echo.fault = always(lambda: plain(200, body))
+    with pytest.raises(errors.EmptyReply, match="answered 200"):
+        ask(echo.url, attempts=5)
+    assert echo.requests == 2
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_server_that_is_away_is_waited_for_until_the_deadline(echo, status):
+    """It uses up no attempts, and the last error says what the gateway said."""
+    echo.fault = always(lambda: plain(status, "<html>Down</html>"))
+    with pytest.raises(errors.EndpointUnavailable, match=f"^({status}: <html>Down</html>|.* does not answer)$"):
+        ask(echo.url, attempts=1, deadline=0.1)
+    assert echo.requests > 1
+
+
 def test_a_server_that_stays_overloaded(echo):
-    """It is asked on until the timeout is over, more often than a failing one, and not for ever."""
+    """It is asked on until the deadline is over, more often than a failing one, and not for ever."""
     echo.fault = always(lambda: problem(429, error="Model is overloaded"))
     with pytest.raises(errors.EndpointOverloaded, match="^429: Model is overloaded$"):
-        ask(echo.url, timeout=1, attempts=2)
+        ask(echo.url, deadline=1, attempts=2)
     assert 2 < echo.requests < 1000
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_those_who_wait_use_up_no_attempts(echo, status):
-    """A server that is overloaded or away for a while is spared, and costs only those whose turn it was."""
+    """A server that is overloaded or away for a while is spared, and costs nobody a reply."""
     echo.fault = lambda number, _: plain(status, "") if number <= 6 else None
 
     def thirty(client):
-        return asyncio.gather(*(chat(client) for _ in range(30)), return_exceptions=True)
+        return asyncio.gather(*(chat(client) for _ in range(30)))
 
-    replies = ask(echo.url, thirty, concurrency=2, attempts=3, timeout=5)
-    failed = [reply for reply in replies if isinstance(reply, Exception)]
-    assert (len(failed) == 0) if status == 429 else (1 <= len(failed) <= 2)
-    assert echo.requests == 30 + 6 - len(failed)
+    assert len(ask(echo.url, thirty, concurrency=2, attempts=1, deadline=5)) == 30
+    assert echo.requests == 30 + 6
 
 
 def test_a_shared_server_above_its_limit():
@@ -389,7 +458,7 @@ def test_a_shared_server_above_its_limit():
         return web.json_response(completion("What?"))
 
     async def main():
-        clients = [Client(server.url, ConnectionOptions(concurrency=8, backoff=0.01)) for _ in range(3)]
+        clients = [client_of(server.url, concurrency=8, backoff=0.01, deadline=20) for _ in range(3)]
         try:
             return await asyncio.gather(*(chat(client) for client in clients for _ in range(40)))
         finally:
@@ -405,7 +474,7 @@ def test_a_shared_server_above_its_limit():
     ("fault", "error", "message"),
     [
         (plain(422, "Failed to deserialize the JSON body"), errors.RequestRejected, "422: Failed to deserialize"),
-        (plain(413, "length limit exceeded"), errors.RequestRejected, "413: length limit exceeded"),
+        (plain(413, "length limit exceeded"), errors.PromptTooLong, "413: length limit exceeded"),
         (problem(400, error="Template error"), errors.RequestRejected, "400: Template error"),
         (plain(401, ""), errors.AccessDenied, "ARHN_API_KEY"),
         (plain(403, ""), errors.AccessDenied, "ARHN_API_KEY"),
@@ -451,7 +520,7 @@ def test_a_proxy_that_refuses(monkeypatch, reply, scheme):
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as raw:
             port = raw.sockets[0].getsockname()[1]
             monkeypatch.setenv("https_proxy", f"{scheme}://user:word@127.0.0.1:{port}")
-            client = Client("https://llm.test", ConnectionOptions(attempts=1))
+            client = client_of("https://llm.test", attempts=1)
             try:
                 await chat(client)
             finally:
@@ -475,7 +544,7 @@ def test_what_speaks_no_http(reply):
 
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as raw:
             url = f"http://user:word@127.0.0.1:{raw.sockets[0].getsockname()[1]}"
-            client = Client(url, ConnectionOptions(backoff=0, attempts=2))
+            client = client_of(url, attempts=2)
             try:
                 await chat(client)
             finally:
@@ -490,18 +559,18 @@ def test_what_speaks_no_http(reply):
 def test_template_options_are_dropped_once_where_they_are_refused(status):
     """Servers that do not know chat_template_kwargs are asked without, also those already asked at that moment."""
 
-    def fault(*_):
-        refused = "chat_template_kwargs" in server.bodies[-1]
+    def fault(number, _):
+        refused = "chat_template_kwargs" in server.bodies[number - 1]
         return plain(status, "Extra inputs are not permitted: chat_template_kwargs") if refused else None
 
     with Server(lambda prompt: prompt, api="openai") as server:
-        server.fault, server.delay = fault, 0.05
+        server.fault, server.delay = fault, 0.1
 
         async def waves(client):
             await together(4)(client)
             return await together(4)(client)
 
-        assert [reply.text for reply in ask(server.url, waves, attempts=1)] == ["What?"] * 4
+        assert [reply.text for reply in ask(server.url, waves, attempts=1, deadline=5)] == ["What?"] * 4
     assert server.requests == 4 + 4 + 4
     assert not any("chat_template_kwargs" in body for body in server.bodies[4:])
 
@@ -573,7 +642,7 @@ def test_the_key_is_in_no_message(echo, status):
     """Not even where the server says it back; replies end up in columns that are published."""
     echo.fault = always(lambda: web.json_response({"error": f"Incorrect API key: {KEY}"}, status=status))
     with pytest.raises(errors.ArhnError) as caught:
-        ask(echo.url, api_key=KEY, attempts=1, timeout=0.2)
+        ask(echo.url, api_key=KEY, attempts=1, deadline=0.1)
     shown = caught.value
     while shown is not None:
         assert KEY not in f"{shown} {shown!r}"
@@ -603,7 +672,7 @@ def test_credentials_that_cannot_be_sent(echo, url, key):
 
 def test_info_of_tgi(echo):
     """Model, revision, version and limits come from /info."""
-    assert ask(echo.url, Client.info) == ServerInfo(
+    assert ask(echo.url, Pool.info) == ServerInfo(
         api=TGI,
         model="some/model",
         revision="0123abcd",
@@ -633,14 +702,14 @@ def test_info_of_openai_servers(info):
     """Where /info is missing or something else, /v1/models names the model."""
     with Server(str, api="openai") as server:
         server.get_fault = lambda _, path: info if path == "/info" else None
-        assert ask(server.url, Client.info) == ServerInfo(api=OPENAI, model="some/model")
+        assert ask(server.url, Pool.info) == ServerInfo(api=OPENAI, model="some/model")
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_gateway_that_fails_once_does_not_hide_a_tgi(echo, status):
     """Taken for an OpenAI server, it would get another body, and its replies another key."""
     echo.get_fault = once(plain(status, ""))
-    assert ask(echo.url, Client.info).api == TGI
+    assert ask(echo.url, Pool.info).api == TGI
 
 
 @pytest.mark.parametrize(
@@ -658,7 +727,7 @@ def test_what_is_no_llm_server(models):
     with Server(str, api="openai") as server:
         server.get_fault = lambda _, path: models if path == "/v1/models" else None
         with pytest.raises(errors.ConfigurationError, match="no LLM server that this package knows") as caught:
-            ask(server.url.replace("//", "//user:word@"), Client.info)
+            ask(server.url.replace("//", "//user:word@"), Pool.info)
     assert "word" not in str(caught.value)
     assert server.paths == {"/info": 1, "/v1/models": 1}
 
@@ -677,7 +746,7 @@ def test_the_model_of_an_openai_server(listed, wanted, model):
     """The one that is served, or the wanted one of several; `Endpoint` refuses any other than the wanted one."""
 
     async def main():
-        client = Client(server.url, ConnectionOptions(), wanted)
+        client = client_of(server.url, wanted)
         try:
             return (await client.info()).model, (await chat(client)).text
         finally:
@@ -702,7 +771,7 @@ def test_a_model_has_to_be_named(listed, message):
     with Server(str, api="openai") as server:
         server.get_fault = lambda _, path: web.json_response({"data": listed}) if path == "/v1/models" else None
         with pytest.raises(errors.ConfigurationError, match=f"{message}.*; say which .* model= or --model"):
-            ask(server.url, Client.info)
+            ask(server.url, Pool.info)
 
 
 @pytest.mark.parametrize(
@@ -710,7 +779,8 @@ def test_a_model_has_to_be_named(listed, message):
     [
         (401, errors.AccessDenied, 1),
         (403, errors.AccessDenied, 1),
-        (503, errors.EndpointFailure, 3),
+        (500, errors.EndpointFailure, 3),
+        (503, errors.EndpointUnavailable, 3),
     ],
 )
 def test_models_that_cannot_be_read(status, error, times):
@@ -719,7 +789,7 @@ def test_models_that_cannot_be_read(status, error, times):
     with Server(str, api="openai") as server:
         server.get_fault = lambda _, path: plain(status, "") if path == "/v1/models" else None
         with pytest.raises(error):
-            ask(server.url, Client.info)
+            ask(server.url, Pool.info)
         assert server.paths["/v1/models"] == times
 
 
@@ -731,7 +801,7 @@ def test_info_is_asked_once_under_concurrency(echo):
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(503, errors.EndpointFailure), (404, errors.ConfigurationError)],
+    [(503, errors.EndpointUnavailable), (404, errors.ConfigurationError)],
 )
 def test_info_is_asked_again_after_a_failure(status, error):
     """All who waited get the error; the next request asks anew, so that a notebook can go on with its client."""
@@ -767,7 +837,7 @@ def test_info_survives_an_impatient_caller(echo):
     [(10, None, 9), (1, None, 1), (10, 3, 3), (2, 5, 5), ("10", None, 20), (None, None, 20), (True, None, 20)],
 )
 def test_never_more_in_flight_than_the_limit(echo, limit, concurrency, most):
-    """95 % of what /info states, else the option; a limit that is no number is none."""
+    """98 % of what /info states, else the option; a limit that is no number is none."""
     echo.info = {**INFO, "max_concurrent_requests": limit}
     echo.delay = 0.02
     ask(echo.url, together(20), concurrency=concurrency)
@@ -781,11 +851,11 @@ def test_requests_in_flight_are_counted(echo):
 
     async def main(client):
         waiting = asyncio.gather(*(chat(client) for _ in range(3)), return_exceptions=True)
-        while not client.in_flight:
+        while not client.statistics.in_flight:
             await asyncio.sleep(0.001)
-        seen = client.in_flight
+        seen = client.statistics.in_flight
         await waiting
-        return seen, client.in_flight
+        return seen, client.statistics.in_flight
 
     echo.delay = 0.02
     echo.fault = once(plain(422, ""))

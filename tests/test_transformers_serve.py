@@ -1,4 +1,8 @@
-"""The whole command against a real server that we did not write: `transformers serve` with a tiny random model."""
+"""The whole command against real servers that we did not write.
+
+`transformers serve` runs with two tiny random models. llama.cpp's `llama-server` joins where LLAMA_SERVER names its
+binary and LLAMA_SERVER_MODEL a GGUF file (CONTRIBUTING.md tells how to build it).
+"""
 
 from __future__ import annotations
 
@@ -25,16 +29,27 @@ BIN = Path(sys.executable).parent
 START_SECONDS = 120
 
 
-@pytest.fixture(scope="module", params=["qwen3", "llama"])
+LLAMA_SERVER, LLAMA_MODEL = os.environ.get("LLAMA_SERVER"), os.environ.get("LLAMA_SERVER_MODEL")
+SERVERS = ["qwen3", "llama", pytest.param("llama-server", marks=pytest.mark.llama_server)]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
 def served(request, tiny_models, tmp_path_factory):
     """URL and model of a running server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    model, log = tiny_models[request.param], tmp_path_factory.mktemp("serve") / "log"
-    cache = tmp_path_factory.mktemp("hub")
+    log, cache = tmp_path_factory.mktemp("serve") / "log", tmp_path_factory.mktemp("hub")
     environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [str(BIN / "transformers"), "serve", model, "--host", "127.0.0.1", "--port", str(port)]
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    if request.param == "llama-server":
+        if not (LLAMA_SERVER and LLAMA_MODEL):
+            pytest.skip("LLAMA_SERVER and LLAMA_SERVER_MODEL name no llama-server and no GGUF file")
+        model = "any"
+        command = [LLAMA_SERVER, "-m", LLAMA_MODEL, "-c", "16384", "-np", "8", "--no-ui", "--alias", model, *where]
+    else:
+        model = tiny_models[request.param]
+        command = [str(BIN / "transformers"), "serve", model, *where]
     with log.open("w") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -75,7 +90,9 @@ def test_the_command_ends_well_on_the_replies_of_a_random_model(served, mode, tm
 
 
 def test_without_a_model_name_the_message_says_to_give_one(served, tmp_path):
-    """The server lists no model; the command says which option names it, and exits with 2."""
+    """Where the server lists no model, the command says which option names it, and exits with 2."""
+    if served[1] == "any":
+        pytest.skip("llama-server names its model")
     command = [str(BIN / "arhn-refine"), str(SAMPLE), "--output", str(tmp_path / "out"), "--endpoint", served[0]]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2

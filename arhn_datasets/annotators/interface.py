@@ -33,6 +33,10 @@ class Annotator(ABC):
     def identity(self, stage: str) -> dict[str, Any]:
         """What changes the evidence of ``stage`` ("snippets" or "ranks"), as JSON; no URL, no token."""
 
+    def statistics(self) -> dict[str, Any]:
+        """What was asked so far in this process, for the progress bar and ``run.json``; empty for none."""
+        return {}
+
     def description(self) -> dict[str, Any]:
         """What a reader of the card or of ``run.json`` has to know; at least ``annotator``, a name."""
         return {"annotator": type(self).__name__, "baseline": self.baseline}

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arhn_datasets import background
 from arhn_datasets.annotators import replies
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.answers import Answers, default_directory, directory_of
-from arhn_datasets.endpoint import Completion
-from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError
+from arhn_datasets.endpoint import ChatRequest, Completion
+from arhn_datasets.endpoint.limits import Turns
+from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.prompts import PROMPTS, Message, Prompts
-from arhn_datasets.records import ERROR, Ranking, RankingRequest, Snippet, SnippetRequest, digest, shorten
+from arhn_datasets.records import (
+    ERROR,
+    Passage,
+    Ranking,
+    RankingRequest,
+    Snippet,
+    SnippetRequest,
+    digest,
+    shorten,
+    text_of,
+)
 
+MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
+LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
+SNIPPET_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"snippet": {"type": "string"}},
+    "required": ["snippet"],
+}
 MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
 
 
@@ -28,11 +49,14 @@ class LLMAnnotator(Annotator):
     Args:
         prompts: The prompts; their version and texts are part of the identity.
         max_tokens: Most tokens of a snippet reply, up to 1024.
+        constrained: Ask for JSON of a given schema, where the server can hold the model to it. A server compiles and
+            keeps few grammars, so all snippets share one and rankings of the same length another.
         cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
     """
 
     prompts: Prompts = PROMPTS
     max_tokens: int = 384
+    constrained: bool = False
     cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
@@ -44,7 +68,7 @@ class LLMAnnotator(Annotator):
         """The model that replies, as JSON: at least ``model`` and ``revision``. Runs on the background loop."""
 
     @abstractmethod
-    async def complete(self, messages: Sequence[Message], max_tokens: int) -> Completion:
+    async def complete(self, request: ChatRequest) -> Completion:
         """The greedy reply. Runs on the background loop.
 
         Raises:
@@ -54,23 +78,66 @@ class LLMAnnotator(Annotator):
 
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The parsed reply to the snippet prompt, or status ``error``."""
-        messages = self.prompts.snippet_messages(request.query, request.passage, request.task)
+
+        def messages(share: float) -> list[Message]:
+            return self.prompts.snippet_messages(request.query, cut_passage(request.passage, share), request.task)
+
         try:
-            completion = await self.reply(messages, self.max_tokens)
+            reply, share = await self._fitting_reply(
+                messages, self.max_tokens, request.query, SNIPPET_SCHEMA, len(text_of(request.passage))
+            )
         except EndpointError as error:
             return Snippet(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
-        return replies.parse_snippet(completion.text, request.passage)
+        found = replies.parse_snippet(reply.text, cut_passage(request.passage, share))
+        return found if share == 1 else replace(found, detail=_cut_detail(share, "the passage", found.detail))
 
     async def ranking(self, request: RankingRequest) -> Ranking:
         """The parsed reply to the ranking prompt, or status ``error``."""
-        messages = self.prompts.ranking_messages(request.query, request.candidates, request.task)
+        count = len(request.candidates)
+
+        def messages(share: float) -> list[Message]:
+            shown = [text[: math.ceil(share * len(text))] for text in request.candidates]
+            return self.prompts.ranking_messages(request.query, shown, request.task)
+
+        schema = ranking_schema(count)
         try:
-            completion = await self.reply(messages, ranking_tokens(len(request.candidates)))
+            longest = max(map(len, request.candidates), default=0)
+            reply, share = await self._fitting_reply(messages, ranking_tokens(count), request.query, schema, longest)
         except EndpointError as error:
             return Ranking(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
-        return replies.parse_ranking(completion.text, len(request.candidates))
+        found = replies.parse_ranking(reply.text, count)
+        return found if share == 1 else replace(found, detail=_cut_detail(share, "each candidate", found.detail))
 
-    async def reply(self, messages: Sequence[Message], max_tokens: int) -> Completion:
+    async def _fitting_reply(
+        self,
+        messages: Callable[[float], Sequence[Message]],
+        max_tokens: int,
+        affinity: str,
+        schema: Mapping[str, Any] | None,
+        longest: int,
+    ) -> tuple[Completion, float]:
+        """The reply to ``messages(share)`` for the largest share of the texts, from 1 down, that the server takes.
+
+        ``longest`` is the length of the longest of them.
+        """
+        share = 1.0
+        await background.resource("turns", Turns).turn()
+        while True:
+            try:
+                return await self.reply(messages(share), max_tokens, affinity, schema), share
+            except PromptTooLong as error:
+                # A little less than what fits, because the instructions stay; half where nothing is known.
+                share *= min(error.ratio * 0.9, 0.95) if error.ratio else 0.5
+                if share * longest < LEAST_CHARACTERS:
+                    raise
+
+    async def reply(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        affinity: str = "",
+        schema: Mapping[str, Any] | None = None,
+    ) -> Completion:
         """The stored reply to this very request, else a new one; identical requests in flight are asked once.
 
         Raises:
@@ -84,11 +151,18 @@ class LLMAnnotator(Annotator):
                 f"There is no model to ask: {error}. Check the URL and that the server is up, then run again; replies "
                 "of before are kept."
             ) from error
-        key = digest(["chat", 1, model, list(messages), max_tokens, "greedy"])
+        schema = schema if self.constrained else None
+        request = ChatRequest(
+            messages=tuple(messages if schema is None else _asking_for_json(messages, schema)),
+            max_tokens=max_tokens,
+            schema=schema,
+            affinity=affinity,
+        )
+        key = digest(["chat", 1, model, list(request.messages), max_tokens, "greedy", schema])
         in_flight: dict[str, _Asked] = background.resource("replies in flight", dict)
         asked = in_flight.get(key)
         if asked is None:
-            asked = in_flight[key] = _Asked(asyncio.create_task(self._ask(key, messages, max_tokens)))
+            asked = in_flight[key] = _Asked(asyncio.create_task(self._ask(key, request, model)))
         asked.waiting += 1
         try:
             return await asyncio.shield(asked.task)
@@ -98,14 +172,19 @@ class LLMAnnotator(Annotator):
                 del in_flight[key]
                 asked.task.cancel()  # after Ctrl-C in a notebook nobody wants the reply; a finished task stays as it is
 
-    async def _ask(self, key: str, messages: Sequence[Message], max_tokens: int) -> Completion:
+    async def _ask(self, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store()
-        stored = None if store is None else store.get(key)
+        stored = None if store is None else _read(store.get(key))
         if stored is not None:
-            return Completion(**stored)
-        completion = await self.complete(messages, max_tokens)
+            stored_replies().update(
+                stored=1,
+                stored_prompt_tokens=stored.prompt_tokens or 0,
+                stored_completion_tokens=stored.completion_tokens or 0,
+            )
+            return stored
+        completion = await self.complete(request)
         if store is not None and completion.text.strip():
-            store.put(key, vars(completion))
+            store.put(key, vars(completion), model=model["model"], revision=model.get("revision"))
         return completion
 
     def _store(self) -> Answers | None:
@@ -117,7 +196,13 @@ class LLMAnnotator(Annotator):
     def _stage_identity(self, stage: str) -> dict[str, Any]:
         prompt = self.prompts.snippet_hash() if stage == "snippets" else self.prompts.ranking_hash()
         limit = {"max_tokens": self.max_tokens} if stage == "snippets" else {}
-        return {"prompts": prompt, "parser": replies.VERSION, "sampling": "greedy", **limit}
+        return {
+            "prompts": prompt,
+            "parser": replies.VERSION,
+            "sampling": "greedy",
+            "constrained": self.constrained,
+            **limit,
+        }
 
     def _prompt_description(self) -> dict[str, Any]:
         return {
@@ -125,6 +210,7 @@ class LLMAnnotator(Annotator):
             "snippet_prompt_hash": self.prompts.snippet_hash(),
             "ranking_prompt_hash": self.prompts.ranking_hash(),
             "max_tokens": self.max_tokens,
+            "constrained": self.constrained,
         }
 
 
@@ -134,6 +220,51 @@ class _Asked:
 
     task: asyncio.Task[Completion]
     waiting: int = 0
+
+
+def _read(stored: Mapping[str, Any] | None) -> Completion | None:
+    # Another version of this package may have stored more of a reply.
+    if stored is None or not isinstance(stored.get("text"), str):
+        return None
+    return Completion(**{name: stored[name] for name in Completion.__dataclass_fields__ if name in stored})
+
+
+def stored_replies() -> Counter[str]:
+    """How many replies came from the store in this process, under "stored"; on the background loop."""
+    counter: Counter[str] = background.resource("replies from the store", Counter)
+    return counter
+
+
+def ranking_schema(candidates: int) -> Mapping[str, Any] | None:
+    """The schema of a ranking of so many candidates, None where it would be one grammar too many for a server."""
+    if candidates > MAX_GRAMMARS - 1:
+        return None
+    items = {"type": "integer", "enum": list(range(1, candidates + 1))}
+    ranking = {"type": "array", "items": items, "minItems": candidates, "maxItems": candidates}
+    return {"type": "object", "properties": {"ranking": ranking}, "required": ["ranking"]}
+
+
+def cut_passage(passage: Passage, share: float) -> Passage:
+    """The first ``share`` of the text of a passage; offsets into it are offsets into the whole."""
+    if share == 1:
+        return passage
+    text = str(passage.get("text") or "")
+    if not text:
+        title = str(passage.get("title") or "")
+        return {**passage, "title": title[: math.ceil(share * len(title))]}
+    return {**passage, "text": text[: math.ceil(share * len(text))]}
+
+
+def _cut_detail(share: float, what: str, detail: str | None) -> str:
+    return shorten(f"the first {share:.1%} of {what} was read. {detail or ''}")
+
+
+def _asking_for_json(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
+    """The messages with the form of the reply said at their end."""
+    (name,) = schema["properties"]
+    form = {name: [2, 1, 3] if name == "ranking" else "..."}
+    *before, last = messages
+    return [*before, {**last, "content": f"{last['content']}\nReply as JSON in this form: {json.dumps(form)}"}]
 
 
 def ranking_tokens(candidates: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from arhn_datasets import background
 from arhn_datasets.annotators.llm import LLMAnnotator
-from arhn_datasets.endpoint import Completion
-from arhn_datasets.errors import ConfigurationError, MissingDependencyError, RequestRejected
-from arhn_datasets.prompts import Message
+from arhn_datasets.endpoint import ChatRequest, Completion
+from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.records import digest
 
 TAIL_BYTES = 1 << 20
@@ -56,9 +55,9 @@ class Local(LLMAnnotator):
         if self.batch_size < 1:
             raise ConfigurationError(f"batch_size is {self.batch_size}; 1 or more was expected.")
 
-    async def complete(self, messages: Sequence[Message], max_tokens: int) -> Completion:
-        """The reply, generated in a batch with whatever else is waiting."""
-        return await self._engine().ask(messages, max_tokens)
+    async def complete(self, request: ChatRequest) -> Completion:
+        """The reply, generated in a batch with whatever else is waiting; a schema is not enforced here."""
+        return await self._engine().ask(request.messages, request.max_tokens)
 
     async def model_identity(self) -> dict[str, Any]:
         """The model, and the commit or the files that it is made of."""
@@ -99,7 +98,7 @@ class _Engine:
         self._loading: asyncio.Future[None] | None = None
         self._loaded: Any = None
 
-    async def ask(self, messages: Sequence[Message], max_tokens: int) -> Completion:
+    async def ask(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> Completion:
         loop = asyncio.get_running_loop()
         if self._loading is None:
             self._loading = loop.run_in_executor(self._thread, self._load)
@@ -147,7 +146,7 @@ class _Engine:
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._loaded = (torch, tokenizer, model.to(device).eval())
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
         _, tokenizer, _ = self._loaded
         if not tokenizer.chat_template:
             return "\n\n".join(message["content"] for message in messages) + "\n"
@@ -156,7 +155,7 @@ class _Engine:
         )
         return text
 
-    def _generate(self, prompts: Sequence[str], max_tokens: int) -> list[Completion | RequestRejected]:
+    def _generate(self, prompts: Sequence[str], max_tokens: int) -> list[Completion | PromptTooLong]:
         torch, tokenizer, model = self._loaded
         room = getattr(model.config, "max_position_embeddings", None)
         encoded = tokenizer(list(prompts), add_special_tokens=not tokenizer.chat_template)
@@ -167,7 +166,10 @@ class _Engine:
         return [
             next(replies)
             if ok
-            else RequestRejected(f"{length} prompt and {max_tokens} reply tokens; the model has room for {room}")
+            else PromptTooLong(
+                f"{length} prompt and {max_tokens} reply tokens; the model has room for {room}",
+                (room - max_tokens) / length if room else None,
+            )
             for ok, length in zip(fits, lengths, strict=True)
         ]
 

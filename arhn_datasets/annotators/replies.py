@@ -34,6 +34,7 @@ _FENCE = re.compile(r"```[\w+-]*\n(.*?)\n?```", re.DOTALL)
 _LABEL = re.compile(r"(?:\*\*)?(?:answer |copied )?(?:snippet|text|answer)(?:\*\*)?\s*:\s*(?:\*\*)?\s*", re.IGNORECASE)
 # The marker counts alone, on a line of its own, or before a stop; "NO_ANSWER is wrong" is neither this nor that.
 _MARKER = re.compile(rf"{NO_ANSWER_MARKER}\s*(?:$|\n|[.,:;(–—-])", re.IGNORECASE)
+MOST_JSON = 20_000  # characters of a reply that are tried as JSON
 _WRAPPERS = "\"'`*“”‘’«»„ \t\r\n"
 _TAGS = ("<passage>", "</passage>")
 
@@ -54,6 +55,7 @@ def parse_snippet(reply: str, passage: Passage) -> Snippet:
     said = after_thinking(reply)
     if not _worded(said):
         return Snippet(status=UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
+    said = _json_text(said) or said
     bare = _unwrapped(said).replace("\\_", "_")
     if _MARKER.match(bare):
         return Snippet(status=NO_ANSWER)
@@ -115,16 +117,28 @@ def ground(snippet: str, text: str) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=256)
-def fold(text: str) -> tuple[str, tuple[int, ...]]:
+def fold(text: str) -> tuple[str, Sequence[int]]:
     """``text`` folded for comparison, and for each folded character the offset of the original one."""
+    if text.isascii():
+        folded_ascii = text.translate(_FOLDED_ASCII)
+        if "  " not in folded_ascii:  # one for one
+            return folded_ascii, range(len(text))
     folded: list[str] = []
     origins: list[int] = []
-    for offset, character in enumerate(text):
-        for piece in _fold_character(character):
-            if piece == " " and folded and folded[-1] == " ":
+    for run in _RUNS.finditer(text):
+        plain, start = run[0], run.start()
+        if plain.isascii():
+            plain = plain.translate(_FOLDED_ASCII)
+            if "  " not in plain and not (plain[0] == " " and folded and folded[-1][-1] == " "):
+                folded.append(plain)
+                origins.extend(range(start, run.end()))
                 continue
-            folded.append(piece)
-            origins.append(offset)
+        for offset, character in enumerate(run[0], start):
+            for piece in _fold_character(character):
+                if piece == " " and folded and folded[-1][-1] == " ":
+                    continue
+                folded.append(piece)
+                origins.append(offset)
     return "".join(folded), tuple(origins)
 
 
@@ -140,6 +154,10 @@ def _fold_character(character: str) -> str:
         return known
     pieces = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
     return "".join(_QUOTES.get(piece, piece) for piece in pieces if not piece.isspace())
+
+
+_RUNS = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
+_FOLDED_ASCII = {code: _fold_character(chr(code)) for code in range(128)}
 
 
 def _joined(folded: str, origins: Sequence[int], at: int) -> bool:
@@ -175,6 +193,18 @@ def _forms(said: str) -> Iterator[str]:
     yield said
     yield (bare := _unwrapped(said))
     yield bare.rstrip(".…")
+
+
+def _json_text(said: str) -> str | None:
+    """The text of a reply that is a JSON object with one string in it, as constrained output is."""
+    if not said.startswith("{") or len(said) > MOST_JSON:
+        return None
+    try:
+        value = json.loads(said, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    texts = list(value.values()) if isinstance(value, dict) else []
+    return texts[0].strip() if len(texts) == 1 and isinstance(texts[0], str) and texts[0].strip() else None
 
 
 def _unwrapped(said: str) -> str:
@@ -218,7 +248,7 @@ def _chain_of(line: str) -> list[int] | None:
 
 
 def _json_ranking(text: str) -> list[int] | None:
-    if len(text) > 20_000 or text[:1] not in "[{" or not text:
+    if len(text) > MOST_JSON or text[:1] not in "[{" or not text:
         return None
     try:
         value = json.loads(text)

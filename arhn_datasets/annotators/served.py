@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from arhn_datasets import background
-from arhn_datasets.annotators.llm import LLMAnnotator
-from arhn_datasets.endpoint import Client, Completion, ConnectionOptions, ServerInfo, base_url, shown_url
+from arhn_datasets.annotators.llm import LLMAnnotator, stored_replies
+from arhn_datasets.endpoint import (
+    APIS,
+    ChatRequest,
+    Completion,
+    ConnectionOptions,
+    HttpTransport,
+    HubTransport,
+    Pool,
+    ServerInfo,
+    Transport,
+    base_url,
+    shown_url,
+)
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.prompts import Message
+
+if TYPE_CHECKING:
+    from huggingface_hub import AsyncInferenceClient
+
+
+_FROM_STORE = dict.fromkeys(("stored", "stored_prompt_tokens", "stored_completion_tokens"), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,38 +36,53 @@ class Endpoint(LLMAnnotator):
 
     Args:
         url: The server's URL, or several servers of the same model.
+        client: Instead of a URL, a ``huggingface_hub.AsyncInferenceClient`` of yours (provider routing, billing, own
+            headers); slower, with the same limits, retries, store and statuses.
+        api: ``"tgi"`` or ``"openai"``; by default the servers are asked which one they speak.
         model: The model that has to answer; by default the one that the server names. Naming it, with its revision,
             lets a rerun find its fingerprint without asking the server.
         revision: Commit sha of the model; by default the one that the server names.
         api_key: Sent to ``url`` alone, as a bearer token; by default ``ARHN_API_KEY``. No other token is ever sent.
-        timeout: Seconds for each request.
+        timeout: Seconds for each attempt.
+        deadline: Seconds for all attempts of a request, waiting for an overloaded or absent server included.
+        give_up_after: Seconds without any server that answers before the run ends.
         concurrency: Requests in flight for each server; by default just below the server's own limit.
-        attempts: Tries for each request, the first included.
+        attempts: Tries for each request, the first included; none is used up by an overloaded or absent server.
         backoff: Seconds before the second try, doubled and jittered after.
 
     Raises:
         ConfigurationError: a value is out of range, or the URL is none.
     """
 
-    url: str | tuple[str, ...]
+    url: str | tuple[str, ...] | None = None
     _: KW_ONLY
+    client: AsyncInferenceClient | None = field(default=None, repr=False)
+    api: str | None = None
     model: str | None = None
     revision: str | None = None
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 300.0
+    deadline: float = 3600.0
+    give_up_after: float = 600.0
     concurrency: int | None = None
     attempts: int = 6
     backoff: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        urls = (self.url,) if isinstance(self.url, str) else tuple(self.url)
-        if not urls:
-            raise ConfigurationError("url is empty; the URL of an endpoint was expected, or several.")
-        object.__setattr__(self, "url", tuple(base_url(url) for url in urls))
-        # 0 would be no limit at all, and a request that hangs would hang the run.
-        if not 0 < self.timeout < float("inf"):
-            raise ConfigurationError(f"timeout is {self.timeout}; a number of seconds above 0 was expected.")
+        if (self.client is None) == (not self.urls):
+            raise ConfigurationError(
+                "url is empty; the URL of an endpoint was expected, or several, or client= and no URL."
+            )
+        object.__setattr__(self, "url", tuple(base_url(url) for url in self.urls) or None)
+        if self.api not in (None, *APIS):
+            raise ConfigurationError(
+                f"api is {self.api!r}; one of {', '.join(APIS)} was expected, or None to find out."
+            )
+        for name in ("timeout", "deadline", "give_up_after"):
+            # 0 would be no limit at all, and a request that hangs would hang the run.
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; a number of seconds above 0 was expected.")
         if not 0 <= self.backoff < float("inf"):
             raise ConfigurationError(f"backoff is {self.backoff}; a number of seconds, 0 or more, was expected.")
         if self.attempts < 1 or (self.concurrency is not None and self.concurrency < 1):
@@ -61,13 +91,17 @@ class Endpoint(LLMAnnotator):
             )
 
     def __repr__(self) -> str:
-        urls = tuple(shown_url(url) for url in self.url)
-        return f"{type(self).__name__}(url={urls}, model={self.model!r}, revision={self.revision!r})"
+        where = tuple(shown_url(url) for url in self.urls) if self.client is None else "a client"
+        return f"{type(self).__name__}({where}, model={self.model!r}, revision={self.revision!r})"
 
-    async def complete(self, messages: Sequence[Message], max_tokens: int) -> Completion:
-        """The reply of the server with the fewest requests in flight."""
-        client = min(self._clients(), key=lambda client: client.in_flight)
-        return await client.chat(messages, max_tokens)
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The roots of the servers."""
+        return () if self.url is None else (self.url,) if isinstance(self.url, str) else self.url
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """The reply of one of the servers."""
+        return await self._pool().chat(request)
 
     async def model_identity(self) -> dict[str, Any]:
         """Model and revision, as configured or as the servers name them."""
@@ -80,23 +114,25 @@ class Endpoint(LLMAnnotator):
         Raises:
             ConfigurationError: they serve different models, or another one than was asked for.
         """
-        clients = self._clients()
-        infos = await asyncio.gather(*(client.info() for client in clients))
-        for client, info in zip(clients, infos, strict=True):
-            if (info.model, info.revision) != (infos[0].model, infos[0].revision):
-                raise ConfigurationError(
-                    f"The endpoints serve different models: {shown_url(clients[0].url)} has {infos[0].model}@"
-                    f"{infos[0].revision}, {shown_url(client.url)} has {info.model}@{info.revision}. "
-                    "One run takes one model; name only endpoints that serve it."
-                )
-        served = infos[0]
+        pool = self._pool()
+        served = await pool.info()
         for name, wanted, found in (("model", self.model, served.model), ("revision", self.revision, served.revision)):
             if wanted and found and wanted != found:
                 raise ConfigurationError(
-                    f"{shown_url(clients[0].url)} serves the {name} {found!r}, and {wanted!r} was asked for. "
+                    f"{pool.servers[0].transport.name} serves the {name} {found!r}, and {wanted!r} was asked for. "
                     f"Name the one that is served, or leave {name} out to take it."
                 )
         return served
+
+    def statistics(self) -> dict[str, Any]:
+        """Requests, retries and tokens so far in this process."""
+
+        async def read() -> dict[str, Any]:
+            pool = self._pool()
+            sent = sum(server.limit.in_flight for server in pool.servers)
+            return {**asdict(pool.statistics), "in_flight": sent, **_FROM_STORE, **stored_replies()}
+
+        return background.run(read())
 
     def identity(self, stage: str) -> dict[str, Any]:
         """Model, revision, prompt and parameters; asks the server for the model where none is configured."""
@@ -119,16 +155,21 @@ class Endpoint(LLMAnnotator):
             **self._prompt_description(),
         }
 
-    def _clients(self) -> list[Client]:
+    def _pool(self) -> Pool:
         options = ConnectionOptions(
             api_key=(self.api_key or os.environ.get("ARHN_API_KEY") or "").strip() or None,
             timeout=self.timeout,
+            deadline=self.deadline,
             concurrency=self.concurrency,
             attempts=self.attempts,
             backoff=self.backoff,
+            give_up_after=self.give_up_after,
+            api=self.api,
         )
-        return [_client(url, options, self.model) for url in self.url]
+        key = ("pool", self.urls, id(self.client) if self.client is not None else None, self.model, options)
+        return background.resource(key, lambda: Pool(self._transports(options), options))
 
-
-def _client(url: str, options: ConnectionOptions, model: str | None) -> Client:
-    return background.resource(("client", url, options, model), lambda: Client(url, options, model))
+    def _transports(self, options: ConnectionOptions) -> list[Transport]:
+        if self.client is not None:
+            return [HubTransport(self.client, self.model)]
+        return [HttpTransport(url, options, self.model) for url in self.urls]

@@ -1,0 +1,415 @@
+"""What is said to LLM servers and what they say: shapes, traps and errors, without any I/O.
+
+Server contract: TGI 3.3 Messages API, ``POST /v1/chat/completions``; ``GET /info`` names model, revision and limits.
+The traps that shape the request body: ``temperature`` 0 is greedy and its absence samples at 1.0; ``top_p`` 1.0 is
+refused; ``presence_penalty`` 0 becomes a repetition penalty of 2.0; TGI reads any ``model`` but ``"tgi"`` as a LoRA
+adapter, never parses thinking, and takes its own shape of constrained output.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+from arhn_datasets.errors import (
+    AccessDenied,
+    ConfigurationError,
+    EmptyReply,
+    EndpointFailure,
+    EndpointOverloaded,
+    EndpointUnavailable,
+    PromptTooLong,
+    RequestRejected,
+)
+
+TGI, OPENAI = "tgi", "openai"
+APIS = (TGI, OPENAI)
+DEFAULT_CONCURRENCY = 128  # where the server states no limit
+HEADROOM = 0.02  # share of TGI's max_concurrent_requests that is left alone: above the limit it answers 429
+MESSAGE_CHARACTERS = 300
+PASSING_STATUSES = (429, 502, 503, 504)
+AWAY_STATUSES = (502, 503, 504)  # a proxy in front of a server that is not there
+RETRY_AFTER_MAX_SECONDS = 300.0
+TEMPLATE_TOKENS = 64  # what a chat template may add to the messages
+
+# Models that think unless told otherwise. TGI passes no template options on, so the thinking is closed before it opens.
+_THINKING = re.compile(
+    r"qwen3(?!.*(?:instruct|coder|2507|embedding|reranker))|qwq|deepseek-r1|-thinking|magistral", re.IGNORECASE
+)
+_TOO_LONG = re.compile(
+    r"context (?:length|size|window)|maximum context|must have less than|`inputs` tokens|too long|length limit exceeded"
+    r"|maximum (?:sequence|input|model) length|room for \d+",
+    re.IGNORECASE,
+)
+_GRAMMAR = re.compile(r"grammar|response_format|guided|json_schema|structured", re.IGNORECASE)
+
+_KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerInfo:
+    """What a server says of itself.
+
+    ``max_concurrent_requests`` is None where the server names no limit; ``revision`` is the model's commit sha.
+    """
+
+    api: str
+    model: str
+    revision: str | None = None
+    version: str | None = None
+    max_concurrent_requests: int | None = None
+    max_input_tokens: int | None = None
+    max_total_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A reply: its text, why it ended (``"stop"`` or ``"length"``) and the tokens it took, where stated."""
+
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest:
+    """A greedy chat request.
+
+    ``schema`` is a JSON schema for constrained output, None for none; ``affinity`` names what the prompt shares with
+    others (the query), so that they can go to the replica that has its prefix.
+    """
+
+    messages: tuple[Mapping[str, str], ...]
+    max_tokens: int
+    schema: Mapping[str, Any] | None = None
+    affinity: str = ""
+
+    def size(self) -> int:
+        """Bytes of the prompt: no tokenizer makes more tokens of it."""
+        return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionOptions:
+    """How to reach servers; none of it changes a reply, so none of it enters an identity.
+
+    ``timeout`` is in seconds for each attempt and ``deadline`` for all attempts of a request; ``concurrency`` in
+    requests for each server, None for what it allows; ``attempts`` counts the first one, and none while a server is
+    overloaded or away; ``backoff`` is the first pause in seconds, doubled and jittered; ``give_up_after`` seconds
+    without any server that answers end the run; ``api`` is None to find out.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    timeout: float = 300.0
+    deadline: float = 3600.0
+    concurrency: int | None = None
+    attempts: int = 6
+    backoff: float = 0.5
+    give_up_after: float = 600.0
+    api: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key and not (self.api_key.isprintable() and self.api_key.isascii()):
+            raise ConfigurationError(
+                "The API key holds a character that no HTTP header can carry. Expected one line of plain characters; "
+                "look at ARHN_API_KEY, api_key= or --api-key."
+            )
+
+
+def base_url(url: str) -> str:
+    """The root of a server from any URL of it that users paste.
+
+    Raises:
+        ConfigurationError: it is no http(s) URL.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a broken IPv6 address or port
+        known = False
+    if not known:
+        raise ConfigurationError(
+            f"{url.rpartition('@')[2]!r} is not the URL of an endpoint; expected something like http://localhost:8080."
+        )
+    path = parts.path.rstrip("/")
+    for route in _KNOWN_ROUTES:
+        if path.endswith(route):
+            path = path[: -len(route)]
+            break
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def shown_url(url: str) -> str:
+    """``url`` without user name and password, for messages."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def chat_body(info: ServerInfo, request: ChatRequest, *, template_options: bool = True) -> dict[str, Any]:
+    """The body of a greedy chat request in the shape that ``info.api`` takes.
+
+    On TGI thinking is switched off by a closed, empty thought as the beginning of the reply; a constrained reply
+    cannot think anyway. Elsewhere the chat template is asked.
+    """
+    messages = [dict(message) for message in request.messages]
+    body: dict[str, Any] = {
+        "model": "tgi" if info.api == TGI else info.model,
+        "messages": messages,
+        "max_tokens": request.max_tokens,
+        "temperature": 0,
+        "stream": False,
+    }
+    if info.api == TGI:
+        if request.schema:
+            body["response_format"] = {"type": "json", "value": request.schema}
+        elif thinks(info.model):
+            messages.append({"role": "assistant", "content": "<think>\n\n</think>"})
+        return body
+    if request.schema:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "schema": request.schema, "strict": True},
+        }
+    if template_options:
+        body["chat_template_kwargs"] = {"enable_thinking": False}
+    return body
+
+
+def generate_body(prompt: str, request: ChatRequest) -> dict[str, Any]:
+    """The body of the same request to TGI's ``/generate``; without sampling parameters it is greedy there."""
+    parameters: dict[str, Any] = {"max_new_tokens": request.max_tokens, "details": True, "return_full_text": False}
+    if request.schema:
+        parameters["grammar"] = {"type": "json", "value": request.schema}
+    return {"inputs": prompt, "parameters": parameters}
+
+
+def thinks(model: str) -> bool:
+    """Whether a model of this name writes its thoughts before it answers."""
+    return bool(_THINKING.search(model))
+
+
+def room(info: ServerInfo, max_tokens: int) -> int | None:
+    """Most tokens of a prompt with a reply of ``max_tokens``, None where the server names no limit."""
+    limits = [info.max_input_tokens - 1] if info.max_input_tokens else []
+    limits += [info.max_total_tokens - max_tokens] if info.max_total_tokens else []
+    return max(1, min(limits) - TEMPLATE_TOKENS) if limits else None
+
+
+def parse_info(body: bytes) -> ServerInfo | None:
+    """What TGI's ``/info`` says, None where it is none."""
+    found = _json_object(body)
+    if "model_id" not in found:
+        return None
+
+    def number(name: str) -> int | None:
+        value = found.get(name)
+        return value if type(value) is int and value > 0 else None
+
+    return ServerInfo(
+        api=TGI,
+        model=str(found["model_id"]),
+        revision=found.get("model_sha"),
+        version=found.get("version"),
+        max_concurrent_requests=number("max_concurrent_requests"),
+        max_input_tokens=number("max_input_tokens"),
+        max_total_tokens=number("max_total_tokens"),
+    )
+
+
+def parse_models(body: bytes) -> list[str] | None:
+    """The model names in the body of ``/v1/models``, None where it is none."""
+    listed = _json_object(body).get("data")
+    if not isinstance(listed, list):
+        return None
+    return [str(entry["id"]) for entry in listed if isinstance(entry, dict) and entry.get("id")]
+
+
+def parse_tokens(body: bytes) -> int | None:
+    """How many tokens the body of ``/tokenize`` lists, None where it is no list."""
+    try:
+        listed = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return len(listed) if isinstance(listed, list) else None
+
+
+def slots_of(info: ServerInfo) -> int:
+    """Requests to keep in flight: just below the server's limit, because above it answers 429 without waiting."""
+    limit = info.max_concurrent_requests
+    return max(1, limit - math.ceil(limit * HEADROOM)) if limit else DEFAULT_CONCURRENCY
+
+
+def parse_generated(body: bytes, secret: str | None = None) -> Completion:
+    """The completion in the body of a 200 of ``/generate``.
+
+    Raises:
+        EmptyReply: the body is none, or holds no text.
+    """
+    try:
+        reply = json.loads(body)
+        details = reply.get("details") or {}
+        return _completion(reply["generated_text"], details.get("finish_reason"), None, details.get("generated_tokens"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _no_completion(body, secret) from error
+
+
+def parse_completion(body: bytes, secret: str | None = None) -> Completion:
+    """The completion in the body of a 200; ``secret`` is left out of the message.
+
+    Raises:
+        EmptyReply: the body is not a chat completion, or holds no text.
+    """
+    try:
+        reply = json.loads(body)
+        choice = reply["choices"][0]
+        usage = reply.get("usage") or {}
+        return _completion(
+            choice["message"]["content"],
+            choice.get("finish_reason"),
+            usage.get("prompt_tokens"),
+            usage.get("completion_tokens"),
+        )
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _no_completion(body, secret) from error
+
+
+def _completion(text: Any, reason: Any, prompt_tokens: Any, completion_tokens: Any) -> Completion:
+    if not isinstance(text, str):
+        raise TypeError("content is not a text")
+    return Completion(
+        text=_encodable(text),
+        finish_reason=reason if isinstance(reason, str) else None,
+        prompt_tokens=prompt_tokens if type(prompt_tokens) is int else None,
+        completion_tokens=completion_tokens if type(completion_tokens) is int else None,
+    )
+
+
+def _no_completion(body: bytes, secret: str | None) -> EmptyReply:
+    said = excerpt(without(secret, body))
+    return EmptyReply(f"the server answered 200 without a completion: {said!r}")
+
+
+def error_of(status: int, body: bytes, url: str, retry_after: str | None = None) -> Exception:
+    """The error of a reply that is not a 200 (server contract: JSON, plain text or empty)."""
+    said = _message(body)
+    if status in (401, 403):
+        return AccessDenied(
+            f"{shown_url(url)} answered {status}: the API key is missing or wrong. Set ARHN_API_KEY, or pass api_key= "
+            "or --api-key; no other token is ever sent."
+        )
+    if status in (404, 405):
+        return AccessDenied(
+            f"{shown_url(url)} answered {status}: there is no chat API. Expected a text-generation-inference or "
+            "OpenAI-compatible server; check the URL and its path."
+        )
+    if status == 429:
+        return EndpointOverloaded(f"429: {said}", retry_after=seconds_of(retry_after))
+    if status in AWAY_STATUSES:
+        return EndpointUnavailable(f"{status}: {said}")
+    if status == 424 or status >= 500:
+        return EndpointFailure(f"{status}: {said}")
+    if status == 413 or _TOO_LONG.search(said):
+        return PromptTooLong(f"{status}: {said}")
+    return RequestRejected(f"{status}: {said}")
+
+
+def unconstrained(request: ChatRequest) -> ChatRequest:
+    """``request`` for a server that takes no schemas."""
+    return replace(request, schema=None)
+
+
+def refuses_grammar(error: RequestRejected) -> bool:
+    """Whether a request was refused for its constrained output."""
+    return bool(_GRAMMAR.search(str(error)))
+
+
+def lacks_template(error: RequestRejected) -> bool:
+    """Whether a server has no chat template (TGI reads no chat_template.jinja)."""
+    return "template" in str(error).lower() and "not found" in str(error).lower()
+
+
+def seconds_of(retry_after: str | None) -> float | None:
+    """The pause that a ``Retry-After`` header asks for, in seconds or as a date; None for none."""
+    if not retry_after:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return None
+    return min(seconds, RETRY_AFTER_MAX_SECONDS) if seconds > 0 else None
+
+
+def chosen_model(served: Sequence[str], wanted: str | None, url: str) -> str:
+    """The model to ask an OpenAI-compatible server for; some list none, and take the name they were started with.
+
+    Raises:
+        ConfigurationError: nothing says which one.
+    """
+    if wanted and (wanted in served or not served):
+        return wanted
+    if wanted or len(served) == 1:
+        return served[0]
+    named = f"has several models ({', '.join(served[:5])})" if served else "names no model"
+    raise ConfigurationError(f"{shown_url(url)} {named}; say which one has to answer, with model= or --model.")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether ``url`` points at this machine, where no proxy belongs."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for ``url``; aiohttp's ``trust_env`` would send ~/.netrc along."""
+    parts = urlsplit(url)
+    if is_loopback(url) or proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _message(body: bytes) -> str:
+    said = _json_object(body)
+    error = said.get("error", said.get("detail", said.get("message")))
+    if isinstance(error, dict):
+        error = error.get("message")
+    return excerpt(str(error) if error else body) or "no message"
+
+
+def excerpt(text: str | bytes) -> str:
+    """The beginning of a message, on one line."""
+    line = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+    return _encodable(" ".join(line[: 4 * MESSAGE_CHARACTERS].split())[:MESSAGE_CHARACTERS])
+
+
+def _encodable(text: str) -> str:
+    """``text`` with "?" for halves of surrogate pairs, which JSON can hold and Arrow cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def without(secret: str | None, body: bytes) -> bytes:
+    """``body`` in which ``secret`` cannot be read."""
+    return body.replace(secret.encode("utf-8", "surrogateescape"), b"***") if secret else body
