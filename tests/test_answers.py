@@ -567,6 +567,7 @@ from arhn_datasets import answers
 from arhn_datasets.records import digest
 
 answers.BATCH_SECONDS = 60
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
 
 def fill(_=None):
     store = answers.Answers(Path(sys.argv[1]))

@@ -160,7 +160,13 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     server.fault = lambda number, _: asyncio.sleep(60) if number > 45 else None  # it cannot end by itself
     command = [str(BIN / "arhn-refine"), str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
     command += ["--cache", str(tmp_path / "answers")]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
+    )
     while server.requests < 48:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
