@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.endpoint import contract
 from arhn_datasets.endpoint.contract import ChatRequest, Completion, ConnectionOptions, ServerInfo, shown_url
+from arhn_datasets.endpoint.transport import ChatTransport
 from arhn_datasets.errors import (
     ConfigurationError,
-    EmptyReply,
     EndpointUnavailable,
     MissingDependencyError,
     PromptTooLong,
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _USER_INFO = re.compile(r"//[^/\s]*@")
 
 
-class HttpTransport:
+class HttpTransport(ChatTransport):
     """The chat API of one server; each call is one attempt.
 
     ``model`` is the one to ask for where the server has several or names none.
@@ -41,7 +41,6 @@ class HttpTransport:
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
         self._template_options = True
-        self._grammar = True
         self._tokenizer: Any = None
         self._loading = asyncio.Lock()
 
@@ -75,28 +74,6 @@ class HttpTransport:
             "model. Expected text-generation-inference or an OpenAI-compatible chat server; check the URL, or name "
             "the API and the model (--api, --model)."
         )
-
-    async def chat(self, info: ServerInfo, request: ChatRequest) -> Completion:
-        """The reply to one request.
-
-        Raises:
-            EndpointError: this attempt failed.
-            AccessDenied: no request can succeed.
-        """
-        if request.schema is not None and not self._grammar:
-            request = contract.unconstrained(request)
-        try:
-            completion = await self._ask(info, request)
-        except RequestRejected as error:
-            if request.schema is None or not contract.refuses_grammar(error):
-                raise
-            if self._grammar:  # those under way at the same time are refused, too
-                logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
-            self._grammar = False
-            completion = await self._ask(info, contract.unconstrained(request))
-        if not completion.text.strip():
-            raise EmptyReply("the server answered 200 with an empty text")
-        return completion
 
     async def probe(self) -> None:
         """Ask whether the server is there; raises where it is not."""

@@ -6,24 +6,22 @@ It costs several times the CPU of our own client and brings neither retries nor 
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.endpoint import contract
 from arhn_datasets.endpoint.contract import ChatRequest, Completion, ServerInfo
-from arhn_datasets.errors import AccessDenied, ConfigurationError, EmptyReply, EndpointUnavailable, RequestRejected
+from arhn_datasets.endpoint.transport import ChatTransport
+from arhn_datasets.errors import AccessDenied, ConfigurationError, EmptyReply, EndpointUnavailable
 
 if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
 
 
-logger = logging.getLogger(__name__)
-
 _NO_COMPLETION = (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, LookupError, AssertionError)
 _REPLY_TYPES = ".types.base"  # the module where the hub reads replies
 
 
-class HubTransport:
+class HubTransport(ChatTransport):
     """The chat API behind a client that the user made."""
 
     def __init__(self, client: AsyncInferenceClient, model: str | None = None) -> None:
@@ -31,7 +29,6 @@ class HubTransport:
         own = getattr(client, "model", None)
         self._own = None if own is None or "://" in own else str(own)  # of base_url= it makes a model, too
         self._model = model or self._own
-        self._grammar = True
         self.name = f"the AsyncInferenceClient ({getattr(client, 'provider', None) or 'no provider'})"
 
     async def info(self) -> ServerInfo:
@@ -50,28 +47,6 @@ class HubTransport:
                 "is kept under its model."
             )
         return ServerInfo(api=contract.OPENAI, model=self._model)
-
-    async def chat(self, info: ServerInfo, request: ChatRequest) -> Completion:
-        """The reply to one request.
-
-        Raises:
-            EndpointError: this attempt failed.
-            AccessDenied: no request can succeed.
-        """
-        if not self._grammar:
-            request = contract.unconstrained(request)
-        try:
-            completion = await self._ask(info, request)
-        except RequestRejected as error:
-            if request.schema is None or not contract.refuses_grammar(error):
-                raise
-            if self._grammar:  # those under way at the same time are refused, too
-                logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
-            self._grammar = False
-            completion = await self._ask(info, contract.unconstrained(request))
-        if not completion.text.strip():
-            raise EmptyReply("the provider answered with an empty text")
-        return completion
 
     async def probe(self) -> None:
         """A provider has no health route; the next request tells."""
