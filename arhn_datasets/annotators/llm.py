@@ -67,6 +67,20 @@ class LLMAnnotator(Annotator):
     async def model_identity(self) -> dict[str, Any]:
         """The model that replies, as JSON: at least ``model`` and ``revision``. Runs on the background loop."""
 
+    async def known_model(self) -> dict[str, Any]:
+        """:meth:`model_identity`, without which nothing can be asked.
+
+        Raises:
+            AnnotatorError: there is no model to ask, so no request can succeed.
+        """
+        try:
+            return await self.model_identity()
+        except EndpointError as error:
+            raise AnnotatorError(
+                f"There is no model to ask: {error}. Check the URL and that the server is up, then run again; replies "
+                "of before are kept."
+            ) from error
+
     @abstractmethod
     async def complete(self, request: ChatRequest) -> Completion:
         """The greedy reply. Runs on the background loop.
@@ -144,13 +158,7 @@ class LLMAnnotator(Annotator):
             EndpointError: this request failed.
             AnnotatorError: there is no model to ask, so no request can succeed.
         """
-        try:
-            model = await self.model_identity()
-        except EndpointError as error:
-            raise AnnotatorError(
-                f"There is no model to ask: {error}. Check the URL and that the server is up, then run again; replies "
-                "of before are kept."
-            ) from error
+        model = await self.known_model()
         schema = schema if self.constrained else None
         request = ChatRequest(
             messages=tuple(messages if schema is None else _asking_for_json(messages, schema)),

@@ -139,7 +139,7 @@ class Endpoint(LLMAnnotator):
         if self.model is not None:
             model = {"model": self.model, "revision": self.revision}
         else:
-            model = background.run(self.model_identity())
+            model = background.run(self.known_model())
         return {"annotator": "llm", **model, **self._stage_identity(stage)}
 
     def description(self) -> dict[str, Any]:
