@@ -16,6 +16,7 @@ import pytest
 from arhn_datasets import cli
 from arhn_datasets.annotators import Endpoint, Lexical, Local
 from arhn_datasets.answers import Answers
+from arhn_datasets.cli.refining import what_is_kept
 from tests.conftest import SAMPLE
 
 BIN = Path(sys.executable).parent
@@ -189,9 +190,9 @@ def test_interrupted_messages(tmp_path):
     """What is kept depends on the annotator and the store."""
     parse = cli.refine_parser().parse_args
     base = ["in", "--output", "o"]
-    assert "start again" in cli._what_is_kept(parse([*base, "--annotator", "lexical"]))
-    assert "start again" in cli._what_is_kept(parse([*base, "--cache", "none"]))
-    assert os.environ["ARHN_CACHE"] in cli._what_is_kept(parse(base))
+    assert "start again" in what_is_kept(parse([*base, "--annotator", "lexical"]))
+    assert "start again" in what_is_kept(parse([*base, "--cache", "none"]))
+    assert os.environ["ARHN_CACHE"] in what_is_kept(parse(base))
 
 
 def test_push_lists_everything_without_network(refined, capsys, monkeypatch):

@@ -1,26 +1,18 @@
-"""The commands: argument parsing, printing and exit codes (0 done, 1 the run failed, 2 wrong usage)."""
+"""``arhn-refine``."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
 import os
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from arhn_datasets import answers
 from arhn_datasets.annotators import Annotator, Endpoint, Lexical, Local
 from arhn_datasets.answers import default_directory, directory_of
+from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, positive
 from arhn_datasets.endpoint import APIS
-from arhn_datasets.errors import AccessDenied, ArhnError, ConfigurationError, InputError
+from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.prompts import TASKS
 from arhn_datasets.relabeling import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
 
@@ -28,8 +20,6 @@ if TYPE_CHECKING:
     from arhn_datasets.refine import Input, Refinement, Stages
 
 ANNOTATORS = ("lexical", "local", "tgi")
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
-MEGABYTE = 1_000_000
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
     "from a passage about the same subject."
@@ -39,24 +29,12 @@ BASELINE_WARNING = (
 def refine_command(arguments: Sequence[str] | None = None) -> int:
     """``arhn-refine``."""
     options = refine_parser().parse_args(arguments)
-    return _guarded(lambda: _refine(options), lambda: _what_is_kept(options))
-
-
-def push_command(arguments: Sequence[str] | None = None) -> int:
-    """``arhn-push``."""
-    options = push_parser().parse_args(arguments)
-    return _guarded(lambda: _push(options), lambda: "Nothing was published; run the same command again.")
-
-
-def cache_command(arguments: Sequence[str] | None = None) -> int:
-    """``arhn-cache``."""
-    options = cache_parser().parse_args(arguments)
-    return _guarded(lambda: _cache(options), lambda: "The store is whole; run the same command again to go on.")
+    return guarded(lambda: _refine(options), lambda: what_is_kept(options))
 
 
 def refine_parser() -> argparse.ArgumentParser:
     """The arguments of ``arhn-refine``."""
-    parser = _parser("arhn-refine", "Repair the hard negatives of a retrieval training set.")
+    parser = command_parser("arhn-refine", "Repair the hard negatives of a retrieval training set.")
     parser.add_argument(
         "input",
         metavar="INPUT",
@@ -67,7 +45,7 @@ def refine_parser() -> argparse.ArgumentParser:
     source.add_argument("--config", help="configuration of a Hub dataset")
     source.add_argument("--split", help="only this split")
     source.add_argument("--revision", help="commit, branch or tag of a Hub dataset")
-    source.add_argument("--limit", type=_positive, metavar="N", help="only the first N rows of each split")
+    source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each split")
     annotator = parser.add_argument_group("annotator")
     annotator.add_argument(
         "--annotator",
@@ -88,7 +66,7 @@ def refine_parser() -> argparse.ArgumentParser:
     annotator.add_argument(
         "--give-up-after", type=float, default=600.0, metavar="SECONDS", help="end the run when no endpoint answers"
     )
-    annotator.add_argument("--concurrency", type=_positive, metavar="N", help="requests in flight for each server")
+    annotator.add_argument("--concurrency", type=positive, metavar="N", help="requests in flight for each server")
     annotator.add_argument(
         "--cache", metavar="DIR|none", help="store of replies, kept between runs; default: ARHN_CACHE or user cache"
     )
@@ -101,9 +79,9 @@ def refine_parser() -> argparse.ArgumentParser:
     )
     ranking = parser.add_argument_group("ranking")
     ranking.add_argument("--rank-by", choices=("snippet", "passage"), default="snippet")
-    ranking.add_argument("--window", type=_positive, default=20, metavar="N", help="most candidates in a request")
-    ranking.add_argument("--stride", type=_positive, default=10, metavar="N", help="shift of the next window")
-    ranking.add_argument("--permutations", type=_positive, default=1, metavar="K", help="rankings of each set")
+    ranking.add_argument("--window", type=positive, default=20, metavar="N", help="most candidates in a request")
+    ranking.add_argument("--stride", type=positive, default=10, metavar="N", help="shift of the next window")
+    ranking.add_argument("--permutations", type=positive, default=1, metavar="K", help="rankings of each set")
     ranking.add_argument("--seed", type=int, default=0, help="of the shown orders")
     policy = parser.add_argument_group("policy")
     policy.add_argument("--policy", choices=POLICIES, default="relabel+filter")
@@ -115,53 +93,15 @@ def refine_parser() -> argparse.ArgumentParser:
     policy.add_argument("--max-relabeled", type=int, metavar="N", help="most new positives in a row")
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
     run = parser.add_argument_group("run")
-    run.add_argument("--num-proc", type=_positive, metavar="N", help="processes")
-    run.add_argument("--batch-size", type=_positive, metavar="N", help="rows in a call")
+    run.add_argument("--num-proc", type=positive, metavar="N", help="processes")
+    run.add_argument("--batch-size", type=positive, metavar="N", help="rows in a call")
     run.add_argument("--estimate", action="store_true", help="annotate a sample, print what the run will cost, end")
-    run.add_argument("--estimate-rows", type=_positive, default=32, metavar="N", help="rows of that sample")
+    run.add_argument("--estimate-rows", type=positive, default=32, metavar="N", help="rows of that sample")
     run.add_argument("--price-per-hour", type=float, metavar="MONEY", help="of all endpoints together")
     run.add_argument(
         "--price-per-million", type=float, nargs=2, metavar=("IN", "OUT"), help="tokens in and out, instead of hours"
     )
     run.add_argument("--show", type=int, default=0, metavar="N", help="print N changed rows at the end")
-    return parser
-
-
-def push_parser() -> argparse.ArgumentParser:
-    """The arguments of ``arhn-push``."""
-    parser = _parser("arhn-push", "Publish a refined dataset on the Hugging Face Hub, in one commit.")
-    parser.add_argument("folder", metavar="DIR", help="what arhn-refine --output has written")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name on the Hub")
-    visibility = parser.add_mutually_exclusive_group()
-    visibility.add_argument("--private", dest="private", action="store_true", default=True, help="the default")
-    visibility.add_argument("--public", dest="private", action="store_false", help="of a repository that is made")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
-    parser.add_argument("--message", default="Refine hard negatives with ARHN", help="of the commit")
-    parser.add_argument("--token", help="of the Hub; default: the one that hf auth login has stored")
-    parser.add_argument("--dry-run", action="store_true", help="list the files and print the card, without network")
-    return parser
-
-
-def cache_parser() -> argparse.ArgumentParser:
-    """The arguments of ``arhn-cache``."""
-    parser = _parser("arhn-cache", "Look at the store of LLM replies, shorten it, or carry replies between machines.")
-    folder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    folder.add_argument("--cache", metavar="DIR", help="folder of the store; default: ARHN_CACHE or the user's cache")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def action(name: str, description: str) -> argparse.ArgumentParser:
-        return actions.add_parser(name, help=description, description=description, parents=[folder], allow_abbrev=False)
-
-    action("info", "print path, size and replies by model")
-    prune = action("prune", "remove replies and shrink the file")
-    prune.add_argument("--older-than", type=_not_negative, metavar="DAYS", help="what was stored before")
-    prune.add_argument("--model", metavar="ID", help="of this model, ID or ID@REVISION")
-    prune.add_argument("--max-size", type=_not_negative, metavar="MB", help="then the oldest, until the file fits")
-    prune.add_argument("--dry-run", action="store_true", help="print what would go, remove nothing")
-    action("export", "write a JSON line for each reply").add_argument("file", metavar="FILE.jsonl", type=Path)
-    action("import", "add the replies of an exported file").add_argument("file", metavar="FILE.jsonl", type=Path)
-    merge = action("merge", "add the replies of other stores")
-    merge.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="folder of another store")
     return parser
 
 
@@ -326,183 +266,10 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     return FAILED if total.errors == sum(total.snippets.values()) + total.rankings.get("error", 0) else DONE
 
 
-def _push(options: argparse.Namespace) -> int:
-    from arhn_datasets.push import files_to_push, push
-
-    files = files_to_push(options.folder)
-    if options.dry_run:
-        for file in files:
-            print(f"{file.size:>14,}  {file.path}")
-        with open(os.path.join(options.folder, "README.md"), encoding="utf-8") as card:
-            print(f"\n{card.read()}")
-        return DONE
-    url = push(
-        options.folder,
-        options.repo_id,
-        private=options.private,
-        revision=options.revision,
-        message=options.message,
-        token=options.token,
-    )
-    print(f'published {url}   load_dataset("{options.repo_id}") loads it')
-    return DONE
-
-
-def _cache(options: argparse.Namespace) -> int:
-    folder = default_directory() if options.cache is None else directory_of(options.cache)
-    if folder is None:
-        raise ConfigurationError("No store of replies is in use (none). Name the folder of one: --cache DIR.")
-    if options.action == "info":
-        _print_info(folder)
-    elif options.action == "prune":
-        _prune(options, folder)
-    elif options.action == "export":
-        print(f"exported {answers.export_file(folder, options.file):,} replies to {options.file}")
-    elif options.action == "import":
-        _print_added(options.file, folder, *answers.import_file(folder, options.file))
-    else:
-        for other in options.folders:
-            _print_added(other, folder, *answers.merge(folder, other))
-    return DONE
-
-
-def _print_info(folder: Path) -> None:
-    print(f"path     {folder / answers.FILE_NAME}")
-    if not (folder / answers.FILE_NAME).exists():
-        print("replies  none yet: there is no such file")
-        return
-    kept = answers.kept(folder)
-    print(f"size     {_megabytes(answers.store_size(folder))}")
-    print(f"replies  {sum(part.replies for part in kept):,}")
-    _print_kept(kept)
-
-
-def _prune(options: argparse.Namespace, folder: Path) -> None:
-    if options.older_than is options.model is options.max_size is None:
-        raise ConfigurationError(
-            "Nothing was named to go. Name it by --older-than DAYS, --model ID, --max-size MB, or several of them; "
-            "--dry-run shows it first."
-        )
-    done = answers.prune(
-        folder,
-        older_than=options.older_than,
-        model=options.model,
-        max_bytes=None if options.max_size is None else options.max_size * MEGABYTE,
-        dry_run=options.dry_run,
-    )
-    print(f"{'would remove' if options.dry_run else 'removed'}  {sum(part.replies for part in done.removed):,} replies")
-    _print_kept(done.removed)
-    if not options.dry_run:
-        print(f"size     {_megabytes(done.before)} before, {_megabytes(done.after)} now")
-    if done.trouble:
-        print(
-            f"The file did not shrink ({done.trouble}). Run the command again when no other process uses the store.",
-            file=sys.stderr,
-        )
-
-
-def _print_added(source: Path, folder: Path, new: int, came: int) -> None:
-    print(f"added    {new:,} of {came:,} replies of {source} to {folder}; the others were there")
-
-
-def _print_kept(kept: Sequence[answers.Kept]) -> None:
-    for part in kept:
-        name = "model not recorded"
-        if part.origin is not None:
-            name = f"{part.origin.model}@{part.origin.revision}" if part.origin.revision else part.origin.model
-        oldest, newest = (time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for at in (part.oldest, part.newest))
-        print(f"  {part.replies:>11,}  {_megabytes(part.size):>12}  {oldest} to {newest}  {name}")
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / MEGABYTE:,.1f} MB"
-
-
-def _what_is_kept(options: argparse.Namespace) -> str:
+def what_is_kept(options: argparse.Namespace) -> str:
+    """What an interrupted run tells: where its replies are, and how to go on."""
     named = default_directory() if options.cache is None else directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
     if options.annotator == "lexical" or named is None:
         return f"{nothing} Run the same command to start again."
     return f"{nothing} Every reply so far is kept in {named}; run the same command again and only the rest is asked."
-
-
-def _guarded(command: Callable[[], int], interrupted: Callable[[], str]) -> int:
-    """Run a command; every error of ours becomes a message and an exit code, without a traceback."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    signals: list[int] = []
-    try:
-        with _interruptible(signals):
-            return command()
-    except (KeyboardInterrupt, Exception) as error:
-        # With several processes datasets answers an interruption by an error of its own.
-        if signals or isinstance(error, KeyboardInterrupt):
-            print(f"\nInterrupted. {interrupted()}", file=sys.stderr)
-            return FAILED
-        if not isinstance(error, ArhnError):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        usage = isinstance(error, (ConfigurationError, InputError)) and not isinstance(error, AccessDenied)
-        return WRONG_USAGE if usage else FAILED
-
-
-@contextmanager
-def _interruptible(received: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command by KeyboardInterrupt; a worker forked from it writes its replies and ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    command = os.getpid()
-
-    def end(number: int, _: object) -> None:
-        if os.getpid() != command:
-            _end_worker(number)
-        received.append(number)
-        # Between two callbacks of a loop: in the middle of one it would take a task's wake-up with it, and the clean-up
-        # of Dataset.map would wait for that task for ever.
-        loop = asyncio._get_running_loop() if len(received) == 1 else None
-        if loop is None:
-            raise KeyboardInterrupt
-        loop.call_soon_threadsafe(_interrupt)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def _end_worker(number: int) -> None:
-    # In a thread, since what was interrupted may hold the store's locks.
-    writing = threading.Thread(target=answers.flush_all, daemon=True)
-    writing.start()
-    writing.join(2)
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=name, description=description, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('arhn_datasets')}")
-    return parser
-
-
-def _positive(text: str) -> Any:
-    value = int(text) if text.lstrip("-").isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return value
-
-
-def _not_negative(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
-    return value

@@ -1,0 +1,15 @@
+"""The commands: argument parsing, printing and exit codes (0 done, 1 the run failed, 2 wrong usage)."""
+
+from arhn_datasets.cli.caching import cache_command, cache_parser
+from arhn_datasets.cli.pushing import push_command, push_parser
+from arhn_datasets.cli.refining import configured_stages, refine_command, refine_parser
+
+__all__ = [
+    "cache_command",
+    "cache_parser",
+    "configured_stages",
+    "push_command",
+    "push_parser",
+    "refine_command",
+    "refine_parser",
+]
