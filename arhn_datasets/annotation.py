@@ -134,16 +134,20 @@ class AnnotatedTransform(Transform):
         return task_of(row.get(SUBSET), self.tasks)
 
     def _served(self, urls: str | tuple[str, ...] | None, model: str | None) -> Endpoint:
-        return Endpoint(
-            urls,
-            client=self.client,
-            model=model,
-            revision=self.revision,
-            api_key=self.api_key,
-            cache=self.cache,
-            timeout=self.timeout,
-            concurrency=self.concurrency,
-        )
+        made: dict[Any, Endpoint] = self.__dict__.setdefault("_endpoints", {})  # no field: it is not pickled
+        endpoint = made.get((urls, model))
+        if endpoint is None:
+            endpoint = made[urls, model] = Endpoint(
+                urls,
+                client=self.client,
+                model=model,
+                revision=self.revision,
+                api_key=self.api_key,
+                cache=self.cache,
+                timeout=self.timeout,
+                concurrency=self.concurrency,
+            )
+        return endpoint
 
 
 def background_of(row: Row) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,12 @@ class Origin(NamedTuple):
     @property
     def number(self) -> int:
         """Its key in every file, so that files can be merged."""
-        return int(digest(list(self))[:15], 16)
+        return _number(self)
+
+
+@lru_cache(maxsize=64)
+def _number(origin: Origin) -> int:
+    return int(digest(list(origin))[:15], 16)
 
 
 class Stored(NamedTuple):
@@ -766,6 +772,7 @@ def _short(key: str) -> bytes:
     return bytes.fromhex(key)[:16]
 
 
+@lru_cache(maxsize=64)
 def _origin(model: str | None, revision: str | None, kind: str) -> Origin | None:
     if not model:
         return None

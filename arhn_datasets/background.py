@@ -39,6 +39,9 @@ _graveyard: list[_Loop] = []
 
 def _running() -> _Loop:
     global _current
+    current = _current
+    if current is not None:  # many times for each request
+        return current
     with _lock:
         if _current is None:
             _current = _Loop()

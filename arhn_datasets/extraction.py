@@ -45,11 +45,10 @@ class Snippets(AnnotatedTransform):
         """The evidence columns of one row."""
         source = self.source
         positives, negatives = (passages_of(row, column) for column in (POSITIVES, NEGATIVES))
-        background = background_of(row)
+        await source.turn(len(positives) + len(negatives))
+        background, task = background_of(row), self.task(row)
         requests = (
-            source.snippet(
-                SnippetRequest(query=row[QUERY], passage=passage, task=self.task(row), background=background)
-            )
+            source.snippet(SnippetRequest(query=row[QUERY], passage=passage, task=task, background=background))
             for passage in (*positives, *negatives)
         )
         snippets = [snippet.to_struct() for snippet in await gather(requests, concurrently=source.awaits)]

@@ -148,7 +148,11 @@ def neutralise(text: str) -> str:
 
     Only invisible word joiners are put in, so a verbatim copy of the result still grounds in the original.
     """
-    return _BRACKETED.sub(r"\g<0>" + WORD_JOINER, _ANGLED.sub("<" + WORD_JOINER, text))
+    if "<" in text:
+        text = _ANGLED.sub("<" + WORD_JOINER, text)
+    if "[" in text or "]" in text:
+        text = _BRACKETED.sub(r"\g<0>" + WORD_JOINER, text)
+    return text
 
 
 def one_line(text: str) -> str:

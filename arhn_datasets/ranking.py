@@ -120,6 +120,7 @@ class Ranks(AnnotatedTransform):
         texts = sorted({text for text in (*positives.values(), *negatives.values())})
         reference = {texts.index(text) for text in positives.values()}
         source = self.source
+        await source.turn(self.permutations)
         orders = await gather(
             (self._permutation(source, row, texts, number) for number in range(self.permutations)),
             concurrently=source.awaits,

@@ -9,12 +9,12 @@ import pytest
 from arhn_datasets.endpoint import breaker as breakers
 from arhn_datasets.endpoint import limits
 from arhn_datasets.endpoint.breaker import FAILURES, Breaker
-from arhn_datasets.endpoint.limits import AdaptiveLimit
+from arhn_datasets.endpoint.limits import AT_ONCE, AdaptiveLimit, Turns
 
 
 async def hold(limit, log, number, until=None):
     """Take a slot, write its number down, and keep it until an event."""
-    async with limit.slot():
+    async with limit:
         log.append(number)
         if until is not None:
             await until.wait()
@@ -50,7 +50,7 @@ def test_a_slot_is_given_back_after_an_error():
         limit = AdaptiveLimit(1)
         for _ in range(3):
             with pytest.raises(KeyError):
-                async with limit.slot():
+                async with limit:
                     raise KeyError
         assert limit.in_flight == 0
 
@@ -257,5 +257,74 @@ def test_an_answer_while_it_is_open_leaves_it_to_the_probe():
         assert breaker.open
         await asyncio.wait_for(breaker.closed(), 5)
         assert not breaker.open
+
+    asyncio.run(main())
+
+
+def test_rows_begin_in_order_and_only_as_many_as_are_wanted():
+    """With enough requests under way the next row waits, and begins when one of them ends."""
+
+    async def main():
+        turns, log, gates = Turns(), [], [asyncio.Event() for _ in range(6)]
+
+        async def row(number):
+            await turns.turn(1, 2)
+            with turns:
+                log.append(number)
+                await gates[number].wait()
+
+        tasks = [asyncio.create_task(row(number)) for number in range(6)]
+        await settle()
+        began = len(log)
+        assert 2 <= began <= AT_ONCE
+        for ended in range(6):
+            await settle()
+            assert log == list(range(len(log)))
+            gates[ended].set()
+        await asyncio.gather(*tasks)
+        assert log == list(range(6))
+
+    asyncio.run(main())
+
+
+def test_a_full_house_lets_nobody_begin():
+    """Not before a request ends; whoever has been cancelled takes no turn."""
+
+    async def main():
+        turns, log = Turns(), []
+
+        async def row(number):
+            await turns.turn(1, 1)
+            log.append(number)
+
+        with turns:
+            tasks = [asyncio.create_task(row(number)) for number in range(3)]
+            await settle()
+            assert log == []
+            tasks[0].cancel()
+            await settle()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert log == [1, 2]
+
+    asyncio.run(main())
+
+
+def test_no_more_than_a_few_begin_in_one_turn_of_the_loop():
+    """Thousands of new rows leave the sockets their turns."""
+
+    async def main():
+        turns, log = Turns(), []
+
+        async def row(number):
+            await turns.turn(1, 10**6)
+            log.append(number)
+
+        tasks = [asyncio.create_task(row(number)) for number in range(10 * AT_ONCE)]
+        seen = [0]
+        while seen[-1] < len(tasks):
+            await asyncio.sleep(0)
+            seen.append(len(log))
+        assert max(b - a for a, b in zip(seen, seen[1:], strict=False)) <= 2 * AT_ONCE
+        assert log == sorted(log)
 
     asyncio.run(main())

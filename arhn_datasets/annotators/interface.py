@@ -21,6 +21,13 @@ class Annotator(ABC):
     baseline: ClassVar[bool] = False
     """Whether this is no LLM: its evidence is a baseline's, and the card and the summary say so."""
 
+    async def turn(self, requests: int) -> None:
+        """Wait until so many more requests should be made: a map hands over more rows than can be worked on.
+
+        Awaited before the requests of each row; by default at once.
+        """
+        return
+
     @abstractmethod
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The answer snippet of one passage; a failure is a status, never an exception."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from arhn_datasets import background
 from arhn_datasets.annotators import replies
@@ -39,6 +40,7 @@ SNIPPET_SCHEMA: Mapping[str, Any] = {
     "properties": {"snippet": {"type": "string"}},
     "required": ["snippet"],
 }
+MOST_UNDER_WAY = 512
 MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
 
 
@@ -90,6 +92,14 @@ class LLMAnnotator(Annotator):
             ConfigurationError: no request can succeed; it ends the run.
         """
 
+    async def turn(self, requests: int) -> None:
+        """Wait until the model should be asked more."""
+        await background.resource("turns", Turns).turn(requests, self._most_under_way())
+
+    def _most_under_way(self) -> int:
+        """Requests to have under way, those that wait for a slot included."""
+        return MOST_UNDER_WAY
+
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The parsed reply to the snippet prompt, or status ``error``."""
 
@@ -135,15 +145,15 @@ class LLMAnnotator(Annotator):
         ``longest`` is the length of the longest of them.
         """
         share = 1.0
-        await background.resource("turns", Turns).turn()
-        while True:
-            try:
-                return await self.reply(messages(share), max_tokens, affinity, schema), share
-            except PromptTooLong as error:
-                # A little less than what fits, because the instructions stay; half where nothing is known.
-                share *= min(error.ratio * 0.9, 0.95) if error.ratio else 0.5
-                if share * longest < LEAST_CHARACTERS:
-                    raise
+        with background.resource("turns", Turns):
+            while True:
+                try:
+                    return await self.reply(messages(share), max_tokens, affinity, schema), share
+                except PromptTooLong as error:
+                    # A little less than what fits, because the instructions stay; half where nothing is known.
+                    share *= min(error.ratio * 0.9, 0.95) if error.ratio else 0.5
+                    if share * longest < LEAST_CHARACTERS:
+                        raise
 
     async def reply(
         self,
@@ -167,18 +177,22 @@ class LLMAnnotator(Annotator):
             affinity=affinity,
         )
         key = digest(["chat", 1, model, list(request.messages), max_tokens, "greedy", schema])
-        in_flight: dict[str, _Asked] = background.resource("replies in flight", dict)
-        asked = in_flight.get(key)
-        if asked is None:
-            asked = in_flight[key] = _Asked(asyncio.create_task(self._ask(key, request, model)))
-        asked.waiting += 1
+        in_flight: dict[str, _Waiting] = background.resource("replies in flight", dict)
+        while (asked := in_flight.get(key)) is not None:
+            try:
+                return await asked.reply()
+            except _Abandoned:
+                continue  # whoever asked was cancelled: ask for oneself
+        asked = in_flight[key] = _Waiting()
         try:
-            return await asyncio.shield(asked.task)
+            completion = await self._ask(key, request, model)
+        except BaseException as error:
+            asked.failed(error)
+            raise
         finally:
-            asked.waiting -= 1
-            if not asked.waiting:
-                del in_flight[key]
-                asked.task.cancel()  # after Ctrl-C in a notebook nobody wants the reply; a finished task stays as it is
+            del in_flight[key]
+        asked.came(completion)
+        return completion
 
     async def _ask(self, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store()
@@ -196,10 +210,18 @@ class LLMAnnotator(Annotator):
         return completion
 
     def _store(self) -> Answers | None:
-        directory = default_directory() if self.cache is None else directory_of(self.cache)
-        if directory is None:
-            return None
-        return background.resource(("answers", str(directory)), lambda: Answers(directory))
+        named = os.environ.get("ARHN_CACHE") if self.cache is None else self.cache  # a notebook may set another one
+        known: WeakKeyDictionary[LLMAnnotator, tuple[object, Answers | None]] = background.resource(
+            "stores", WeakKeyDictionary
+        )
+        found = known.get(self)
+        if found is None or found[0] != named:
+            directory = default_directory() if self.cache is None else directory_of(self.cache)
+            store = None
+            if directory is not None:
+                store = background.resource(("answers", str(directory)), lambda: Answers(directory))
+            found = known[self] = named, store
+        return found[1]
 
     def _stage_identity(self, stage: str) -> dict[str, Any]:
         prompt = self.prompts.snippet_hash() if stage == "snippets" else self.prompts.ranking_hash()
@@ -222,12 +244,33 @@ class LLMAnnotator(Annotator):
         }
 
 
-@dataclass
-class _Asked:
-    """A request in flight, and how many wait for its reply."""
+class _Abandoned(Exception):
+    """Whoever asked is gone, and the reply will not come."""
 
-    task: asyncio.Task[Completion]
-    waiting: int = 0
+
+class _Waiting:
+    """Those that wait for the reply to a request that another one has sent."""
+
+    def __init__(self) -> None:
+        self._others: list[asyncio.Future[Completion]] = []
+
+    async def reply(self) -> Completion:
+        """The reply, when it has come."""
+        other: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._others.append(other)
+        return await other
+
+    def came(self, completion: Completion) -> None:
+        """Hand the reply on."""
+        for other in self._others:
+            if not other.done():
+                other.set_result(completion)
+
+    def failed(self, error: BaseException) -> None:
+        """Hand the failure on."""
+        for other in self._others:
+            if not other.done():
+                other.set_exception(error if isinstance(error, Exception) else _Abandoned())
 
 
 def _read(stored: Mapping[str, Any] | None) -> Completion | None:

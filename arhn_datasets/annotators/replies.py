@@ -180,8 +180,13 @@ def _unspaced(character: str) -> bool:
 
 def _telling(folded: str) -> bool:
     """Whether a match of this text says anything: a digit, an unspaced character, or three letters."""
-    letters = [character for character in folded if character.isalnum()]
-    return len(letters) >= 3 or any(c.isdigit() or _unspaced(c) for c in letters)
+    letters = 0
+    for character in folded:
+        if character.isalnum():
+            letters += 1
+            if letters == 3 or character.isdigit() or _unspaced(character):
+                return True
+    return False
 
 
 def _worded(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from arhn_datasets import background
 from arhn_datasets.annotators.llm import LLMAnnotator, stored_replies
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
 
 
+SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
 _FROM_STORE = dict.fromkeys(("stored", "stored_prompt_tokens", "stored_completion_tokens"), 0)
 
 
@@ -155,9 +157,22 @@ class Endpoint(LLMAnnotator):
             **self._prompt_description(),
         }
 
+    def _most_under_way(self) -> int:
+        slots = self._pool().slots
+        return super()._most_under_way() if slots is None else int(int(SLOTS_AHEAD * slots))
+
     def _pool(self) -> Pool:
+        api_key = self.api_key or os.environ.get("ARHN_API_KEY")  # a notebook may set another one
+        known: WeakKeyDictionary[Endpoint, tuple[str | None, Pool]] = background.resource("pools", WeakKeyDictionary)
+        found = known.get(self)
+        if found is None or found[0] != api_key:
+            found = known[self] = api_key, self._shared_pool(api_key)
+        return found[1]
+
+    def _shared_pool(self, api_key: str | None) -> Pool:
+        """The pool of all annotators with these servers and options."""
         options = ConnectionOptions(
-            api_key=(self.api_key or os.environ.get("ARHN_API_KEY") or "").strip() or None,
+            api_key=(api_key or "").strip() or None,
             timeout=self.timeout,
             deadline=self.deadline,
             concurrency=self.concurrency,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 DECREASE = 0.5
-AT_ONCE = 16  # new requests in one turn of the event loop
+AT_ONCE = 16  # new requests in one turn of the event loop, to the end of a row
 RECOVERY_SECONDS = 1.0  # one burst of 429 comes from one excess: it lowers the limit once
 
 
@@ -38,18 +36,17 @@ class AdaptiveLimit:
         self.ceiling = ceiling
         self._admit()
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one of the slots, waiting for it in order."""
+    async def __aenter__(self) -> None:
+        """Take one of the slots, waiting for it in order."""
         if not self._waiting and self._admits():
             self.in_flight += 1
         else:
             await self._wait()
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._admit()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give the slot back to those that wait."""
+        self.in_flight -= 1
+        self._admit()
 
     def succeeded(self) -> None:
         """A request was answered."""
@@ -93,25 +90,37 @@ class AdaptiveLimit:
 
 
 class Turns:
-    """Lets work begin a little at a time, so that an event loop with thousands of new tasks also serves its sockets.
+    """Lets rows begin a little at a time, and only as many as servers can be kept busy with.
 
-    Without it, all of them run their first part before a single request is sent.
+    A map hands over thousands of rows at once. Begun together, all of them would run their first part before a single
+    request is sent, and what they hold until their slot is free would keep the garbage collector busy.
     """
 
     def __init__(self) -> None:
+        self._under_way = 0
         self._left = AT_ONCE
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
         self._scheduled = False
 
-    async def turn(self) -> None:
-        """Wait until it is one's turn, in order; at once where few wait."""
+    async def turn(self, requests: int, most: int) -> None:
+        """Wait, in order, until fewer than ``most`` requests are under way; so many more are about to follow."""
         self._schedule()
-        if self._left > 0 and not self._waiting:
-            self._left -= 1
+        if self._left > 0 and not self._waiting and self._under_way < most:
+            self._left -= requests
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.append((turn, requests, most))
         await turn
+
+    def __enter__(self) -> None:
+        """A request is under way."""
+        self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        """It is not any more."""
+        self._under_way -= 1
+        if self._waiting:
+            self._schedule()
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -119,13 +128,16 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._admit)
 
     def _admit(self) -> None:
-        """Once in each turn of the loop while there is work."""
+        """Once in each turn of the loop in which there is work."""
         self._scheduled = False
         self._left = AT_ONCE
         while self._waiting and self._left > 0:
-            turn = self._waiting.popleft()
+            turn, requests, most = self._waiting[0]
             if not turn.done():
-                self._left -= 1
+                if self._under_way >= most:
+                    return  # a request that ends comes back here
+                self._left -= requests
                 turn.set_result(None)
+            self._waiting.popleft()
         if self._waiting:
             self._schedule()

@@ -107,7 +107,7 @@ class Server:
         """One attempt, within the limit; its outcome moves the limit and the breaker."""
         assert self.info is not None
         queued_at = asyncio.get_running_loop().time()
-        async with self.limit.slot():
+        async with self.limit:
             asking.queued += asyncio.get_running_loop().time() - queued_at
             if self.breaker.open:
                 raise EndpointUnavailable(f"{self.transport.name} does not answer")
@@ -143,8 +143,14 @@ class Pool:
         self.options = options
         self.servers = [Server(transport, options) for transport in transports]
         self.statistics = Statistics()
+        self._info: ServerInfo | None = None
         self._opening: asyncio.Future[ServerInfo] | None = None
         self._dead_since: float | None = None
+
+    @property
+    def slots(self) -> int | None:
+        """Requests that the servers take at once, None where they have not said so yet."""
+        return None if self._info is None else sum(server.limit.ceiling for server in self.servers)
 
     async def info(self) -> ServerInfo:
         """What the servers say of themselves, asked once; those that do not answer yet are waited for later.
@@ -153,15 +159,17 @@ class Pool:
             EndpointUnavailable: none of them answers.
             ConfigurationError: they serve different models, or one of them is no LLM server.
         """
-        if self._opening is None:
-            self._opening = asyncio.ensure_future(self._open())
-        opening = self._opening
-        try:
-            return await asyncio.shield(opening)
-        except ArhnError:
-            if self._opening is opening:
-                self._opening = None
-            raise
+        if self._info is None:
+            if self._opening is None:
+                self._opening = asyncio.ensure_future(self._open())
+            opening = self._opening
+            try:
+                self._info = await asyncio.shield(opening)
+            except ArhnError:
+                if self._opening is opening:
+                    self._opening = None
+                raise
+        return self._info
 
     async def chat(self, request: ChatRequest) -> Completion:
         """The reply to ``request``, from whichever server gives it.
