@@ -13,10 +13,11 @@ from datasets import Dataset
 from huggingface_hub import AsyncInferenceClient, constants
 
 import arhn_datasets as arhn
-from arhn_datasets import background, errors
+from arhn_datasets import background, cli, errors
 from arhn_datasets.endpoint import ChatRequest, ConnectionOptions, HubTransport, Pool
 from arhn_datasets.records import ERROR, SnippetRequest
 from arhn_datasets.testing import Emulator, Fault, Latency
+from tests.conftest import SAMPLE
 from tests.server import Server
 
 only_newer_hub = pytest.mark.skipif(
@@ -231,3 +232,28 @@ def test_nothing_secret_is_kept_or_shown(tmp_path):
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"232" in stored
     assert KEY.encode() not in stored
+
+
+@only_newer_hub
+def test_a_provider_at_the_command_line(tmp_path, monkeypatch, capsys):
+    """--provider asks through the hub's client, with the key that was named for it and no other."""
+    from huggingface_hub.hf_api import InferenceProviderMapping
+    from huggingface_hub.inference._providers import _common
+
+    mapping = InferenceProviderMapping(
+        provider="together", hf_model_id=MODEL, providerId=MODEL, task="conversational", status="live"
+    )
+    monkeypatch.setitem(_common.HARDCODED_MODEL_INFERENCE_MAPPING["together"], MODEL, mapping)
+    monkeypatch.setattr(_common, "get_token", lambda: pytest.fail("the stored token was looked up"))
+    out = tmp_path / "out"
+    command = [str(SAMPLE), "--limit", "3", "--provider", "together", "--model", MODEL, "--output", str(out)]
+    assert cli.refine_command(command) == 2
+    assert "ARHN_API_KEY" in capsys.readouterr().err
+    with Emulator(api_key="hf_named") as server:
+        monkeypatch.setattr(constants, "INFERENCE_PROXY_TEMPLATE", server.url)
+        monkeypatch.setenv("ARHN_API_KEY", "hf_named")
+        assert cli.refine_command(command) == 0
+        assert server.stats.served > 10
+    run = (out / "run.json").read_text(encoding="utf-8")
+    assert MODEL in run
+    assert "hf_named" not in run

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from arhn_datasets.endpoint.breaker import Breaker
@@ -74,11 +74,6 @@ class Statistics:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     waiting_for_servers: bool = False
-
-    def to_json(self) -> dict[str, int]:
-        """The totals for ``run.json``."""
-        passing = ("in_flight", "waiting_for_servers")
-        return {name: value for name, value in asdict(self).items() if name not in passing}
 
 
 class Server:
@@ -392,9 +387,3 @@ def _check_same(found: Sequence[tuple[str, ServerInfo]]) -> None:
                 f"The endpoints serve different models: {first_name} has {first.model}@{first.revision}, {name} has "
                 f"{info.model}@{info.revision}. One run takes one model; name only endpoints that serve it."
             )
-
-
-def totals(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """The sum of several statistics."""
-    names = {name: None for part in parts for name in part}
-    return {name: sum(part.get(name, 0) for part in parts) for name in names}
