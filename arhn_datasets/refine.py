@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -21,15 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.adapt import adapt_dataset, keeps_rows
+from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.annotators import Annotator, Lexical
-from arhn_datasets.card import render_card
-from arhn_datasets.errors import InputError, OutputError
+from arhn_datasets.card import CardContent, Config, render_card
+from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.extraction import Snippets
+from arhn_datasets.folder import DATA, DROPPED, RUN_FILE, is_refined, read_rows, sha256_of
 from arhn_datasets.progress import live
+from arhn_datasets.prompts import Prompts
 from arhn_datasets.ranking import Ranks
-from arhn_datasets.records import DECISION, Row
+from arhn_datasets.records import DECISION, FILTERED, POSITIVE_SNIPPETS, SUBSET, Row, digest
 from arhn_datasets.relabeling import Relabel, Revert, is_kept
-from arhn_datasets.report import Report, build_report
+from arhn_datasets.report import Report, build_report, changed_rows
 from arhn_datasets.transform import Transform
 
 if TYPE_CHECKING:
@@ -38,15 +41,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-RUN_FILE = "run.json"
 RUN_FORMAT = 1
-DATA, DROPPED = "data", "dropped"
 SHARD_BYTES = 500_000_000
 BATCH_ROWS = 64
 TOTALS = ("requests", "replies", "stored", "retries", "overloads", "failures", "prompt_tokens", "completion_tokens")
 VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
+UNPUBLISHED: Mapping[str, Any] = {
+    "revision": None,
+    "license": None,
+    "languages": [],
+    "private": None,
+    "gated": None,
+}
+CHANGED_ROWS = 5
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Where load_dataset keeps a dataset of the Hub, and map what was made of it: USER___NAME/CONFIG/VERSION/COMMIT.
+_HUB_CACHE = re.compile(r".*[/\\]([\w.-]+?)___([\w.-]+)[/\\][^/\\]+[/\\][\d.]+[/\\]([0-9a-f]{40})[/\\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +144,107 @@ def refine(
         report = build_report(splits.values())
         asked = stages.annotator.statistics()
         requests = {name: asked[name] - asked_before.get(name, 0) for name in TOTALS if name in asked}
-        run = {**_describe(provenance, stages, report, durations), "requests": requests}
+        transforms = (stages.snippets, stages.ranks, stages.relabel)
+        run = {**_describe(provenance, transforms, report, durations), "requests": requests}
         with silent():
-            _write(target, splits, run, report)
+            run = _write(target, splits, run, report)
     return Refinement(path=target, report=report, run=run)
+
+
+def save(
+    dataset: Dataset | DatasetDict,
+    output: str | os.PathLike[str],
+    *,
+    source: str | None = None,
+    transforms: Sequence[Transform] = (),
+) -> Refinement:
+    """Write rows that ``Dataset.map`` has relabelled into a folder, as :func:`refine` does.
+
+    Args:
+        dataset: Rows that went through ``arhn.snippets``, ``arhn.ranks`` and ``arhn.relabel``.
+        output: A folder that does not exist, is empty, or holds an earlier run, which is replaced.
+        source: The Hub id, ``user/name`` or ``user/name@revision``, of the dataset that they were made from; by default
+            the one in whose cache of ``load_dataset`` they are.
+        transforms: Those that made the rows. Without them the folder can name neither model nor parameters, and takes
+            the policy from the rows.
+
+    Raises:
+        ConfigurationError: ``dataset`` is no dataset, or a transform is none of the three.
+        SchemaError: the rows were not relabelled.
+        OutputError: ``output`` holds something else, or cannot be written.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if not isinstance(dataset, (Dataset, DatasetDict)):
+        raise ConfigurationError(
+            f"{type(dataset).__name__} is neither a Dataset nor a DatasetDict; the rows that arhn.relabel has written "
+            "were expected, or the folder of arhn-refine."
+        )
+    splits = dict(dataset) if isinstance(dataset, DatasetDict) else {str(dataset.split or "train"): dataset}
+    for name, rows in splits.items():
+        missing = [column for column in (POSITIVE_SNIPPETS, FILTERED, DECISION) if column not in rows.column_names]
+        if missing:
+            raise SchemaError(
+                f"The rows of {name!r} lack {missing}: they were not relabelled. Run the three stages first: "
+                "ds.map(arhn.snippets).map(arhn.ranks).map(arhn.relabel)."
+            )
+    if not any(map(len, splits.values())):
+        raise SchemaError("There are no rows; nothing can be written.")
+    target = Path(output)
+    check_output(target)
+    with silent():
+        report = build_report(splits.values())
+        made = _made_by(splits, transforms)
+        run = _describe(_provenance_of(splits, source), made, report, {})
+        run = _write(target, splits, {**run, "requests": {}}, report)
+    return Refinement(path=target, report=report, run=run)
+
+
+def _made_by(splits: Mapping[str, Dataset], transforms: Sequence[Transform]) -> list[Transform]:
+    """The transforms as they were given, and a relabelling with the policy of the rows where there was none."""
+    made = {transform.NAME: transform for transform in transforms}
+    unknown = [name for name in made if name not in (Snippets.NAME, Ranks.NAME, Relabel.NAME)]
+    if unknown:
+        raise ConfigurationError(
+            f"transforms has {unknown}; those were expected that made the rows, of arhn.Snippets, arhn.Ranks and "
+            "arhn.Relabel."
+        )
+    if Relabel.NAME not in made:
+        policies = {decision["policy"] for rows in splits.values() for decision in rows[DECISION][:] if decision}
+        if len(policies) != 1:
+            raise SchemaError(
+                f"The rows were relabelled by {sorted(policies) or 'no policy'}; one policy was expected. Relabel all "
+                "of them with one: ds.map(arhn.relabel)."
+            )
+        made[Relabel.NAME] = Relabel(policy=policies.pop())
+    return [made[name] for name in (Snippets.NAME, Ranks.NAME, Relabel.NAME) if name in made]
+
+
+def _provenance_of(splits: Mapping[str, Dataset], source: str | None) -> dict[str, Any]:
+    """Where rows in memory come from: as the caller says, or as their files in the cache of `load_dataset` tell."""
+    files = [file["filename"] for rows in splits.values() for file in rows.cache_files]
+    noted = {found.groups() for file in files if (found := _HUB_CACHE.match(file))}
+    name, revision = source, None
+    if source is None and len(noted) == 1:
+        user, name, revision = noted.pop()
+        name = f"{user}/{name}"
+    elif source is not None and "@" in source:
+        name, _, revision = source.partition("@")
+    if name is not None and not _HUB_ID.fullmatch(name):
+        raise ConfigurationError(
+            f"source is {source!r}; the id of a dataset on the Hub was expected, user/name or user/name@revision."
+        )
+    published = dict(UNPUBLISHED) if name is None else _hub_facts(Input(name=name, revision=revision))
+    return {
+        "name": name or "rows in memory",
+        "kind": "memory" if name is None else "hub",
+        "config": None,
+        **published,
+        "split": None,
+        "limit": None,
+        "rows": {name: len(rows) for name, rows in splits.items()},
+        "fingerprints": {name: rows._fingerprint for name, rows in splits.items()},
+    }
 
 
 def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
@@ -146,7 +254,7 @@ def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
         InputError: the input is not there or cannot be read.
         SchemaError: its rows are in no known form.
     """
-    loaded, kind, revision = _load(source)
+    loaded, kind, published = _load(source)
     splits = loaded if isinstance(loaded, dict) else {source.split or "train": loaded}
     if source.split and source.split in splits:
         splits = {source.split: splits[source.split]}
@@ -166,23 +274,13 @@ def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
         "name": source.name if kind == "hub" else Path(source.name).name,
         "kind": kind,
         "config": source.config,
-        "revision": revision,
+        **published,
         "split": source.split,
         "limit": source.limit,
         "rows": {name: len(dataset) for name, dataset in canonical.items()},
         "fingerprints": {name: dataset._fingerprint for name, dataset in splits.items()},
     }
     return canonical, provenance
-
-
-def read_rows(folder: str | os.PathLike[str], split: str | None = None) -> Iterator[Row]:
-    """The rows of a refined folder, of one split or of all, those that a guard dropped behind the others."""
-    import pyarrow.parquet as pq
-
-    for part in (DATA, DROPPED):
-        for path in sorted((Path(folder) / part).glob(f"{split or '*'}-*-of-*.parquet")):
-            for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
 
 
 def check_output(target: Path) -> None:
@@ -203,16 +301,8 @@ def check_output(target: Path) -> None:
         raise OutputError(f"{target} cannot be written: no permission in {_existing_parent(target)}.")
 
 
-def is_refined(folder: Path) -> bool:
-    """Whether a folder was written by :func:`refine`."""
-    try:
-        return "arhn_datasets" in json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["versions"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
-
-
-def _load(source: Input) -> tuple[Dataset | DatasetDict, str, str | None]:
-    """The dataset, the kind of its source, and its revision."""
+def _load(source: Input) -> tuple[Dataset | DatasetDict, str, dict[str, Any]]:
+    """The dataset, the kind of its source, and what that says of itself: revision, licence, languages, visibility."""
     from datasets import load_dataset, load_from_disk
 
     path = Path(source.name).expanduser()
@@ -225,13 +315,13 @@ def _load(source: Input) -> tuple[Dataset | DatasetDict, str, str | None]:
         )
     try:
         if path.is_file():
-            return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", None
+            return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", dict(UNPUBLISHED)
         if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return load_from_disk(str(path)), "folder", None
+            return load_from_disk(str(path)), "folder", dict(UNPUBLISHED)
         if path.is_dir():
-            return load_dataset(str(path), source.config), "folder", None
-        revision = _hub_revision(source)
-        return load_dataset(source.name, source.config, revision=revision), "hub", revision
+            return load_dataset(str(path), source.config), "folder", _inherited(path)
+        published = _hub_facts(source)
+        return load_dataset(source.name, source.config, revision=published["revision"]), "hub", published
     except InputError:
         raise
     except Exception as error:  # a loader may raise anything that its file system or parser raises
@@ -241,16 +331,44 @@ def _load(source: Input) -> tuple[Dataset | DatasetDict, str, str | None]:
         ) from error
 
 
-def _hub_revision(source: Input) -> str | None:
-    """The commit that the run reads, so that it can be read again; the asked revision where the Hub does not say."""
+def _hub_facts(source: Input) -> dict[str, Any]:
+    """The commit that the run reads, so that it can be read again, and the terms under which the source is there.
+
+    Where the Hub does not say, the asked revision, and nothing of the terms.
+    """
     from huggingface_hub import HfApi
 
     try:
-        sha: str | None = HfApi().dataset_info(source.name, revision=source.revision).sha
-        return sha
+        info = HfApi().dataset_info(source.name, revision=source.revision)
     except Exception as error:  # offline, with the dataset in the local cache
         logger.info("the commit of %s is not known: %s", source.name, error)
-        return source.revision
+        return {**UNPUBLISHED, "revision": source.revision}
+    licenses = _tagged(info, "license")
+    return {
+        "revision": info.sha,
+        "license": licenses[0] if len(licenses) == 1 else licenses or None,
+        "languages": _tagged(info, "language"),
+        "private": getattr(info, "private", None),
+        "gated": getattr(info, "gated", None),
+    }
+
+
+def _tagged(info: Any, name: str) -> list[str]:
+    """The values of a name in the metadata of a dataset: as the Hub tags it, else as its README has them."""
+    tags = [str(tag) for tag in getattr(info, "tags", None) or []]
+    if found := [tag.removeprefix(f"{name}:") for tag in tags if tag.startswith(f"{name}:")]:
+        return found
+    card = getattr(info, "card_data", None)
+    stated = card.get(name) if card is not None else None
+    return [str(one) for one in (stated if isinstance(stated, list) else [stated]) if one]
+
+
+def _inherited(folder: Path) -> dict[str, Any]:
+    """The terms of an earlier run's source: refining twice takes none of them away."""
+    if not is_refined(folder):
+        return dict(UNPUBLISHED)
+    source = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
+    return {name: source.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}
 
 
 def fitted(stages: Stages, splits: Mapping[str, Dataset]) -> Stages:
@@ -293,14 +411,16 @@ def _map(dataset: Dataset, stage: Transform, cache_file: Path, options: Mapping[
 
 
 def _describe(
-    provenance: Mapping[str, Any], stages: Stages, report: Report, durations: Mapping[str, float]
+    provenance: Mapping[str, Any], transforms: Sequence[Transform], report: Report, durations: Mapping[str, float]
 ) -> dict[str, Any]:
     """The content of ``run.json``: everything needed to repeat the run, and nothing secret."""
-    parameters = {}
-    for stage in (stages.snippets, stages.ranks, stages.relabel):
-        identity = stage.identity()
-        identity.pop("annotator", None)
-        parameters[stage.NAME] = identity
+    parameters, annotators = {}, {}
+    for transform in transforms:
+        identity = transform.identity()
+        if isinstance(transform, AnnotatedTransform):
+            annotators[transform.NAME] = identity.pop("annotator")
+        parameters[transform.NAME] = identity
+    annotator = next((found.source for found in transforms if isinstance(found, AnnotatedTransform)), None)
     return {
         "format": RUN_FORMAT,
         "id": uuid.uuid4().hex,
@@ -311,35 +431,74 @@ def _describe(
             **{name: version(name) for name in VERSIONED},
         },
         "source": dict(provenance),
-        "annotator": stages.annotator.description(),
-        "identity": {
-            "snippets": stages.snippets.identity()["annotator"],
-            "ranks": stages.ranks.identity()["annotator"],
-        },
+        "annotator": {"annotator": "not recorded"} if annotator is None else annotator.description(),
+        "identity": annotators,
         "parameters": parameters,
+        "prompts": _prompt_texts(annotator),
         "counts": report.to_json(),
         "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
     }
 
 
-def _write(target: Path, splits: Mapping[str, Dataset], run: Mapping[str, Any], report: Report) -> None:
-    """Write everything beside ``target`` and rename it into place."""
+def _prompt_texts(annotator: Annotator | None) -> dict[str, dict[str, str]]:
+    """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts."""
+    prompts = getattr(annotator, "prompts", None)
+    if not isinstance(prompts, Prompts):
+        return {}
+    texts = {
+        task: {
+            "snippet": prompts.snippet_messages("{query}", {"title": "", "text": "{passage}"}, task)[0]["content"],
+            "ranking": prompts.ranking_messages("{query}", ["{snippet}", "{snippet}"], task)[0]["content"],
+        }
+        for task in prompts.tasks
+    }
+    return {task: {"version": prompts.version, "hash": digest(text)[:16], **text} for task, text in texts.items()}
+
+
+def _write(target: Path, splits: Mapping[str, Dataset], run: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Write everything beside ``target`` and rename it into place; returns the run with its files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        configs: dict[str, dict[str, str]] = {"default": {}}
+        configs: dict[str, Config] = {}
+        files: dict[str, dict[str, Any]] = {}
         for name, dataset in splits.items():
             for config, folder, rows in _parts(dataset):
-                _write_shards(rows, fresh / folder, name)
-                configs.setdefault(config, {})[name] = f"{folder}/{name}-*"
+                written = _write_shards(rows, fresh, folder, name)
+                files |= written
+                before = configs.get(config, Config(splits={}))
+                configs[config] = Config(
+                    splits={**before.splits, name: f"{folder}/{name}-*"},
+                    features=rows.features,
+                    sizes={**before.sizes, name: (len(rows), sum(file["bytes"] for file in written.values()))},
+                )
+        run = {**run, "files": files}
+        content = CardContent(
+            run=run, report=report, configs=configs, layout="refined", changed=_changed(splits, CHANGED_ROWS)
+        )
+        (fresh / "README.md").write_text(render_card(content), encoding="utf-8")
+        # Last, because it tells that the folder is whole.
         (fresh / RUN_FILE).write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (fresh / "README.md").write_text(render_card(run, report, configs=configs), encoding="utf-8")
         fresh.chmod(0o755)  # mkdtemp makes it private
         _swap(fresh, target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error}. Free some space or name another folder.") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    return run
+
+
+def _changed(splits: Mapping[str, Dataset], most: int) -> list[Row]:
+    """Changed rows for the card; only what chooses them is read of the others."""
+    chosen = changed_rows(
+        (
+            {**row, "at": (name, at)}
+            for name, dataset in splits.items()
+            for at, row in enumerate(dataset.select_columns([c for c in (DECISION, SUBSET) if c in dataset.features]))
+        ),
+        most,
+    )
+    return [splits[name][at] for name, at in (row["at"] for row in chosen)]
 
 
 def _parts(dataset: Dataset) -> Iterator[tuple[str, str, Dataset]]:
@@ -352,13 +511,18 @@ def _parts(dataset: Dataset) -> Iterator[tuple[str, str, Dataset]]:
     yield "dropped", DROPPED, dataset.select([i for i, keep in enumerate(kept) if not keep])
 
 
-def _write_shards(dataset: Dataset, folder: Path, split: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_shards(dataset: Dataset, root: Path, folder: str, split: str) -> dict[str, dict[str, Any]]:
+    """The files that were written, by their path in ``root``, with what tells whether they are still the same."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    files = {}
     bytes_ = dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
     shards = max(1, math.ceil(bytes_ / SHARD_BYTES))
     for index in range(shards):
         shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
-        shard.to_parquet(str(folder / f"{split}-{index:05d}-of-{shards:05d}.parquet"))
+        path = f"{folder}/{split}-{index:05d}-of-{shards:05d}.parquet"
+        shard.to_parquet(str(root / path))
+        files[path] = {"sha256": sha256_of(root / path), "rows": len(shard), "bytes": (root / path).stat().st_size}
+    return files
 
 
 def _swap(fresh: Path, target: Path) -> None:

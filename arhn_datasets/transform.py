@@ -266,9 +266,12 @@ def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
 
 async def gather(awaitables: Iterable[Awaitable[T]], *, concurrently: bool) -> list[T]:
     """The results in order: all at once on a loop, or one after the other where nothing waits."""
-    if concurrently:
-        return list(await asyncio.gather(*awaitables))
-    return [await awaitable for awaitable in awaitables]
+    if not concurrently:
+        return [await awaitable for awaitable in awaitables]
+    listed = list(awaitables)
+    if len(listed) == 1:  # needs no task of its own
+        return [await listed[0]]
+    return list(await asyncio.gather(*listed))
 
 
 def _loop_runs() -> bool:

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from arhn_datasets.refine import is_refined, read_rows
+from arhn_datasets.folder import is_refined, read_rows
 from arhn_datasets.report import format_table
 
 SIDES = ("positive", "negative", "filtered")

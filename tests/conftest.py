@@ -11,15 +11,19 @@ os.environ["HF_HOME"] = _home.name
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets import background
+from tests.hub import running
 from tests.server import Server, lexical_reply
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 
 
@@ -59,6 +63,13 @@ def server():
     """A TGI-like server on loopback whose replies are those of the lexical baseline."""
     with Server(lexical_reply) as running:
         yield running
+
+
+@pytest.fixture
+def hub(request, tmp_path, monkeypatch):
+    """A Hub on loopback that this process uses; with LFS storage, and with ``both_storages`` with Xet, too."""
+    with running(tmp_path / "hub", getattr(request, "param", "lfs"), monkeypatch) as hub:
+        yield hub
 
 
 def snippet(status="grounded", text="s", **fields):
@@ -126,3 +137,51 @@ def make_tiny_models(folder):
         model.save_pretrained(made[name])
         fast.save_pretrained(made[name])
     return made
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """A folder with a random BERT of two small layers and a tokenizer trained on the sample."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=special)
+    tokenizer.train_from_iterator(SAMPLE.read_text(encoding="utf-8").splitlines(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    folder = tmp_path_factory.mktemp("encoder")
+    BertModel(BertConfig(vocab_size=len(fast), max_position_embeddings=128, **shape)).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def script(hub, monkeypatch, capsys):
+    """Run a script as a command: (exit code, stdout, stderr)."""
+
+    def run(name, **options):
+        arguments = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+        monkeypatch.setattr(sys, "argv", [name, *(str(part) for part in arguments if part is not True)])
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        code = 0
+        try:
+            module.main()
+        except SystemExit as ended:
+            code = ended.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

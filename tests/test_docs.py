@@ -10,6 +10,7 @@ import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
+from tests.hub import USER
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,25 +25,64 @@ def flags_of(parser):
     return found.union(*(flags_of(sub) for choices in actions for sub in choices.values()))
 
 
-PARSERS = [cli.refine_parser(), cli.push_parser(), cli.cache_parser()]
+OTHER_FLAGS = {"--lowest", "--host", "--port", "--dataset"}  # of scripts
+PARSERS = [
+    cli.refine_parser(),
+    cli.push_parser(),
+    cli.cache_parser(),
+    cli.export_parser(),
+    cli.verify_parser(),
+]
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_the_python_of_the_readme_runs(code, server, sample, tmp_path, monkeypatch):
-    """Each block is executed against a server on loopback, in a folder with the files it names."""
+def test_the_python_of_the_readme_runs(code, server, hub, sample, tmp_path, monkeypatch):
+    """Each block is executed against a server and a Hub on loopback, in a folder with the files it names."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in sample[:5]), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ARHN_ENDPOINT", server.url)
-    code = code.replace("http://localhost:8080", server.url)
+    assert cli.refine_command(["rows.jsonl", "--annotator", "lexical", "--output", "refined"]) == 0
+    code = code.replace("http://localhost:8080", server.url).replace('"user/', f'"{USER}/')
     exec(compile(code, "README.md", "exec"), {})
+
+
+def commands_of(heading):
+    """The console lines of a section of the README."""
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_the_sections_on_publishing_and_training_run_as_they_are_written(
+    hub, sample, tmp_path, monkeypatch, script, encoder
+):
+    """Each line in its order, on a Hub on loopback; only the names of user and base model are others."""
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sample[:12]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.refine_command(["rows.jsonl", "--annotator", "lexical", "--output", "refined"]) == 0
+    commands = {"arhn-push": cli.push_command, "arhn-verify": cli.verify_command, "arhn-export": cli.export_command}
+    lines = [*commands_of("Publish"), *commands_of("Train")]
+    assert len(lines) == 6
+    for line in lines:
+        name, *arguments = line.replace("user/", f"{USER}/").split()
+        if name in commands:
+            assert commands[name](arguments) == 0, line
+            continue
+        path, *arguments = arguments
+        options = dict(zip((flag.removeprefix("--") for flag in arguments[::2]), arguments[1::2], strict=True))
+        code, _, said = script(
+            Path(path).stem, **{**options, "model": encoder}, max_steps=1, batch_size=2, max_seq_length=32
+        )
+        assert code == 0, said
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.prog)
 def test_every_flag_is_documented_and_every_documented_flag_exists(parser):
     """The README names each option of each command, and none that is not there."""
     assert {flag for flag in flags_of(parser) if flag not in README} - {"--help", "--version"} == set()
-    known = set().union(*(flags_of(parser) for parser in PARSERS)) | {"--lowest", "--host", "--port"}
+    known = set().union(*(flags_of(parser) for parser in PARSERS)) | OTHER_FLAGS
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README)) <= known
 
 

@@ -19,14 +19,18 @@ ROOT = PACKAGE.parent
 LAYERS = [
     {"errors"},
     {"records"},
+    {"columns"},
     {"prompts", "endpoint", "answers", "background"},
     {"transform", "annotators"},
     {"annotation", "testing"},
     {"adapt", "extraction", "ranking", "relabeling"},
-    {"report", "progress"},
-    {"card"},
+    {"evidence", "formats"},
+    {"report", "progress", "folder"},
+    {"chart", "card", "export"},
     {"refine"},
-    {"push", "estimate"},
+    {"publication", "estimate"},
+    {"verify"},
+    {"push"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -48,13 +52,17 @@ PUBLIC = {
     "Snippets",
     "adapt",
     "adapt_dataset",
+    "export",
     "is_kept",
+    "push",
     "ranks",
     "relabel",
     "revert",
     "snippets",
+    "verify",
+    "with_evidence",
 }
-HEAVY = {"aiohttp", "datasets", "huggingface_hub", "pandas", "tenacity", "torch", "transformers"}
+HEAVY = {"aiohttp", "datasets", "huggingface_hub", "matplotlib", "pandas", "tenacity", "torch", "transformers", "yaml"}
 
 
 def module_of(path):

@@ -11,7 +11,8 @@ from datasets import Dataset, DatasetDict, load_dataset
 import arhn_datasets as arhn
 from arhn_datasets import refine as refining
 from arhn_datasets.errors import InputError, OutputError, SchemaError
-from arhn_datasets.refine import Input, Stages, check_output, is_refined, read_rows, refine
+from arhn_datasets.folder import is_refined, read_rows
+from arhn_datasets.refine import Input, Stages, check_output, refine
 
 
 def stages(annotator=None, **options):
@@ -276,3 +277,74 @@ def test_failed_requests_are_asked_again_by_the_next_run(server, jsonl, tmp_path
     assert failed <= server.requests - asked <= failed + 8
     whole = refine(Input(name=str(jsonl), limit=8), tmp_path / "fresh", stages(arhn.Endpoint(server.url, cache="none")))
     assert list(second.rows()) == list(whole.rows())
+
+
+def test_the_terms_of_a_hub_source_are_recorded(monkeypatch, sample):
+    """Licence, languages and visibility: as the Hub tags them, else as the README has them, else nothing."""
+    import huggingface_hub
+    from huggingface_hub import DatasetCardData
+
+    class Info:
+        sha, private, gated = "c0ffee", True, "manual"
+        tags, card_data = ["license:cc-by-4.0", "language:en", "language:de", "other"], None
+
+    def read():
+        return refining.load_input(Input(name="user/rows"))[1]
+
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: DatasetDict({"train": Dataset.from_list(sample[:1])})
+    )
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: Info())
+    source = read()
+    assert (source["license"], source["languages"]) == ("cc-by-4.0", ["en", "de"])
+    assert (source["private"], source["gated"]) == (True, "manual")
+    Info.tags, Info.card_data = [], DatasetCardData(license=["mit", "apache-2.0"], language="nl")
+    source = read()
+    assert (source["license"], source["languages"]) == (["mit", "apache-2.0"], ["nl"])
+    Info.card_data = None
+    assert (read()["license"], read()["languages"]) == (None, [])
+
+
+def test_refining_a_result_inherits_the_terms_of_its_source(jsonl, tmp_path):
+    """A private source stays one after a second run on the first one's folder."""
+    done = refine(Input(name=str(jsonl), limit=3), tmp_path / "one", stages())
+    run = {**done.run, "source": {**done.run["source"], "private": True, "license": "mit", "revision": "c0ffee"}}
+    (done.path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    source = refine(Input(name=str(done.path)), tmp_path / "two", stages()).run["source"]
+    assert (source["private"], source["license"], source["revision"]) == (True, "mit", None)
+
+
+def test_the_run_names_every_data_file_with_its_hash(jsonl, tmp_path):
+    """What stands in run.json is what is on the disk, and the card has rows and sizes of it."""
+    import hashlib
+
+    import yaml
+
+    done = refine(Input(name=str(jsonl)), tmp_path / "out", stages(min_negatives=4, on_shortage="drop"))
+    run = json.loads((done.path / "run.json").read_text(encoding="utf-8"))
+    assert run == done.run
+    assert set(run["files"]) == {p.relative_to(done.path).as_posix() for p in done.path.rglob("*.parquet")}
+    for path, facts in run["files"].items():
+        content = (done.path / path).read_bytes()
+        assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+        assert facts["bytes"] == len(content)
+    assert sum(facts["rows"] for facts in run["files"].values()) == run["counts"]["all"]["rows"]
+    card = yaml.safe_load((done.path / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    infos = {info["config_name"]: info["splits"][0]["num_examples"] for info in card["dataset_info"]}
+    assert infos["default"] + infos["dropped"] == run["counts"]["all"]["rows"]
+
+
+def test_the_prompts_of_a_run_are_recorded_as_they_are_sent(server, jsonl, tmp_path):
+    """The constant text of each task with places for query and passages; the baseline has none."""
+    done = refine(Input(name=str(jsonl), limit=2), tmp_path / "out", stages(arhn.Endpoint(server.url)))
+    prompts = done.run["prompts"]
+    assert set(prompts) == {"question", "claim", "argument", "title"}
+    question = prompts["question"]
+    assert question["snippet"].startswith(arhn.PROMPTS.tasks["question"].snippet_instructions)
+    assert "Question: {query}\n\n<passage>\n{passage}\n</passage>" in question["snippet"]
+    assert "[1] {snippet}\n[2] {snippet}" in question["ranking"]
+    assert len({prompt["hash"] for prompt in prompts.values()}) == 4
+    card = (done.path / "README.md").read_text(encoding="utf-8")
+    assert question["snippet"] in card
+    assert question["hash"] in card
+    assert refine(Input(name=str(jsonl), limit=2), tmp_path / "other", stages()).run["prompts"] == {}

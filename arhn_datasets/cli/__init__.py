@@ -1,15 +1,21 @@
 """The commands: argument parsing, printing and exit codes (0 done, 1 the run failed, 2 wrong usage)."""
 
 from arhn_datasets.cli.caching import cache_command, cache_parser
+from arhn_datasets.cli.exporting import export_command, export_parser
 from arhn_datasets.cli.pushing import push_command, push_parser
 from arhn_datasets.cli.refining import configured_stages, refine_command, refine_parser
+from arhn_datasets.cli.verifying import verify_command, verify_parser
 
 __all__ = [
     "cache_command",
     "cache_parser",
     "configured_stages",
+    "export_command",
+    "export_parser",
     "push_command",
     "push_parser",
     "refine_command",
     "refine_parser",
+    "verify_command",
+    "verify_parser",
 ]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
+from typing import Any
 
+from arhn_datasets.cli.exporting import add_format_options
 from arhn_datasets.cli.running import DONE, command_parser, guarded
+from arhn_datasets.formats import FORMATS, Options
+
+MESSAGE = "Refine hard negatives with ARHN"
 
 
 def push_command(arguments: Sequence[str] | None = None) -> int:
     """``arhn-push``."""
     options = push_parser().parse_args(arguments)
-    return guarded(lambda: _push(options), lambda: "Nothing was published; run the same command again.")
+    return guarded(
+        lambda: _push(options),
+        lambda: "Readers see all of the new dataset or what was there before; run the same command again.",
+    )
 
 
 def push_parser() -> argparse.ArgumentParser:
@@ -23,30 +30,60 @@ def push_parser() -> argparse.ArgumentParser:
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument("--private", dest="private", action="store_true", default=True, help="the default")
     visibility.add_argument("--public", dest="private", action="store_false", help="of a repository that is made")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to")
-    parser.add_argument("--message", default="Refine hard negatives with ARHN", help="of the commit")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to; made where there is none")
+    parser.add_argument("--create-pr", action="store_true", help="propose the commit in a pull request")
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        choices=FORMATS,
+        action="append",
+        default=[],
+        help="of a trainer, as a config of its own; repeatable",
+    )
+    add_format_options(parser)
+    parser.add_argument("--license", help="publish under this licence and not under that of the source")
+    parser.add_argument("--facts", metavar="FILE", help="YAML with what the card cannot know: description, citation")
+    parser.add_argument("--message", default=MESSAGE, help="of the commit")
     parser.add_argument("--token", help="of the Hub; default: the one that hf auth login has stored")
+    parser.add_argument("--force", action="store_true", help="publish without arhn-verify first")
+    parser.add_argument(
+        "--allow-private-source", action="store_true", help="make public what came from a private dataset"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the files and print the card, without network")
     return parser
 
 
 def _push(options: argparse.Namespace) -> int:
-    from arhn_datasets.push import files_to_push, push
+    from arhn_datasets.card import load_facts
+    from arhn_datasets.push import preview, push
 
-    files = files_to_push(options.folder)
+    chosen: dict[str, Any] = {
+        "private": options.private,
+        "revision": options.revision,
+        "formats": options.formats,
+        "options": Options(negatives=options.negatives, short=options.short, grades=options.grades),
+        "license": options.license,
+        "force": options.force,
+        "allow_private_source": options.allow_private_source,
+        "facts": load_facts(options.facts) if options.facts else None,
+    }
     if options.dry_run:
-        for file in files:
+        seen = preview(options.folder, options.repo_id, **chosen)
+        for file in seen.files:
             print(f"{file.size:>14,}  {file.path}")
-        with open(os.path.join(options.folder, "README.md"), encoding="utf-8") as card:
-            print(f"\n{card.read()}")
+        print(f"{sum(file.size for file in seen.files):>14,}  in {len(seen.files)} files\n\n{seen.card}")
         return DONE
-    url = push(
+    pushed = push(
         options.folder,
         options.repo_id,
-        private=options.private,
-        revision=options.revision,
+        create_pr=options.create_pr,
         message=options.message,
         token=options.token,
+        **chosen,
     )
-    print(f'published {url}   load_dataset("{options.repo_id}") loads it')
+    if pushed.pull_request_url:
+        print(f"proposed {pushed.pull_request_url}   merge it to publish {pushed.repo_id}")
+    else:
+        revision = f', revision="{options.revision}"' if options.revision else ""
+        print(f'published {pushed.url}   load_dataset("{pushed.repo_id}"{revision}) loads it')
     return DONE

@@ -1,0 +1,87 @@
+"""``arhn-export``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, positive
+from arhn_datasets.formats import FORMATS, SHORT
+
+
+def export_command(arguments: Sequence[str] | None = None) -> int:
+    """``arhn-export``."""
+    options = export_parser().parse_args(arguments)
+    return guarded(
+        lambda: _export(options), lambda: f"Nothing was written to {options.output}; run the same command again."
+    )
+
+
+def export_parser() -> argparse.ArgumentParser:
+    """The arguments of ``arhn-export``."""
+    parser = command_parser("arhn-export", "Write a refined dataset in the formats of trainers.")
+    parser.add_argument(
+        "folder", metavar="DIR", help="what arhn-refine --output has written, or a copy of a published dataset"
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        required=True,
+        choices=FORMATS,
+        dest="formats",
+        help="repeatable; each goes into a folder of its name in the output",
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="a folder that does not exist or is empty")
+    parser.add_argument("--split", help="only this split")
+    add_format_options(parser)
+    return parser
+
+
+def add_format_options(parser: argparse.ArgumentParser) -> None:
+    """What can be chosen in the formats, for every command that writes them."""
+    parser.add_argument(
+        "--negatives", type=positive, default=7, metavar="N", help="in each row of n-tuple, default: 7; the first ones"
+    )
+    parser.add_argument(
+        "--short",
+        choices=SHORT,
+        default="repeat",
+        help="what becomes of a row of n-tuple with fewer: its own are repeated, or it is left out; default: repeat",
+    )
+    parser.add_argument(
+        "--grades",
+        action="store_true",
+        help="labels of labeled-list: 2 positive, 1 filtered, 0 negative, instead of 1 and 0 without the filtered ones",
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    from arhn_datasets.export import export
+    from arhn_datasets.report import format_table
+
+    report = export(
+        options.folder,
+        options.formats,
+        options.output,
+        negatives=options.negatives,
+        short=options.short,
+        grades=options.grades,
+        split=options.split,
+    )
+    lines = [
+        (
+            format,
+            f"{sum(written.rows.values()):,}",
+            f"{sum(size for _, size in written.files):,}",
+            ", ".join(f"{number:,} {reason}" for reason, number in written.left_out.items()) or "-",
+        )
+        for format, written in report.formats.items()
+    ]
+    print(format_table(("format", "rows", "bytes", "rows left out"), lines))
+    print(f"written to {report.path}")
+    empty = [format for format, written in report.formats.items() if not sum(written.rows.values())]
+    if empty:
+        print(f"error: no row could be written as {', '.join(empty)}; no trainer can load that.", file=sys.stderr)
+        return FAILED
+    return DONE

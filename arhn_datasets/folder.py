@@ -1,0 +1,282 @@
+"""A refined dataset in a folder: its files, and its rows in bounded memory.
+
+There are two layouts. ``arhn-refine`` writes wide rows, that is rows with their evidence columns (*refined*). What goes
+to the Hub has the rows for trainers in ``data`` and the evidence beside them (*published*). Both are read as wide rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from arhn_datasets.columns import Integers, one_array
+from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.evidence import ROW, join_evidence, wide_schema
+from arhn_datasets.records import EVIDENCE_TYPES, Row
+
+RUN_FILE = "run.json"
+CARD_FILE = "README.md"
+DATA, DROPPED, EVIDENCE = "data", "dropped", "evidence"
+REFINED, PUBLISHED = "refined", "published"
+BATCH_ROWS = 1000
+BATCH_BYTES = 64_000_000  # of the largest batch that is read, whatever the number of rows
+
+_SHARD = re.compile(r"(?P<split>[^/]+)-(?P<index>\d{5})-of-(?P<shards>\d{5})\.parquet")
+_EVIDENCE_ROWS = 20_000
+_HASHED = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A folder that ``arhn-refine`` has written, or one that was built for the Hub.
+
+    ``splits`` are in the order of the source. The rows of a split are those for trainers, then those that a guard
+    dropped; a row's number in this order is what the evidence names it by.
+    """
+
+    path: Path
+    run: Mapping[str, Any]
+    layout: str
+    splits: tuple[str, ...]
+
+    def shards(self, split: str, part: str = DATA) -> list[Path]:
+        """The files of a split in a part of the folder, in order."""
+        return sorted((self.path / part).glob(f"{split}-*-of-*.parquet"))
+
+    def schema(self, split: str) -> pa.Schema:
+        """The columns of the wide rows."""
+        found = self.features_schema(split)
+        return found.remove_metadata() if self.layout == REFINED else wide_schema(found.remove_metadata())
+
+    def features_schema(self, split: str) -> pa.Schema:
+        """The columns as they stand in ``data``, with the metadata of `datasets`."""
+        import pyarrow.parquet as pq
+
+        return pq.read_schema(self.shards(split)[0])
+
+    def count(self, split: str, part: str = DATA) -> int:
+        """The number of rows of a split in a part of the folder."""
+        import pyarrow.parquet as pq
+
+        return sum(pq.ParquetFile(path).metadata.num_rows for path in self.shards(split, part))
+
+    def tables(
+        self,
+        split: str,
+        batch_rows: int = BATCH_ROWS,
+        *,
+        part: str | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Iterator[pa.Table]:
+        """Wide rows in tables of up to ``batch_rows``, fewer where rows are long.
+
+        Args:
+            split: One of :attr:`splits`.
+            batch_rows: Most rows in a table.
+            part: :data:`DATA` or :data:`DROPPED` alone; by default these one after the other.
+            columns: Only these, as far as they are there.
+        """
+        if split not in self.splits:
+            raise ConfigurationError(f"{self.path} has no split {split!r}; its splits are {list(self.splits)}.")
+        joins = self.layout == PUBLISHED and (columns is None or not EVIDENCE_TYPES.keys().isdisjoint(columns))
+        first = self.count(split) if joins and part == DROPPED else 0
+        evidence = _Evidence(self.shards(split, EVIDENCE))
+        for name in (DATA, DROPPED) if part is None else (part,):
+            for path in self.shards(split, name):
+                for table in read_tables(path, batch_rows, None if joins else columns):
+                    if joins:
+                        wide = join_evidence(table, evidence.take(first, table.num_rows))
+                        first += table.num_rows
+                        yield wide if columns is None else wide.select([c for c in columns if c in wide.column_names])
+                    else:
+                        yield table
+
+    def rows(self, split: str | None = None) -> Iterator[Row]:
+        """Wide rows of one split or of all."""
+        for name in self.splits if split is None else (split,):
+            for table in self.tables(name, 64):
+                yield from table.to_pylist()
+
+
+class _Evidence:
+    """The evidence of a split, read forwards."""
+
+    def __init__(self, shards: list[Path]) -> None:
+        self._tables = (table for path in shards for table in read_tables(path, _EVIDENCE_ROWS))
+        self._read: list[tuple[pa.Table, Integers]] = []
+
+    def take(self, first: int, count: int) -> pa.Table:
+        """The evidence of ``count`` rows from number ``first`` on; none of what was before can be asked again."""
+        end = first + count
+        while not self._read or not len(self._read[-1][1]) or self._read[-1][1][-1] < end:
+            table = next(self._tables, None)
+            if table is None:
+                break
+            self._read.append((table, _numbers(table)))
+        taken, kept = [], []
+        for table, numbers in self._read:
+            start, stop = np.searchsorted(numbers, (first, end))
+            taken.append(table.slice(start, stop - start))
+            kept += [(table.slice(stop), numbers[stop:])] if stop < table.num_rows else []
+        self._read = kept
+        if not taken:
+            raise SchemaError(f"The evidence ends before row {first}. Fetch the published files again.")
+        return pa.concat_tables(taken)
+
+
+def _numbers(table: pa.Table) -> Integers:
+    numbers: Integers = one_array(table.column(ROW)).to_numpy()
+    if (np.diff(numbers) < 0).any():
+        raise SchemaError(
+            f"The evidence of row {numbers.max()} stands before that of another row; it was expected in the order of "
+            "the rows. Fetch the published files again."
+        )
+    return numbers
+
+
+def open_folder(path: str | os.PathLike[str]) -> Folder:
+    """Open a refined or a published folder.
+
+    Raises:
+        ConfigurationError: it is no such folder, or a part of it is missing or cannot be read.
+    """
+    root = Path(path)
+    run = _read_run(root)
+    layout = PUBLISHED if "published" in run else REFINED
+    parts = {part: _shards(root / part) for part in (DATA, DROPPED, EVIDENCE)}
+    if not parts[DATA]:
+        raise ConfigurationError(f"{root} has a {RUN_FILE} and no {DATA}/SPLIT-*.parquet. {_AGAIN}")
+    splits = tuple(dict.fromkeys([name for name in _run_splits(run) if name in parts[DATA]] + sorted(parts[DATA])))
+    missing = [name for name in _run_splits(run) if name not in parts[DATA]]
+    if missing:
+        raise ConfigurationError(f"{root} lacks the splits {missing} that its {RUN_FILE} names. {_AGAIN}")
+    without = [name for name in splits if layout == PUBLISHED and name not in parts[EVIDENCE]]
+    if without:
+        raise ConfigurationError(f"{root} lacks the {EVIDENCE} of the splits {without}. {_AGAIN}")
+    for part, found in parts.items():
+        for split, shards in found.items():
+            _check_shards(root / part, split, shards)
+    return Folder(path=root, run=run, layout=layout, splits=splits)
+
+
+def is_refined(folder: Path) -> bool:
+    """Whether a folder was written by this package: refined or published."""
+    try:
+        return "arhn_datasets" in json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["versions"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def read_rows(folder: str | os.PathLike[str], split: str | None = None) -> Iterator[Row]:
+    """The wide rows of a folder, of one split or of all, in each those that a guard dropped behind the others."""
+    return open_folder(folder).rows(split)
+
+
+def read_tables(path: Path, batch_rows: int = BATCH_ROWS, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a parquet file in tables of up to ``batch_rows``, and of some :data:`BATCH_BYTES`."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # or it holds every group that it has read
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+        limit = max(1, min(batch_rows, int(BATCH_BYTES / max(1, largest))))
+        found = None if columns is None else [name for name in columns if name in file.schema_arrow.names]
+        for batch in file.iter_batches(limit, columns=found):
+            yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+
+
+def describe_files(root: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256, rows and bytes of every data file in a folder, by its path there; what ``run.json`` says of them."""
+    found = sorted(path for suffix in ("parquet", "jsonl", "tsv") for path in root.rglob(f"*.{suffix}"))
+    return {
+        path.relative_to(root).as_posix(): {"sha256": sha256_of(path), "rows": _rows_in(path), "bytes": _size(path)}
+        for path in found
+        if not any(name.startswith(".") for name in path.relative_to(root).parts)
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASHED):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+_AGAIN = (
+    "It was half-written, or files were removed: run arhn-refine again with the same arguments, or fetch the dataset "
+    "anew."
+)
+
+
+def _read_run(root: Path) -> Mapping[str, Any]:
+    expected = "Expected a folder that arhn-refine --output has written, or a copy of what arhn-push has published."
+    try:
+        run = json.loads((root / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        found = f"no {RUN_FILE} of arhn_datasets in it" if root.is_dir() else "no such folder"
+        raise ConfigurationError(f"{root}: {found}. {expected}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{root / RUN_FILE} cannot be read: {error}. {_AGAIN}") from error
+    if not isinstance(run, dict) or "arhn_datasets" not in run.get("versions", ()):
+        raise ConfigurationError(f"{root}: no {RUN_FILE} of arhn_datasets in it, but another one. {expected}")
+    return run
+
+
+def _run_splits(run: Mapping[str, Any]) -> list[str]:
+    source = run.get("source")
+    rows = source.get("rows") if isinstance(source, Mapping) else None
+    return list(rows) if isinstance(rows, Mapping) else []
+
+
+def _shards(folder: Path) -> dict[str, list[re.Match[str]]]:
+    found: dict[str, list[re.Match[str]]] = {}
+    for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else ():
+        match = _SHARD.fullmatch(path.name)
+        if match:
+            found.setdefault(match["split"], []).append(match)
+    return found
+
+
+def _check_shards(folder: Path, split: str, shards: list[re.Match[str]]) -> None:
+    import pyarrow.parquet as pq
+
+    count = int(shards[0]["shards"])
+    wrong = [shard[0] for shard in shards if int(shard["shards"]) != count or int(shard["index"]) >= count]
+    there = Counter(int(shard["index"]) for shard in shards)
+    missing = [f"{split}-{index:05d}-of-{count:05d}.parquet" for index in range(count) if index not in there]
+    if wrong or missing:
+        raise ConfigurationError(
+            f"{folder} holds {len(shards)} files of the split {split!r}, and {count} were expected; "
+            f"{'missing: ' + missing[0] if missing else 'not of the others: ' + wrong[0]}. {_AGAIN}"
+        )
+    for shard in shards:
+        try:
+            pq.read_metadata(folder / shard[0])
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigurationError(f"{folder / shard[0]} cannot be read: {error}. {_AGAIN}") from error
+
+
+def _rows_in(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        return int(pq.read_metadata(path).num_rows)
+    with path.open("rb") as file:
+        lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_HASHED), b""))
+    return lines - (path.suffix == ".tsv")  # its header
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
