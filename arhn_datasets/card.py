@@ -20,6 +20,7 @@ from arhn_datasets.records import (
     FILTERED_RANKS,
     FILTERED_SNIPPETS,
     GROUNDED,
+    JUDGEMENT_STATUSES,
     NEGATIVES,
     POSITIVE_ORIGINS,
     POSITIVE_RANKS,
@@ -86,6 +87,18 @@ MEANINGS: Mapping[str, Mapping[str, str]] = {
         "unparsed": "the reply could not be read; the row stayed as it was",
         "error": "there was no reply; the row stayed as it was",
         "skipped": "there was nothing to order",
+    },
+    "verdicts": {
+        "judged": "the annotator compared the passage with the positives",
+        "unparsed": "the reply could not be read; the passage stayed where it was",
+        "error": "there was no reply; the passage stayed where it was",
+        "skipped": "there was nothing to judge",
+    },
+    "grades": {
+        "judged": "the annotator graded the passage",
+        "unparsed": "the reply could not be read; the passage stayed where it was",
+        "error": "there was no reply; the passage stayed where it was",
+        "skipped": "there was nothing to judge",
     },
     "rows": {
         "changed": "at least one passage moved",
@@ -404,7 +417,10 @@ def _summary(report: Report) -> str:
 
 
 def _ranks_sentence(parameters: Mapping[str, Any]) -> str:
-    if parameters["relabel"]["policy"] == "filter" and "ranks" not in parameters:
+    relabel = parameters["relabel"]
+    if "rule" in relabel or relabel.get("evidence", "snippets") != "snippets":
+        return "The rule of this run looks at other evidence than snippets and ranks."
+    if relabel["policy"] == "filter" and "ranks" not in parameters:
         return "The policy of this run needs no ranking."
     if parameters.get("ranks", {}).get("rank_by") == "passage":
         return "The annotator ordered all passages of a row by how directly each one answers the query."
@@ -415,7 +431,12 @@ def _ranks_sentence(parameters: Mapping[str, Any]) -> str:
 
 
 def _policy_sentence(relabel: Mapping[str, Any]) -> str:
+    if "rule" in relabel:
+        options = ", ".join(f"{name} {_value(value)}" for name, value in relabel.items() if name != "rule")
+        return f"The rule was {_value(relabel['rule'])}, over the scores of the passages, with {options}."
     policy = relabel["policy"]
+    if relabel.get("evidence", "snippets") != "snippets":
+        return f"The policy was {_value(policy)}, by the {_value(relabel['evidence'])} of the passages."
     if policy not in POLICIES:
         return f"The policy was {_value(policy)}."
     said = POLICIES[policy].format(
@@ -445,6 +466,8 @@ def _statuses_table(report: Report) -> str:
     kinds = (
         ("snippets", total.snippets, SNIPPET_STATUSES),
         ("rankings", total.rankings, RANKING_STATUSES),
+        ("verdicts", total.verdicts, JUDGEMENT_STATUSES),
+        ("grades", total.grades, JUDGEMENT_STATUSES),
         ("rows", total.decisions, DECISION_STATUSES),
     )
     lines = []
@@ -496,14 +519,16 @@ def _passages(row: Row) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any], 
     )
     for after, passages, snippets, ranks, origins in lists:
         places = row.get(ranks) or [None] * len(row[passages])
-        for passage, snippet, rank, origin in zip(row[passages], row[snippets], places, row[origins], strict=True):
+        held = row.get(snippets) or [{"status": None, "start": None}] * len(row[passages])
+        for passage, snippet, rank, origin in zip(row[passages], held, places, row[origins], strict=True):
             yield passage, snippet, rank, origin["label"], after
 
 
 def _excerpt(passage: Mapping[str, Any], snippet: Mapping[str, Any]) -> str:
     """The snippet, marked, and some words around it; without one the beginning of the passage."""
     if snippet["status"] != GROUNDED or snippet["start"] is None:
-        return f"{_inline(shorten(passage.get('text') or '', 2 * AROUND_CHARACTERS))} ({_value(snippet['status'])})"
+        beginning = _inline(shorten(passage.get("text") or "", 2 * AROUND_CHARACTERS))
+        return beginning if snippet["status"] is None else f"{beginning} ({_value(snippet['status'])})"
     text, start, end = passage.get(snippet["field"]) or "", snippet["start"], snippet["end"]
     before, after = text[max(0, start - AROUND_CHARACTERS) : start], text[end : end + AROUND_CHARACTERS]
     # Cut between words, as far as there are some.
@@ -566,6 +591,8 @@ def _configurations(content: CardContent) -> str:
 
 def _told(name: str, options: Mapping[str, Any]) -> str:
     """What the options of an export mean for a configuration."""
+    if name == "labeled-list" and options.get("labels") == "soft":
+        return ": its label is the score of the passage"
     if name == "labeled-list" and "grades" in options:
         return ": 2 is a positive, 1 a filtered passage, 0 a negative" if options["grades"] else ": 1 is a positive"
     if name == "n-tuple" and "negatives" in options:
@@ -636,7 +663,7 @@ def _limits(content: CardContent) -> str:
     failed = f"{total.errors:,} requests had no reply; their passages stayed where they were." if total.errors else ""
     limits = [
         nature,
-        _audit_sentence(audit),
+        audit_sentence(audit),
         "Only the passages of the source were looked at: an answer that was never mined is still missing, and a "
         "passage that the source labels positive is positive here whether or not an answer was found in it.",
         failed,
@@ -645,13 +672,22 @@ def _limits(content: CardContent) -> str:
     return f"{listed}\n\n{content.stated.limitations}" if content.stated.limitations else listed
 
 
-def _audit_sentence(audit: Mapping[str, Any] | None) -> str:
+def audit_sentence(audit: Mapping[str, Any] | None) -> str:
+    """What a card says of the human audit that a run has recorded, on one line."""
     if not audit:
         return "No human audit of these labels was made."
+    said = f"A human audit of {audit['rows']:,} rows"
+    if audit.get("kappa") is None:
+        return f"{said} was made; all answers and all labels in it are the same, so that kappa is not defined."
     interval = f" (interval {audit['low']:.3f} to {audit['high']:.3f})" if audit.get("low") is not None else ""
-    return (
-        f"A human audit of {audit['rows']:,} rows agrees with the annotator with kappa {audit['kappa']:.3f}{interval}."
-    )
+    answering = audit.get("answering") or {}
+    shares = [
+        f"{share['value']:.0%} of the {name} (interval {share['low']:.0%} to {share['high']:.0%})"
+        for name, share in answering.items()
+        if share.get("value") is not None
+    ]
+    estimated = f" By it these passages answer their query: {', '.join(shares)}." if shares else ""
+    return f"{said} agrees with the annotator with kappa {audit['kappa']:.3f}{interval}.{estimated}"
 
 
 def _source_bullets(content: CardContent) -> str:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from arhn_datasets.annotators import Lexical
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.records import DECISION, NEGATIVES, POSITIVES, RANKING, SKIPPED, Row
-from arhn_datasets.refine import Input, Stages, fitted, load_input, silent
+from arhn_datasets.refine import Input, Stages, fitted, load_input, silent, unfitted
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -85,7 +84,7 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
     annotator.identity("snippets")
     with silent():
         splits, _ = load_input(source)
-    if isinstance(annotator, Lexical) and annotator.frequencies is None:
+    if unfitted(annotator) is not None:
         stages = fitted(stages, splits)
         annotator = stages.annotator
     rows, passages = _size(splits)

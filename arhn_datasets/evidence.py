@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -26,13 +27,14 @@ from arhn_datasets.columns import (
 )
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.records import (
+    ALL_EVIDENCE_TYPES,
     DECISION,
     DECISION_TYPE,
-    EVIDENCE_TYPES,
     FILTERED,
     FILTERED_ORIGINS,
     FILTERED_RANKS,
     FILTERED_SNIPPETS,
+    GRADE_TYPE,
     NEGATIVE_ORIGINS,
     NEGATIVE_RANKS,
     NEGATIVE_SNIPPETS,
@@ -46,8 +48,10 @@ from arhn_datasets.records import (
     QUERY_ID,
     RANKING,
     RANKING_TYPE,
+    SCORE_TYPE,
     SNIPPET_TYPE,
     SUBSET,
+    VERDICT_TYPE,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +84,14 @@ EVIDENCE_ROW = pa.schema(
 )
 """The columns of the evidence but the last one, :data:`PASSAGE`, whose type is that of the source's passages."""
 
+# Further evidence on each passage, where the rows have it: its column here for each field, None for the value itself.
+FURTHER: Mapping[str, Mapping[str, str | None]] = {
+    "scores": {"score": None},
+    "verdicts": {"verdict": "verdict", "verdict_status": "status", "verdict_detail": "detail"},
+    "grades": {"grade": "grade", "grade_status": "status", "grade_detail": "detail"},
+}
+_FURTHER_TYPES: Mapping[str, pa.DataType] = {"scores": SCORE_TYPE, "verdicts": VERDICT_TYPE, "grades": GRADE_TYPE}
+
 # Passages, snippets, ranks and origins of each label, in the order of the evidence rows of a row.
 _SIDES = {
     "positive": (POSITIVES, POSITIVE_SNIPPETS, POSITIVE_RANKS, POSITIVE_ORIGINS),
@@ -96,19 +108,38 @@ _WIDE = (
 )
 
 
-def evidence_schema(passage: pa.DataType = PASSAGE_TYPE) -> pa.Schema:
-    """The columns of the evidence of rows with such passages."""
-    return EVIDENCE_ROW.append(pa.field(PASSAGE, passage))
+def further_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of further evidence, of :data:`FURTHER`, that there are columns of."""
+    return tuple(kind for kind in FURTHER if f"positive_{kind}" in columns)
+
+
+def joined_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of further evidence that a table of evidence with these columns has."""
+    return tuple(kind for kind in FURTHER if set(FURTHER[kind]) <= set(columns))
+
+
+def evidence_schema(passage: pa.DataType = PASSAGE_TYPE, further: Sequence[str] = ()) -> pa.Schema:
+    """The columns of the evidence of rows with such passages and such further evidence."""
+    schema = EVIDENCE_ROW
+    for kind in further:
+        for column, name in FURTHER[kind].items():
+            type = _FURTHER_TYPES[kind]
+            schema = schema.append(pa.field(column, type if name is None else type.field(name).type))
+    return schema.append(pa.field(PASSAGE, passage))
+
+
+def _wide(further: Sequence[str]) -> tuple[str, ...]:
+    return (*_WIDE, *(f"{side}_{kind}" for kind in further for side in _SIDES))
 
 
 def canonical_of(rows: pa.Table) -> pa.Table:
     """The rows without their evidence columns; any other column stays."""
-    return rows.drop_columns([column for column in rows.column_names if column in EVIDENCE_TYPES])
+    return rows.drop_columns([column for column in rows.column_names if column in ALL_EVIDENCE_TYPES])
 
 
-def wide_schema(canonical: pa.Schema) -> pa.Schema:
+def wide_schema(canonical: pa.Schema, further: Sequence[str] = ()) -> pa.Schema:
     """The columns of canonical rows once their evidence is joined."""
-    added = [pa.field(column, EVIDENCE_TYPES[column]) for column in _WIDE]
+    added = [pa.field(column, ALL_EVIDENCE_TYPES[column]) for column in _wide(further)]
     passages = pa.field(FILTERED, pa.list_(_passage_type(canonical)))
     return pa.schema([*canonical, *(passages if field.name == FILTERED else field for field in added)])
 
@@ -117,14 +148,15 @@ def evidence_of(rows: pa.Table, first_row: int = 0) -> pa.Table:
     """One row for each passage of relabelled rows: positives, negatives, filtered, in the order of their lists.
 
     Args:
-        rows: Rows with all that the three stages have written; the ranks may be missing.
+        rows: Rows with all that the stages have written; snippets and ranks may be missing.
         first_row: The number of the first row in its split.
 
     Raises:
         SchemaError: the rows were not relabelled, or their columns do not fit their passages.
     """
     _check_wide(rows)
-    sides = {label: _side(rows, label) for label in _SIDES}
+    further = further_of(rows.column_names)
+    sides = {label: _side(rows, label, further) for label in _SIDES}
     counts = [flat[0] for flat in sides.values()]
     shown, order = merged(counts, least=1)  # a row without passages has one row of evidence, too
     row, sizes = rows_of(shown), [int(number.sum()) for number in counts]
@@ -140,11 +172,11 @@ def evidence_of(rows: pa.Table, first_row: int = 0) -> pa.Table:
         ROW: pa.array(row + first_row),
         QUERY_ID: taken(strings_of(rows, QUERY_ID), row),
         SUBSET: taken(strings_of(rows, SUBSET), row),
-        DOCID: gathered(lambda passage, snippet, rank, origin: field_of(passage, "docid", pa.string())),
-        ORIGIN: gathered(lambda passage, snippet, rank, origin: field_of(origin, "label", pa.string())),
-        POSITION: gathered(lambda passage, snippet, rank, origin: field_of(origin, "position", pa.int32())),
+        DOCID: gathered(lambda passage, snippet, rank, origin, *_: field_of(passage, "docid", pa.string())),
+        ORIGIN: gathered(lambda passage, snippet, rank, origin, *_: field_of(origin, "label", pa.string())),
+        POSITION: gathered(lambda passage, snippet, rank, origin, *_: field_of(origin, "position", pa.int32())),
         LABEL: taken(labels.cast(pa.string()), order),
-        "rank": gathered(lambda passage, snippet, rank, origin: rank),
+        "rank": gathered(lambda passage, snippet, rank, origin, *_: rank),
         PASSAGE: taken(sides["filtered"][1], np.maximum(moved, -1)),
     }
     for column, name in _SNIPPET.items():
@@ -153,12 +185,23 @@ def evidence_of(rows: pa.Table, first_row: int = 0) -> pa.Table:
     for structs, names in ((ranking, _RANKING), (decision, _DECISION)):
         for column, name in names.items():
             columns[column] = taken(field_of(structs, name, EVIDENCE_ROW.field(column).type), row)
-    schema = evidence_schema(sides["filtered"][1].type)
+    schema = evidence_schema(sides["filtered"][1].type, further)
+    for at, kind in enumerate(further):
+        for column, field in FURTHER[kind].items():
+            type = schema.field(column).type
+            columns[column] = gathered(
+                lambda *flat, at=at, field=field, type=type: (
+                    flat[4 + at] if field is None else field_of(flat[4 + at], field, type)
+                )
+            )
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def join_evidence(canonical: pa.Table, evidence: pa.Table) -> pa.Table:
-    """Rows with their evidence columns again; the rank columns are always there.
+    """Rows with their evidence columns again; those of snippets and ranks are always there.
+
+    Rows without any snippet, rank, verdict or grade have null for that list. A list of scores is never null: without
+    any score it is a list of nulls.
 
     Args:
         canonical: Rows as :func:`canonical_of` left them.
@@ -174,10 +217,19 @@ def join_evidence(canonical: pa.Table, evidence: pa.Table) -> pa.Table:
     label = pc.fill_null(pc.index_in(column[LABEL], value_set=pa.array(list(_SIDES))), -1).to_numpy()
     _check_queries(canonical, column, row)
     _check_order(row, label, column)
+    further = joined_of(evidence.column_names)
     count = canonical.num_rows
     starts = np.searchsorted(row, np.arange(count))
     ranking = _structs(RANKING_TYPE, {n: taken(column[c], starts) for c, n in _RANKING.items()}, nullable=True)
     unranked = is_null(ranking) & (np.bincount(row[~is_null(column["rank"])], minlength=count) == 0)
+    # The rows in which no passage has a status were never asked about; without passages nobody can tell.
+    shown = np.bincount(row[label >= 0], minlength=count) > 0
+
+    def unasked(status: str) -> Any:
+        return shown & (np.bincount(row[~is_null(column[status])], minlength=count) == 0)
+
+    without = {"snippets": unasked("snippet_status")}
+    without |= {kind: unasked(f"{kind.removesuffix('s')}_status") for kind in further if kind != "scores"}
     columns: dict[str, pa.Array] = {RANKING: ranking}
     for code, (side, (passages, snippets, ranks, origins)) in enumerate(_SIDES.items()):
         at = np.flatnonzero(label == code)
@@ -186,9 +238,21 @@ def join_evidence(canonical: pa.Table, evidence: pa.Table) -> pa.Table:
             columns[passages] = lists_of(counts, taken(column[PASSAGE], at).cast(_passage_type(canonical.schema)))
         else:
             _check_passages(canonical, passages, counts, taken(column[DOCID], at), column)
-        columns[snippets] = lists_of(
-            counts, _structs(SNIPPET_TYPE, {n: taken(column[c], at) for c, n in _SNIPPET.items()})
-        )
+        structs: dict[str, tuple[Any, pa.StructType, Mapping[str, str]]] = {}
+        structs[snippets] = (without["snippets"], SNIPPET_TYPE, _SNIPPET)
+        for kind in further:
+            if kind == "scores":
+                columns[f"{side}_{kind}"] = lists_of(counts, taken(column["score"], at).cast(SCORE_TYPE))
+            else:
+                names = {name: str(field) for name, field in FURTHER[kind].items()}
+                structs[f"{side}_{kind}"] = (without[kind], _FURTHER_TYPES[kind], names)
+        for name, (absent, type, fields) in structs.items():
+            asked = at[~absent[row[at]]]
+            # A passage that is not judged at all, as the positives that others are compared with, is null.
+            values = _structs(
+                type, {field: taken(column[one], asked) for one, field in fields.items()}, nullable=name != snippets
+            )
+            columns[name] = lists_of(np.where(absent, 0, counts), values, absent=absent if absent.any() else None)
         placed = {"label": taken(column[ORIGIN], at), "position": taken(column[POSITION], at)}
         columns[origins] = lists_of(counts, _structs(ORIGIN_TYPE, placed))
         ranked = at[~unranked[row[at]]]
@@ -199,8 +263,8 @@ def join_evidence(canonical: pa.Table, evidence: pa.Table) -> pa.Table:
     for name, members in (("relabelled", moved), ("filtered", label == 2)):
         decision[name] = pa.array(np.bincount(row[members], minlength=count).astype(np.int32))
     columns[DECISION] = _structs(DECISION_TYPE, decision)
-    schema = wide_schema(canonical.schema)
-    added = [columns[name].cast(schema.field(name).type) for name in _WIDE]
+    schema = wide_schema(canonical.schema, further)
+    added = [columns[name].cast(schema.field(name).type) for name in _wide(further)]
     return pa.Table.from_arrays([*canonical.columns, *added], schema=schema.with_metadata(None))
 
 
@@ -246,8 +310,9 @@ def _joined(dataset: Dataset, evidence: Dataset) -> Dataset:
     rows, facts = canonical_dataset(dataset).with_format("arrow"), evidence.with_format("arrow")
     numbers = one_array(facts.select_columns(ROW)[:].column(ROW)).to_numpy()
     starts = np.searchsorted(numbers, np.arange(len(rows) + 1))
-    types = wide_schema(rows.features.arrow_schema).with_metadata(None)
-    added = Features.from_arrow_schema(pa.schema([types.field(name) for name in _WIDE]))
+    further = joined_of(facts.column_names)
+    types = wide_schema(rows.features.arrow_schema, further).with_metadata(None)
+    added = Features.from_arrow_schema(pa.schema([types.field(name) for name in _wide(further)]))
     features = Features({**rows.features, **added})
     if not len(rows):
         return Dataset(features.arrow_schema.empty_table(), split=dataset.split)
@@ -268,23 +333,24 @@ def _joined(dataset: Dataset, evidence: Dataset) -> Dataset:
 
 def canonical_dataset(dataset: Dataset) -> Dataset:
     """A dataset without its evidence columns."""
-    return dataset.remove_columns([column for column in dataset.column_names if column in EVIDENCE_TYPES])
+    return dataset.remove_columns([column for column in dataset.column_names if column in ALL_EVIDENCE_TYPES])
 
 
-def _side(rows: pa.Table, label: str) -> tuple[Integers, pa.Array, pa.Array, pa.Array, pa.Array]:
-    """Lengths, passages, snippets, ranks and origins of the lists of one label."""
+def _side(rows: pa.Table, label: str, further: Sequence[str]) -> tuple[Any, ...]:
+    """Lengths, passages, snippets, ranks, origins and further evidence of the lists of one label."""
     passages, snippets, ranks, origins = _SIDES[label]
     counts, values = flat_lists(rows, passages)
     if not pa.types.is_struct(values.type):
         values = values.cast(_passage_type(rows.schema))
     along = [values]
-    for column, type in ((snippets, SNIPPET_TYPE), (ranks, pa.int32()), (origins, ORIGIN_TYPE)):
+    kinds = [(f"{label}_{kind}", _FURTHER_TYPES[kind]) for kind in further]
+    for column, type in ((snippets, SNIPPET_TYPE), (ranks, pa.int32()), (origins, ORIGIN_TYPE), *kinds):
         if column not in rows.column_names:
             along.append(pa.nulls(len(values), type))
             continue
         found, flat = flat_lists(rows, column)
         absent = np.zeros(rows.num_rows, bool)
-        if column in _RANKS:  # a row that was never ranked has no list
+        if column != origins:  # a row that was never ranked, or never asked about, has no list
             absent = is_null(one_array(rows.column(column)))
         wrong = (found != counts) & ~absent
         if wrong.any():
@@ -293,16 +359,22 @@ def _side(rows: pa.Table, label: str) -> tuple[Integers, pa.Array, pa.Array, pa.
                 f"Row {_named(rows, at)} has {found[at]} values in {column!r} for {counts[at]} passages in "
                 f"{passages!r}; one each was expected. Run arhn.relabel again on these rows."
             )
-        if column in _RANKS:
+        if absent.any() or not pa.types.is_struct(type):
             placed = ~np.repeat(absent, counts)
-            flat = taken(flat.cast(type), np.where(placed, np.cumsum(placed) - 1, -1))
+            flat = flat if pa.types.is_struct(type) else flat.cast(type)
+            flat = taken(flat, np.where(placed, np.cumsum(placed) - 1, -1))
         along.append(flat)
-    return counts, along[0], along[1], along[2], along[3]
+    return counts, *along
 
 
 def _check_wide(rows: pa.Table) -> None:
     check_canonical(rows.column_names)
-    needed = [column for column in _WIDE if column not in (*_RANKS, RANKING)]
+    snippets = [POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS, FILTERED_SNIPPETS]
+    if not any(column in rows.column_names for column in snippets) and further_of(rows.column_names):
+        optional = (*_RANKS, RANKING, *snippets)  # of a rule that looks at other evidence
+    else:
+        optional = (*_RANKS, RANKING)
+    needed = [column for column in _wide(further_of(rows.column_names)) if column not in optional]
     missing = [column for column in needed if column not in rows.column_names]
     if missing:
         raise SchemaError(f"The rows lack the columns {missing}; rows that arhn.relabel has written were expected.")

@@ -76,6 +76,7 @@ def export(
     short: str = "repeat",
     grades: bool = False,
     separator: str = " ",
+    labels: str = "hard",
     split: str | None = None,
 ) -> ExportReport:
     """Write rows in the format of a trainer, or in several, each in a folder of its own in ``output``.
@@ -91,6 +92,7 @@ def export(
         short: See :class:`Options`.
         grades: See :class:`Options`.
         separator: See :class:`Options`.
+        labels: See :class:`Options`.
         split: Only this one.
 
     Raises:
@@ -98,7 +100,7 @@ def export(
         SchemaError: rows that are not canonical, or an id that stands for two different texts.
         OutputError: ``output`` cannot be written.
     """
-    options = Options(negatives=negatives, short=short, grades=grades, separator=separator)
+    options = Options(negatives=negatives, short=short, grades=grades, separator=separator, labels=labels)
     formats = check_formats([format] if isinstance(format, str) else format)
     rows = _source_of(source, split)
     target = Path(output)

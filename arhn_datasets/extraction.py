@@ -44,14 +44,21 @@ class Snippets(AnnotatedTransform):
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
         source = self.source
-        positives, negatives = (passages_of(row, column) for column in (POSITIVES, NEGATIVES))
-        await source.turn(len(positives) + len(negatives))
         background, task = background_of(row), self.task(row)
-        requests = (
-            source.snippet(SnippetRequest(query=row[QUERY], passage=passage, task=task, background=background))
-            for passage in (*positives, *negatives)
+        positives, negatives = (
+            [
+                SnippetRequest(query=row[QUERY], passage=passage, task=task, background=background)
+                for passage in passages_of(row, column)
+            ]
+            for column in (POSITIVES, NEGATIVES)
         )
-        snippets = [snippet.to_struct() for snippet in await gather(requests, concurrently=source.awaits)]
+        await source.turn(len(positives) + len(negatives))
+        known = await source.screened_snippets(positives, negatives)
+        asked = (
+            source.snippet(request) for request, one in zip((*positives, *negatives), known, strict=True) if one is None
+        )
+        replies = iter(await gather(asked, concurrently=source.awaits))
+        snippets = [(next(replies) if one is None else one).to_struct() for one in known]
         return {POSITIVE_SNIPPETS: snippets[: len(positives)], NEGATIVE_SNIPPETS: snippets[len(positives) :]}
 
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from arhn_datasets.columns import Integers, one_array
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence import ROW, join_evidence, wide_schema
-from arhn_datasets.records import EVIDENCE_TYPES, Row
+from arhn_datasets.evidence import ROW, join_evidence, joined_of, wide_schema
+from arhn_datasets.records import ALL_EVIDENCE_TYPES, Row
 
 RUN_FILE = "run.json"
 CARD_FILE = "README.md"
@@ -55,8 +55,12 @@ class Folder:
 
     def schema(self, split: str) -> pa.Schema:
         """The columns of the wide rows."""
-        found = self.features_schema(split)
-        return found.remove_metadata() if self.layout == REFINED else wide_schema(found.remove_metadata())
+        import pyarrow.parquet as pq
+
+        found = self.features_schema(split).remove_metadata()
+        if self.layout == REFINED:
+            return found
+        return wide_schema(found, joined_of(pq.read_schema(self.shards(split, EVIDENCE)[0]).names))
 
     def features_schema(self, split: str) -> pa.Schema:
         """The columns as they stand in ``data``, with the metadata of `datasets`."""
@@ -88,7 +92,7 @@ class Folder:
         """
         if split not in self.splits:
             raise ConfigurationError(f"{self.path} has no split {split!r}; its splits are {list(self.splits)}.")
-        joins = self.layout == PUBLISHED and (columns is None or not EVIDENCE_TYPES.keys().isdisjoint(columns))
+        joins = self.layout == PUBLISHED and (columns is None or not ALL_EVIDENCE_TYPES.keys().isdisjoint(columns))
         first = self.count(split) if joins and part == DROPPED else 0
         evidence = _Evidence(self.shards(split, EVIDENCE))
         for name in (DATA, DROPPED) if part is None else (part,):

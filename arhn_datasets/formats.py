@@ -16,6 +16,10 @@ Trainers read every column as an input, crash on an empty list and on a null: no
 that cannot be written in a format is left out and counted. In ``tevatron``, ``beir`` and ``mteb`` the title stands
 beside the text, in the others in front of it.
 
+With ``labels="soft"`` the scores of the passages go along, for losses that distil a teacher: as ``labels`` of
+``labeled-list``, as a column ``scores`` of ``n-tuple`` (of the positive, then of the negatives), and as ``pos_scores``
+and ``neg_scores`` of ``flagembedding``. A row in which a passage has no score is left out there.
+
 The grades of the qrels are 2 for a positive and 1 for a filtered passage, which answers the query less directly.
 Negatives are not in them: BEIR and MTEB take what is not there as not relevant, and some readers take whatever is there
 as relevant.
@@ -25,7 +29,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -37,6 +41,7 @@ from arhn_datasets.columns import (
     check_canonical,
     field_of,
     flat_lists,
+    is_null,
     lists_of,
     merged,
     one_array,
@@ -47,7 +52,19 @@ from arhn_datasets.columns import (
     within,
 )
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.records import DECISION, DROPPED, FILTERED, NEGATIVES, PASSAGE_TYPE, POSITIVES, QUERY, QUERY_ID
+from arhn_datasets.records import (
+    DECISION,
+    DROPPED,
+    FILTERED,
+    NEGATIVE_SCORES,
+    NEGATIVES,
+    PASSAGE_TYPE,
+    POSITIVE_SCORES,
+    POSITIVES,
+    QUERY,
+    QUERY_ID,
+    SCORE_TYPE,
+)
 
 FORMATS = (
     *("triplet", "n-tuple", "labeled-list", "pair", "labeled-pair"),
@@ -56,8 +73,11 @@ FORMATS = (
 RETRIEVAL = ("beir", "mteb")
 CORPUS, QUERIES, QRELS = "corpus", "queries", "qrels"
 SHORT = ("repeat", "drop")
+LABELS = ("hard", "soft")
+SOFT = ("n-tuple", "labeled-list", "flagembedding")  # what has a place for scores
 POSITIVE_GRADE, FILTERED_GRADE = 2, 1
 NO_POSITIVE, NO_NEGATIVE, DROPPED_ROW = "no positive", "no negative", "dropped by a guard"
+NO_SCORE = "a passage without a score"
 
 Columns = dict[str, pa.Array]
 
@@ -72,6 +92,8 @@ class Options:
         grades: Labels of ``labeled-list``: 2 for positives, 1 for filtered passages, which otherwise are not in the
             list, and 0 for negatives, instead of 1 and 0.
         separator: Between title and text.
+        labels: ``"soft"`` for the scores of the passages, which ``arhn.Scores`` gives, beside or instead of ``"hard"``
+            labels; in :data:`SOFT`, the other formats have no place for them.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -81,12 +103,26 @@ class Options:
     short: str = "repeat"
     grades: bool = False
     separator: str = " "
+    labels: str = "hard"
 
     def __post_init__(self) -> None:
         if self.negatives < 1:
             raise ConfigurationError(f"negatives is {self.negatives}; a number from 1 was expected.")
         if self.short not in SHORT:
             raise ConfigurationError(f"short is {self.short!r}; one of {', '.join(SHORT)} was expected.")
+        if self.labels not in LABELS:
+            raise ConfigurationError(f"labels is {self.labels!r}; one of {', '.join(LABELS)} was expected.")
+        if self.soft and self.grades:
+            raise ConfigurationError("Labels are either soft or grades; leave one of them out.")
+
+    @property
+    def soft(self) -> bool:
+        """Whether scores go along."""
+        return self.labels == "soft"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every option; ``labels`` only where they are soft, as earlier versions read this."""
+        return {name: value for name, value in asdict(self).items() if name != "labels" or self.soft}
 
 
 def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -104,14 +140,21 @@ def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
 def schema_of(format: str, options: Options | None = None) -> pa.Schema:
     """The columns of a format, or of ``corpus``, ``queries`` and ``qrels``, the tables of ``beir`` and ``mteb``."""
     text, texts = pa.string(), pa.list_(pa.string())
-    width = (options or Options()).negatives
+    options = options or Options()
+    width, scores = options.negatives, pa.list_(SCORE_TYPE)
     columns: dict[str, dict[str, pa.DataType]] = {
         "triplet": {"anchor": text, "positive": text, "negative": text},
-        "n-tuple": {"anchor": text, "positive": text, **{f"negative_{i + 1}": text for i in range(width)}},
+        "n-tuple": {
+            **{"anchor": text, "positive": text, **{f"negative_{i + 1}": text for i in range(width)}},
+            **({"scores": scores} if options.soft else {}),
+        },
         "pair": {"anchor": text, "positive": text},
         "labeled-pair": {"query": text, "passage": text, "label": pa.int64()},
-        "labeled-list": {"query": text, "docs": texts, "labels": pa.list_(pa.int64())},
-        "flagembedding": {"query": text, "pos": texts, "neg": texts},
+        "labeled-list": {"query": text, "docs": texts, "labels": scores if options.soft else pa.list_(pa.int64())},
+        "flagembedding": {
+            **{"query": text, "pos": texts, "neg": texts},
+            **({"pos_scores": scores, "neg_scores": scores} if options.soft else {}),
+        },
         "tevatron": {
             **{QUERY_ID: text, QUERY: text},
             **{column: pa.list_(PASSAGE_TYPE) for column in (POSITIVES, NEGATIVES)},
@@ -128,7 +171,8 @@ def schema_of(format: str, options: Options | None = None) -> pa.Schema:
 def columns_of(format: str, options: Options) -> tuple[str, ...]:
     """The columns of the rows that a format needs, as far as a row has them."""
     filtered = format in (*RETRIEVAL, CORPUS, QRELS) or (format == "labeled-list" and options.grades)
-    return (QUERY_ID, QUERY, POSITIVES, NEGATIVES, *((FILTERED,) if filtered else ()), DECISION)
+    scores = (POSITIVE_SCORES, NEGATIVE_SCORES) if options.soft and format in SOFT else ()
+    return (QUERY_ID, QUERY, POSITIVES, NEGATIVES, *((FILTERED,) if filtered else ()), *scores, DECISION)
 
 
 def table_of(format: str, rows: pa.Table, options: Options | None = None) -> tuple[pa.Table, Counter[str]]:
@@ -151,10 +195,29 @@ def table_of(format: str, rows: pa.Table, options: Options | None = None) -> tup
         if dropped.any():
             left_out[DROPPED_ROW] = int(dropped.sum())
             rows = rows.filter(pa.array(~dropped))
+    if options.soft and format in SOFT:
+        rows, unscored = _scored(rows)
+        left_out.update({NO_SCORE: unscored} if unscored else {})
     columns, reasons = _TABLES[format](rows, options)
     left_out.update({reason: number for reason, number in reasons.items() if number})
     arrays = [columns[name].cast(schema.field(name).type) for name in schema.names]
     return pa.Table.from_arrays(arrays, schema=schema), left_out
+
+
+def _scored(rows: pa.Table) -> tuple[pa.Table, int]:
+    """The rows in which every passage has a score, and how many have not."""
+    known = np.ones(rows.num_rows, bool)
+    for passages, column in ((POSITIVES, POSITIVE_SCORES), (NEGATIVES, NEGATIVE_SCORES)):
+        if column not in rows.column_names:
+            raise SchemaError(
+                f"The rows lack the column {column!r}, which soft labels need. Score them: "
+                "ds.map(arhn.Scores(model), batched=True)."
+            )
+        counts, _ = flat_lists(rows, passages)
+        found, scores = flat_lists(rows, column)
+        missing = is_null(scores) | ~np.isfinite(pc.fill_null(scores.cast(SCORE_TYPE), 0.0).to_numpy())
+        known &= (found == counts) & (np.bincount(rows_of(found)[missing], minlength=rows.num_rows) == 0)
+    return rows.filter(pa.array(known)), int((~known).sum())
 
 
 class _Passages:
@@ -210,6 +273,11 @@ def _tuples(rows: pa.Table, options: Options) -> tuple[Columns, Mapping[str, int
     }
     for i in range(options.negatives):
         columns[f"negative_{i + 1}"] = taken(texts, negatives.starts[row] + i % negatives.counts[row])
+    if options.soft:
+        own, others = _scores(rows, POSITIVE_SCORES), _scores(rows, NEGATIVE_SCORES)
+        places = [others[negatives.starts[row] + i % negatives.counts[row]] for i in range(options.negatives)]
+        together = np.stack([own[at], *places], axis=1)
+        columns["scores"] = lists_of(np.full(len(row), options.negatives + 1), pa.array(together.reshape(-1)))
     short = (positives.counts > 0) & (negatives.counts > 0) & ~enough
     return columns, {**_without(positives, negatives), f"fewer than {least} negatives": int(short.sum())}
 
@@ -233,6 +301,9 @@ def _labeled_lists(rows: pa.Table, options: Options) -> tuple[Columns, Mapping[s
     positives = _Passages(rows, POSITIVES).counts
     grades = {POSITIVES: 2, FILTERED: 1, NEGATIVES: 0} if options.grades else {POSITIVES: 1, NEGATIVES: 0}
     counts, passages, labels = _labeled(rows, options, grades)
+    if options.soft:
+        _, order = merged([flat_lists(rows, column)[0] for column in grades])
+        labels = pa.array(np.concatenate([_scores(rows, c) for c in (POSITIVE_SCORES, NEGATIVE_SCORES)])[order])
     usable = (positives > 0) & (counts > positives)  # a list of one label teaches no order
     kept = np.flatnonzero(np.repeat(usable, counts))
     columns = {
@@ -259,7 +330,15 @@ def _flag_rows(rows: pa.Table, options: Options) -> tuple[Columns, Mapping[str, 
     columns = {"query": taken(_queries(rows), np.flatnonzero(usable))}
     for name, side in sides.items():
         columns[name] = _kept_lists(side, side.texts(options.separator), usable)
+        if options.soft:
+            scores = _scores(rows, POSITIVE_SCORES if name == "pos" else NEGATIVE_SCORES)
+            columns[f"{name}_scores"] = _kept_lists(side, pa.array(scores), usable)
     return columns, _without(*sides.values())
+
+
+def _scores(rows: pa.Table, column: str) -> Any:
+    """The scores of a column, one after the other."""
+    return flat_lists(rows, column)[1].cast(SCORE_TYPE).to_numpy(zero_copy_only=False)
 
 
 def _tevatron_rows(rows: pa.Table, options: Options) -> tuple[Columns, Mapping[str, int]]:

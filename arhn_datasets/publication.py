@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from arhn_datasets.card import CardContent, Config, Facts, merge_card, render_ca
 from arhn_datasets.chart import draw_chart
 from arhn_datasets.columns import one_array
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, OutputError
-from arhn_datasets.evidence import canonical_of, evidence_of, evidence_schema
+from arhn_datasets.evidence import canonical_of, evidence_of, evidence_schema, further_of
 from arhn_datasets.export import FolderSource, Shards, Writer, Written, with_features, writer_of
 from arhn_datasets.folder import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, RUN_FILE, Folder, describe_files
 from arhn_datasets.formats import Options, check_formats
-from arhn_datasets.records import DECISION, EVIDENCE_TYPES, FILTERED, SUBSET, Row
+from arhn_datasets.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, SUBSET, Row
 from arhn_datasets.report import ALL, Counts, Report, changed_rows
 
 CHARTS: Mapping[str, str] = {theme: f"charts/counts-{theme}.png" for theme in ("light", "dark")}
@@ -85,7 +85,7 @@ def build_publication(
             notes.append(f"The card has no charts. {error}")
         run = {
             **source.run,
-            "published": {"formats": list(formats), "options": asdict(options), "license": license},
+            "published": {"formats": list(formats), "options": options.to_json(), "license": license},
             "files": describe_files(target),
         }
         content = CardContent(
@@ -134,7 +134,8 @@ class _Writing:
     def _rows(self, bar: Any) -> Iterator[Row]:
         for split in self._source.splits:
             wide = self._source.schema(split)
-            evidence = Shards(self._target / EVIDENCE, split, evidence_schema(wide.field(FILTERED).type.value_type))
+            passage = wide.field(FILTERED).type.value_type
+            evidence = Shards(self._target / EVIDENCE, split, evidence_schema(passage, further_of(wide.names)))
             first = 0
             for part in (DATA, DROPPED):
                 if part == DROPPED and not self._source.count(split, part):
@@ -185,7 +186,7 @@ def _canonical_schema(found: pa.Schema) -> pa.Schema:
     """The columns of ``data`` without the evidence, with the features that the source gave them."""
     from datasets import Features
 
-    kept = [column for column in found.names if column not in EVIDENCE_TYPES]
+    kept = [column for column in found.names if column not in ALL_EVIDENCE_TYPES]
     features = Features.from_arrow_schema(found)
     metadata = Features({column: features[column] for column in kept}).arrow_schema.metadata
     return pa.schema([found.field(column) for column in kept], metadata=metadata)

@@ -20,6 +20,16 @@ column                   one value per row
 ``*_origins``            list of :data:`ORIGIN_TYPE`: where each passage of the three lists came from
 ``decision``             :data:`DECISION_TYPE`: what relabelling did to the row, and why
 =======================  ====================================================================
+
+Beside snippets and ranks, or instead of them, there may be further evidence for further rules, in the same form:
+
+=======================  ====================================================================
+``positive_scores``      list of double: the higher the more relevant, null is not scored
+``positive_verdicts``    list of :data:`VERDICT_TYPE`: how a passage compares with the positives
+``positive_grades``      list of :data:`GRADE_TYPE`: how relevant a passage is, from 0 to 3
+``negative_*``           the same for the negatives
+``filtered_*``           the same for the passages that left
+=======================  ====================================================================
 """
 
 from __future__ import annotations
@@ -52,6 +62,15 @@ FILTERED_SNIPPETS = "filtered_snippets"
 POSITIVE_RANKS = "positive_ranks"
 NEGATIVE_RANKS = "negative_ranks"
 FILTERED_RANKS = "filtered_ranks"
+POSITIVE_SCORES = "positive_scores"
+NEGATIVE_SCORES = "negative_scores"
+FILTERED_SCORES = "filtered_scores"
+POSITIVE_VERDICTS = "positive_verdicts"
+NEGATIVE_VERDICTS = "negative_verdicts"
+FILTERED_VERDICTS = "filtered_verdicts"
+POSITIVE_GRADES = "positive_grades"
+NEGATIVE_GRADES = "negative_grades"
+FILTERED_GRADES = "filtered_grades"
 POSITIVE_ORIGINS = "positive_origins"
 NEGATIVE_ORIGINS = "negative_origins"
 FILTERED_ORIGINS = "filtered_origins"
@@ -78,6 +97,21 @@ RANKING_TYPE = pa.struct(
         ("detail", pa.string()),
     ]
 )
+SCORE_TYPE = pa.float64()
+VERDICT_TYPE = pa.struct(
+    [
+        ("verdict", pa.string()),  # "better", "worse" or "no_match", null where the reply does not say it
+        ("status", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+GRADE_TYPE = pa.struct(
+    [
+        ("grade", pa.int32()),  # from 0, not relevant, to 3; null where the reply does not say it
+        ("status", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
 ORIGIN_TYPE = pa.struct([("label", pa.string()), ("position", pa.int32())])
 DECISION_TYPE = pa.struct(
     [
@@ -95,6 +129,12 @@ SNIPPET_STATUSES = (GROUNDED, NO_ANSWER, UNGROUNDED, UNPARSED, ERROR)
 
 RANKED, PARTIAL, SKIPPED = "ranked", "partial", "skipped"
 RANKING_STATUSES = (RANKED, PARTIAL, UNPARSED, ERROR, SKIPPED)
+
+BETTER, WORSE, NO_MATCH = "better", "worse", "no_match"
+VERDICTS = (BETTER, WORSE, NO_MATCH)
+GRADES = (0, 1, 2, 3)
+JUDGED = "judged"
+JUDGEMENT_STATUSES = (JUDGED, PARTIAL, UNPARSED, ERROR, SKIPPED)  # of verdicts and of grades
 
 CHANGED, UNCHANGED, GUARDED, DROPPED = "changed", "unchanged", "guarded", "dropped"
 DECISION_STATUSES = (CHANGED, UNCHANGED, GUARDED, DROPPED)
@@ -161,6 +201,65 @@ class Ranking:
     detail: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerdictRequest:
+    """A question to an annotator: which candidates answer the query, as well as the positives or less well?
+
+    ``positives`` and ``candidates`` are texts of passages; all of them belong to one row.
+    """
+
+    query: str
+    positives: tuple[str, ...]
+    candidates: tuple[str, ...]
+    task: str
+    background: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The evidence for one candidate beside the positives: what :data:`VERDICT_TYPE` stores.
+
+    ``verdict`` is ``better`` (at least as good as the positives), ``worse``, ``no_match``, or None where the reply
+    does not plainly say one. ``status`` is ``judged``, ``partial`` (the reply is wrong elsewhere), ``unparsed``,
+    ``error`` or ``skipped`` (nothing to compare with).
+    """
+
+    status: str
+    verdict: str | None = None
+    detail: str | None = None
+
+    def to_struct(self) -> Row:
+        """The value for the verdict columns."""
+        return {"verdict": self.verdict, "status": self.status, "detail": self.detail}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradeRequest:
+    """A question to an annotator: how relevant is this passage to the query, from 0 to 3?"""
+
+    query: str
+    passage: Passage
+    task: str
+    background: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """The relevance of one passage: what :data:`GRADE_TYPE` stores.
+
+    ``grade`` is 0 to 3, or None where the reply does not plainly say one; ``status`` is ``judged``, ``unparsed`` or
+    ``error``.
+    """
+
+    status: str
+    grade: int | None = None
+    detail: str | None = None
+
+    def to_struct(self) -> Row:
+        """The value for the grade columns."""
+        return {"grade": self.grade, "status": self.status, "detail": self.detail}
+
+
 def shorten(text: str, limit: int = DETAIL_CHARACTERS) -> str:
     """``text`` on one line and cut to ``limit`` characters, for details and messages."""
     line = " ".join(text[: 4 * limit].split())
@@ -213,7 +312,7 @@ def text_of(passage: Passage) -> str:
 
 
 def evidence_features() -> Features:
-    """The ``datasets.Features`` of every evidence column, in the order in which the stages add them."""
+    """The ``datasets.Features`` of the evidence columns of ARHN, in the order in which the stages add them."""
     from datasets import Features
 
     return Features.from_arrow_schema(pa.schema(list(EVIDENCE_TYPES.items())))
@@ -233,3 +332,14 @@ EVIDENCE_TYPES: dict[str, pa.DataType] = {
     FILTERED_ORIGINS: pa.list_(ORIGIN_TYPE),
     DECISION: DECISION_TYPE,
 }
+"""The columns of ARHN's own three stages."""
+
+FURTHER_EVIDENCE_TYPES: dict[str, pa.DataType] = {
+    **dict.fromkeys((POSITIVE_SCORES, NEGATIVE_SCORES, FILTERED_SCORES), pa.list_(SCORE_TYPE)),
+    **dict.fromkeys((POSITIVE_VERDICTS, NEGATIVE_VERDICTS, FILTERED_VERDICTS), pa.list_(VERDICT_TYPE)),
+    **dict.fromkeys((POSITIVE_GRADES, NEGATIVE_GRADES, FILTERED_GRADES), pa.list_(GRADE_TYPE)),
+}
+"""The columns of further evidence, each of which may be there or not."""
+
+ALL_EVIDENCE_TYPES: dict[str, pa.DataType] = {**EVIDENCE_TYPES, **FURTHER_EVIDENCE_TYPES}
+"""Every column that is evidence, and none of the source's."""

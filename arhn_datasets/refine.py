@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.adapt import adapt_dataset, keeps_rows
 from arhn_datasets.annotation import AnnotatedTransform
-from arhn_datasets.annotators import Annotator, Lexical
+from arhn_datasets.annotators import Annotator, Cascade, Lexical
 from arhn_datasets.card import CardContent, Config, render_card
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.extraction import Snippets
@@ -30,9 +30,10 @@ from arhn_datasets.folder import DATA, DROPPED, RUN_FILE, is_refined, read_rows,
 from arhn_datasets.progress import live
 from arhn_datasets.prompts import Prompts
 from arhn_datasets.ranking import Ranks
-from arhn_datasets.records import DECISION, FILTERED, POSITIVE_SNIPPETS, SUBSET, Row, digest
-from arhn_datasets.relabeling import Relabel, Revert, is_kept
+from arhn_datasets.records import DECISION, FILTERED, SUBSET, Row, digest
+from arhn_datasets.relabeling import POLICIES, Decision, Relabel, Revert, is_kept
 from arhn_datasets.report import Report, build_report, changed_rows
+from arhn_datasets.scoring import Scores
 from arhn_datasets.transform import Transform
 
 if TYPE_CHECKING:
@@ -44,7 +45,17 @@ LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "pa
 RUN_FORMAT = 1
 SHARD_BYTES = 500_000_000
 BATCH_ROWS = 64
-TOTALS = ("requests", "replies", "stored", "retries", "overloads", "failures", "prompt_tokens", "completion_tokens")
+TOTALS = (
+    "requests",
+    "replies",
+    "stored",
+    "retries",
+    "overloads",
+    "failures",
+    "prompt_tokens",
+    "completion_tokens",
+    "screened",
+)
 VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
 UNPUBLISHED: Mapping[str, Any] = {
     "revision": None,
@@ -129,7 +140,7 @@ def refine(
     durations: dict[str, float] = {}
     with _timed(durations, "load"), silent():
         splits, provenance = load_input(source)
-    if isinstance(stages.annotator, Lexical) and stages.annotator.frequencies is None:
+    if unfitted(stages.annotator) is not None:
         with _timed(durations, "fit"):
             stages = fitted(stages, splits)
     with tempfile.TemporaryDirectory(prefix="arhn-", ignore_cleanup_errors=True) as scratch:
@@ -161,15 +172,16 @@ def save(
     """Write rows that ``Dataset.map`` has relabelled into a folder, as :func:`refine` does.
 
     Args:
-        dataset: Rows that went through ``arhn.snippets``, ``arhn.ranks`` and ``arhn.relabel``.
+        dataset: Rows that went through ``arhn.snippets``, ``arhn.ranks`` and ``arhn.relabel``, or through other
+            evidence and a rule over it.
         output: A folder that does not exist, is empty, or holds an earlier run, which is replaced.
         source: The Hub id, ``user/name`` or ``user/name@revision``, of the dataset that they were made from; by default
             the one in whose cache of ``load_dataset`` they are.
         transforms: Those that made the rows. Without them the folder can name neither model nor parameters, and takes
-            the policy from the rows.
+            the policy from the rows, where it is one of ARHN's.
 
     Raises:
-        ConfigurationError: ``dataset`` is no dataset, or a transform is none of the three.
+        ConfigurationError: ``dataset`` is no dataset, or a transform gives no evidence and is no rule.
         SchemaError: the rows were not relabelled.
         OutputError: ``output`` holds something else, or cannot be written.
     """
@@ -182,7 +194,7 @@ def save(
         )
     splits = dict(dataset) if isinstance(dataset, DatasetDict) else {str(dataset.split or "train"): dataset}
     for name, rows in splits.items():
-        missing = [column for column in (POSITIVE_SNIPPETS, FILTERED, DECISION) if column not in rows.column_names]
+        missing = [column for column in (FILTERED, DECISION) if column not in rows.column_names]
         if missing:
             raise SchemaError(
                 f"The rows of {name!r} lack {missing}: they were not relabelled. Run the three stages first: "
@@ -203,11 +215,11 @@ def save(
 def _made_by(splits: Mapping[str, Dataset], transforms: Sequence[Transform]) -> list[Transform]:
     """The transforms as they were given, and a relabelling with the policy of the rows where there was none."""
     made = {transform.NAME: transform for transform in transforms}
-    unknown = [name for name in made if name not in (Snippets.NAME, Ranks.NAME, Relabel.NAME)]
+    unknown = [name for name, found in made.items() if not isinstance(found, (AnnotatedTransform, Scores, Decision))]
     if unknown:
         raise ConfigurationError(
-            f"transforms has {unknown}; those were expected that made the rows, of arhn.Snippets, arhn.Ranks and "
-            "arhn.Relabel."
+            f"transforms has {unknown}; those were expected that made the rows: arhn.Snippets, arhn.Ranks or other "
+            "evidence, and arhn.Relabel or another rule."
         )
     if Relabel.NAME not in made:
         policies = {decision["policy"] for rows in splits.values() for decision in rows[DECISION][:] if decision}
@@ -216,8 +228,17 @@ def _made_by(splits: Mapping[str, Dataset], transforms: Sequence[Transform]) -> 
                 f"The rows were relabelled by {sorted(policies) or 'no policy'}; one policy was expected. Relabel all "
                 "of them with one: ds.map(arhn.relabel)."
             )
-        made[Relabel.NAME] = Relabel(policy=policies.pop())
-    return [made[name] for name in (Snippets.NAME, Ranks.NAME, Relabel.NAME) if name in made]
+        policy = policies.pop()
+        if policy not in POLICIES:
+            raise ConfigurationError(
+                f"The rows were made by the rule {policy!r}, whose parameters are not in them. Name it: "
+                "transforms=[..., the rule that was mapped]."
+            )
+        made[Relabel.NAME] = Relabel(policy=policy)
+    return sorted(made.values(), key=lambda transform: _STAGES.get(type(transform), isinstance(transform, Decision)))
+
+
+_STAGES: Mapping[type[Transform], float] = {Snippets: -2, Ranks: -1}  # then other evidence, and the rule last
 
 
 def _provenance_of(splits: Mapping[str, Dataset], source: str | None) -> dict[str, Any]:
@@ -371,15 +392,23 @@ def _inherited(folder: Path) -> dict[str, Any]:
     return {name: source.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}
 
 
+def unfitted(annotator: Annotator) -> Lexical | None:
+    """The lexical annotator that has no term statistics yet: this one, or the screen of a cascade."""
+    found = annotator.cheap if isinstance(annotator, Cascade) else annotator
+    return found if isinstance(found, Lexical) and found.frequencies is None else None
+
+
 def fitted(stages: Stages, splits: Mapping[str, Dataset]) -> Stages:
     """The stages with a lexical annotator whose term statistics come from ``splits``."""
-    annotator = stages.annotator
-    assert isinstance(annotator, Lexical)
+    annotator = unfitted(stages.annotator)
+    assert annotator is not None
     rows = (row for dataset in splits.values() for row in dataset)
     options: dict[str, Any] = {"language": annotator.language}
     if annotator.threshold not in (None, Lexical(language=annotator.language).threshold):
         options["threshold"] = annotator.threshold
-    fitted = Lexical.fitted(rows, **options)
+    fitted: Annotator = Lexical.fitted(rows, **options)
+    if isinstance(stages.annotator, Cascade):
+        fitted = replace(stages.annotator, cheap=fitted)
     return replace(
         stages,
         snippets=stages.snippets.with_options(annotator=fitted),
@@ -421,6 +450,7 @@ def _describe(
             annotators[transform.NAME] = identity.pop("annotator")
         parameters[transform.NAME] = identity
     annotator = next((found.source for found in transforms if isinstance(found, AnnotatedTransform)), None)
+    described = annotator or next((found for found in transforms if isinstance(found, Scores)), None)
     return {
         "format": RUN_FORMAT,
         "id": uuid.uuid4().hex,
@@ -431,7 +461,7 @@ def _describe(
             **{name: version(name) for name in VERSIONED},
         },
         "source": dict(provenance),
-        "annotator": {"annotator": "not recorded"} if annotator is None else annotator.description(),
+        "annotator": {"annotator": "not recorded"} if described is None else described.description(),
         "identity": annotators,
         "parameters": parameters,
         "prompts": _prompt_texts(annotator),

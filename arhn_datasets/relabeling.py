@@ -1,11 +1,13 @@
 """Stage 3, relabel: from the evidence columns to new labels, and back (ARHN, section 3.3).
 
-A pure function of the evidence: another policy costs no LLM call. Only a negative that holds a grounded snippet can
-move, and only as far as the policy and the evidence on it go; whatever failed stays where it was.
+A pure function of the evidence: another rule or policy costs no LLM call. :class:`Decision` moves the passages, guards
+the row and records why, whatever the rule; :class:`Relabel` is the rule of ARHN. There, only a negative that holds a
+grounded snippet can move, and only as far as the policy and the evidence on it go; whatever failed stays where it was.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -14,14 +16,16 @@ import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.records import (
+    ALL_EVIDENCE_TYPES,
+    BETTER,
     CHANGED,
     DECISION,
     DROPPED,
-    EVIDENCE_TYPES,
     FILTERED,
     FILTERED_ORIGINS,
     FILTERED_RANKS,
     FILTERED_SNIPPETS,
+    GRADES,
     GROUNDED,
     GUARDED,
     NEGATIVE_ORIGINS,
@@ -35,8 +39,10 @@ from arhn_datasets.records import (
     POSITIVE_SNIPPETS,
     POSITIVES,
     QUERY,
+    QUERY_ID,
     RANKING,
     UNCHANGED,
+    WORSE,
     Row,
     passages_of,
 )
@@ -58,14 +64,33 @@ ACTIONS: Mapping[str, Mapping[str, str]] = {
     "relabel+filter": {ABOVE: POSITIVES, BELOW: FILTERED},
 }
 
-# The passage list, and the columns that go along with it.
+# What evidence there can be of a passage: the end of its columns, and its name in :class:`Judged`.
+EVIDENCE_KINDS: Mapping[str, str] = {
+    "snippets": "snippet",
+    "ranks": "rank",
+    "scores": "score",
+    "verdicts": "verdict",
+    "grades": "grade",
+}
+EVIDENCES = ("snippets", "verdicts", "grades")
+
+# The passage list, and the columns of ARHN that go along with it.
 ALONG: Mapping[str, tuple[str, str, str]] = {
     POSITIVES: (POSITIVE_SNIPPETS, POSITIVE_RANKS, POSITIVE_ORIGINS),
     NEGATIVES: (NEGATIVE_SNIPPETS, NEGATIVE_RANKS, NEGATIVE_ORIGINS),
     FILTERED: (FILTERED_SNIPPETS, FILTERED_RANKS, FILTERED_ORIGINS),
 }
 ADDED = (FILTERED, FILTERED_SNIPPETS, FILTERED_RANKS, POSITIVE_ORIGINS, NEGATIVE_ORIGINS, FILTERED_ORIGINS, DECISION)
-WRITTEN = tuple(column for column in ADDED if column != FILTERED_RANKS)  # also by a policy that needs no ranks
+WRITTEN = (FILTERED, POSITIVE_ORIGINS, NEGATIVE_ORIGINS, FILTERED_ORIGINS, DECISION)  # by every rule
+
+
+def column_of(side: str, kind: str) -> str:
+    """The column of a kind of evidence on a list of passages."""
+    return f"{side.removesuffix('_passages')}_{kind}"
+
+
+_EVIDENCE = {side: tuple(column_of(side, kind) for kind in EVIDENCE_KINDS) for side in ALONG}
+_GONE = tuple(dict.fromkeys((*ADDED, *_EVIDENCE[FILTERED])))  # what reverting removes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,28 +98,26 @@ class Judged:
     """One passage with all that is known of it: what moves as a whole."""
 
     passage: Any
-    snippet: Any
-    rank: int | None
+    snippet: Any = None
+    rank: int | None = None
+    score: float | None = None
+    verdict: Any = None
+    grade: Any = None
     label: str
     position: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Relabel(Transform):
-    """Moves passages by a policy and adds where each came from and why.
+class Decision(Transform):
+    """Moves passages by a rule over their evidence, and adds where each came from and why.
 
     The result holds every passage that came in exactly once, in ``positive_passages``, ``negative_passages`` or
-    ``filtered_passages``, each with its snippet, rank and origin; ``decision`` says what was done to the row.
-    A row that was relabelled before is reverted first, so any policy can follow any other.
+    ``filtered_passages``, each with its origin and all evidence on it; ``decision`` says what was done to the row.
+    A row that was decided upon before is reverted first, so any rule can follow any other.
+
+    A subclass gives the rule, :meth:`judge`, and what becomes of each verdict, :attr:`actions`.
 
     Args:
-        policy: ``"relabel"`` (above the reference becomes a positive), ``"filter"`` (every answer-bearing negative
-            leaves the negatives) or ``"relabel+filter"`` (above becomes a positive, below leaves).
-        reference: With several positives, compare with the ``"best"`` or the ``"worst"`` ranked one.
-        unsupported: What becomes of answer-bearing negatives where no positive has an answer: ``"filter"``,
-            ``"keep"`` or ``"relabel"``, as far as the policy does such a thing.
-        ties: Whether a negative that shares the reference's rank, because it holds the very same words, counts as
-            ``"above"`` or ``"below"``.
         min_negatives: Fewest negatives that a row must have left.
         on_shortage: With fewer, ``"keep"`` leaves the row as it came, ``"drop"`` marks it as dropped (see
             :func:`is_kept`), ``"allow"`` lets it pass.
@@ -107,28 +130,21 @@ class Relabel(Transform):
     """
 
     NAME: ClassVar[str] = "relabel"
-    OPTIONAL: ClassVar[tuple[str, ...]] = (POSITIVE_RANKS, NEGATIVE_RANKS, RANKING, *ADDED)
+    OPTIONAL: ClassVar[tuple[str, ...]] = (
+        *_EVIDENCE[POSITIVES],
+        *_EVIDENCE[NEGATIVES],
+        RANKING,
+        *ADDED,
+        *(column for column in _EVIDENCE[FILTERED] if column not in ADDED),
+    )
 
-    policy: str = "relabel+filter"
-    reference: str = "best"
-    unsupported: str = "filter"
-    ties: str = "above"
     min_negatives: int = 1
     on_shortage: str = "keep"
     max_relabeled: int | None = None
     on_excess: str = "keep"
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("policy", POLICIES),
-            ("reference", REFERENCES),
-            ("unsupported", UNSUPPORTED),
-            ("ties", TIES),
-            ("on_shortage", GUARDS),
-            ("on_excess", GUARDS),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; one of {', '.join(known)} was expected.")
+        self._check_choices({"on_shortage": GUARDS, "on_excess": GUARDS})
         if self.min_negatives < 0 or (self.max_relabeled is not None and self.max_relabeled < 0):
             raise ConfigurationError(
                 f"min_negatives is {self.min_negatives} and max_relabeled is {self.max_relabeled}; "
@@ -136,14 +152,37 @@ class Relabel(Transform):
             )
 
     @property
+    @abstractmethod
+    def label(self) -> str:
+        """The rule and its policy in a word: the ``policy`` of the ``decision`` column."""
+
+    @property
+    @abstractmethod
+    def evidence_kinds(self) -> tuple[str, ...]:
+        """The kinds of evidence that the rule cannot do without, of :data:`EVIDENCE_KINDS`."""
+
+    @property
+    def actions(self) -> Mapping[str, str]:
+        """The list into which a verdict moves a negative; with any other verdict it stays."""
+        return ACTIONS["filter"]
+
+    @abstractmethod
+    def judge(self, row: Row, positives: Sequence[Judged], negatives: Sequence[Judged]) -> tuple[str, list[str]]:
+        """The state of the reference, and a verdict on every negative; a pure function."""
+
+    def refusal(self, verdicts: Sequence[str]) -> str | None:
+        """Why a row with these verdicts is dropped, whatever the guards; None where it is not."""
+        return None
+
+    @property
     def required(self) -> tuple[str, ...]:
-        """The passages, their snippets, and their ranks where the policy looks at them."""
-        ranks = () if self.policy == "filter" else (POSITIVE_RANKS, NEGATIVE_RANKS)
-        return (QUERY, POSITIVES, NEGATIVES, POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS, *ranks)
+        """The passages, and the evidence that the rule looks at."""
+        sides = (POSITIVES, NEGATIVES)
+        return (QUERY, *sides, *(column_of(side, kind) for kind in self.evidence_kinds for side in sides))
 
     def identity(self) -> dict[str, Any]:
-        """Every option."""
-        return {option.name: getattr(self, option.name) for option in fields(self)}
+        """The rule, and every option."""
+        return {"rule": type(self).__name__, **{option.name: getattr(self, option.name) for option in fields(self)}}
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The relabelled rows."""
@@ -151,49 +190,166 @@ class Relabel(Transform):
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
-        columns = (*ALONG, *(column for along in ALONG.values() for column in along), DECISION)
         passages = passage_list_type(schema)
-        return {column: passages if column in ALONG else EVIDENCE_TYPES[column] for column in columns}
+        arhn = [column for along in ALONG.values() for column in along]
+        columns = [*arhn, DECISION, *(column for side in ALONG for column in _EVIDENCE[side] if column not in arhn)]
+        return {**dict.fromkeys(ALONG, passages), **{column: ALL_EVIDENCE_TYPES[column] for column in columns}}
+
+    def _check_choices(self, known: Mapping[str, Sequence[str]]) -> None:
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                found = getattr(self, name)
+                raise ConfigurationError(f"{name} is {found!r}; one of {', '.join(choices)} was expected.")
 
     def _inputs(self, columns: Any) -> list[str]:
         found = list(columns)
-        missing = [column for column in WRITTEN if column not in found]
-        if len(missing) < len(WRITTEN) and missing:
+        inputs = super()._inputs(found)
+        _check_pairs(found)
+        if any(column in found for column in _GONE) and (missing := _unwritten(found)):
             raise SchemaError(
                 f"The rows were relabelled and lack {missing}; without these, passages would be lost. "
                 "Relabel rows with all the columns that arhn.relabel has written, or those of before."
             )
-        return list(dict.fromkeys(super()._inputs(found)))
+        return list(dict.fromkeys(inputs))
 
     def _advice(self, missing: Sequence[str]) -> str:
         if not {QUERY, POSITIVES, NEGATIVES}.isdisjoint(missing):
             return super()._advice(missing)
-        snippets = {POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS}.isdisjoint(missing)
-        stages = "ds.map(arhn.ranks)" if snippets else "ds.map(arhn.snippets), then ds.map(arhn.ranks)"
+        kinds = [kind for kind in EVIDENCE_KINDS if {column_of(s, kind) for s in ALONG} & set(missing)]
+        stages = ", then ".join(f"ds.map({_STAGES[kind]})" for kind in kinds)
+        if kinds == ["snippets"] and "ranks" in self.evidence_kinds:
+            stages += ", then ds.map(arhn.ranks)"
         return f"Run the stages before first: {stages}."
+
+
+_STAGES = {
+    "snippets": "arhn.snippets",
+    "ranks": "arhn.ranks",
+    "scores": "arhn.Scores(model)",
+    "verdicts": "arhn.Verdicts()",
+    "grades": "arhn.Grades()",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Relabel(Decision):
+    """Moves passages by a policy and adds where each came from and why.
+
+    The result holds every passage that came in exactly once, in ``positive_passages``, ``negative_passages`` or
+    ``filtered_passages``, each with its evidence and origin; ``decision`` says what was done to the row.
+    A row that was relabelled before is reverted first, so any policy can follow any other.
+
+    The evidence is that of ARHN, snippets and ranks (section 3.3), or that of a rival:
+
+    * ``"verdicts"`` of RLHN (arXiv 2505.16967): ``better`` than the positives is above, ``worse`` is below. There, the
+      technique ``rlhn`` is the policy ``"relabel"`` with ``max_matches=8``.
+    * ``"grades"``: a grade from ``threshold`` on is above where it is at least the reference's, else below.
+
+    Args:
+        policy: ``"relabel"`` (above the reference becomes a positive), ``"filter"`` (every answer-bearing negative
+            leaves the negatives) or ``"relabel+filter"`` (above becomes a positive, below leaves).
+        reference: With several positives, compare with the ``"best"`` or the ``"worst"`` ranked or graded one.
+        unsupported: What becomes of answer-bearing negatives where no positive has an answer: ``"filter"``,
+            ``"keep"`` or ``"relabel"``, as far as the policy does such a thing. Of snippets alone.
+        ties: Whether a negative that shares the reference's rank, because it holds the very same words, or its grade,
+            counts as ``"above"`` or ``"below"``.
+        min_negatives: Fewest negatives that a row must have left.
+        on_shortage: With fewer, ``"keep"`` leaves the row as it came, ``"drop"`` marks it as dropped (see
+            :func:`is_kept`), ``"allow"`` lets it pass.
+        max_relabeled: Most negatives that may become positives in a row; None for any number.
+        on_excess: With more, the same choices.
+        evidence: ``"snippets"`` (with ranks), ``"verdicts"`` or ``"grades"``.
+        threshold: The lowest grade of a passage that answers.
+        max_matches: A row with more negatives than these that are above or below the reference is dropped; None for
+            any number.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+        SchemaError: the rows have no evidence columns, or they do not fit the passages.
+    """
+
+    policy: str = "relabel+filter"
+    reference: str = "best"
+    unsupported: str = "filter"
+    ties: str = "above"
+    evidence: str = "snippets"
+    threshold: int = 2
+    max_matches: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_choices(
+            {
+                "policy": POLICIES,
+                "reference": REFERENCES,
+                "unsupported": UNSUPPORTED,
+                "ties": TIES,
+                "evidence": EVIDENCES,
+            }
+        )
+        super().__post_init__()
+        if self.threshold not in GRADES[1:]:
+            raise ConfigurationError(f"threshold is {self.threshold!r}; a grade from 1 to {GRADES[-1]} was expected.")
+        if self.max_matches is not None and self.max_matches < 0:
+            raise ConfigurationError(f"max_matches is {self.max_matches}; a number from 0, or None, was expected.")
+
+    @property
+    def label(self) -> str:
+        """The policy, behind the evidence where it is not that of ARHN."""
+        return self.policy if self.evidence == "snippets" else f"{self.evidence}:{self.policy}"
+
+    @property
+    def evidence_kinds(self) -> tuple[str, ...]:
+        """The evidence, and of ARHN's the ranks where the policy looks at them."""
+        if self.evidence != "snippets":
+            return (self.evidence,)
+        return ("snippets",) if self.policy == "filter" else ("snippets", "ranks")
+
+    @property
+    def actions(self) -> Mapping[str, str]:
+        """Those of the policy."""
+        return ACTIONS[self.policy]
+
+    def judge(self, row: Row, positives: Sequence[Judged], negatives: Sequence[Judged]) -> tuple[str, list[str]]:
+        """The verdicts of the evidence."""
+        rules = {"snippets": judge, "verdicts": judge_by_verdicts, "grades": judge_by_grades}
+        return rules[self.evidence](positives, negatives, self)
+
+    def refusal(self, verdicts: Sequence[str]) -> str | None:
+        """Too many matches: the query is too broad, or the annotator was wrong."""
+        matches = sum(verdict != NOTHING for verdict in verdicts)
+        if self.max_matches is None or matches <= self.max_matches:
+            return None
+        return f"{matches} negatives match, max_matches is {self.max_matches}"
+
+    def identity(self) -> dict[str, Any]:
+        """Every option; those of other evidence only where it is used."""
+        options = {option.name: getattr(self, option.name) for option in fields(self)}
+        unused: dict[str, Any] = {"evidence": "snippets", "max_matches": None}
+        unused |= {} if self.evidence == "grades" else {"threshold": self.threshold}
+        return {name: value for name, value in options.items() if name not in unused or value != unused[name]}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Revert(Transform):
-    """Undoes :class:`Relabel`: every passage goes back to its list and its place.
+    """Undoes :class:`Relabel` and every other rule: every passage goes back to its list and its place.
 
     Args:
-        keep_evidence: Keep the snippet and rank columns, so that another policy can follow; without them the rows are
-            the source rows.
+        keep_evidence: Keep the columns of snippets, ranks and all other evidence, so that another rule can follow;
+            without them the rows are the source rows.
 
     Raises:
         SchemaError: the rows were not relabelled.
     """
 
     NAME: ClassVar[str] = "revert"
-    OPTIONAL: ClassVar[tuple[str, ...]] = Relabel.OPTIONAL
+    OPTIONAL: ClassVar[tuple[str, ...]] = Decision.OPTIONAL
 
     keep_evidence: bool = True
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The three passage lists, their snippets and their origins, and the decision."""
-        return (QUERY, POSITIVES, NEGATIVES, POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS, *WRITTEN)
+        """The three passage lists and their origins, and the decision."""
+        return (QUERY, POSITIVES, NEGATIVES, *WRITTEN)
 
     def identity(self) -> dict[str, Any]:
         """Every option."""
@@ -207,7 +363,7 @@ class Revert(Transform):
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
         passages = passage_list_type(schema)
-        kept = {column: EVIDENCE_TYPES[column] for side in (POSITIVES, NEGATIVES) for column in ALONG[side][:2]}
+        kept = {column: ALL_EVIDENCE_TYPES[column] for side in (POSITIVES, NEGATIVES) for column in _EVIDENCE[side]}
         return {POSITIVES: passages, NEGATIVES: passages, **(kept if self.keep_evidence else {})}
 
     def dropped(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -215,11 +371,16 @@ class Revert(Transform):
         return tuple(column for column in columns if column in self._gone())
 
     def _inputs(self, columns: Any) -> list[str]:
-        return list(dict.fromkeys(super()._inputs(columns)))
+        found = list(columns)
+        inputs = super()._inputs(found)
+        _check_pairs(found)
+        if missing := _unwritten(found):
+            raise SchemaError(f"arhn.revert needs the columns {missing}. {self._advice(missing)}")
+        return list(dict.fromkeys(inputs))
 
     def _gone(self) -> tuple[str, ...]:
-        evidence = (*ALONG[POSITIVES][:2], *ALONG[NEGATIVES][:2], RANKING)
-        return ADDED if self.keep_evidence else (*ADDED, *evidence)
+        evidence = (*_EVIDENCE[POSITIVES], *_EVIDENCE[NEGATIVES], RANKING)
+        return _GONE if self.keep_evidence else (*_GONE, *evidence)
 
     def _advice(self, missing: Sequence[str]) -> str:
         return "Only rows that arhn.relabel has written, with all their columns, can be reverted."
@@ -231,23 +392,24 @@ def is_kept(row: Mapping[str, Any]) -> bool:
     return decision is None or bool(decision["status"] != DROPPED)
 
 
-def relabel_row(row: Row, options: Relabel) -> dict[str, Any]:
+def relabel_row(row: Row, options: Decision) -> dict[str, Any]:
     """The relabelled passage lists of a row with what goes along, and the decision."""
     if row.get(DECISION) is not None:
         row = revert_row(row)
-    lists = {side: _judged(row, side) for side in (POSITIVES, NEGATIVES)}
-    reference, verdicts = judge(lists[POSITIVES], lists[NEGATIVES], options)
-    actions = ACTIONS[options.policy]
+    lists = {side: _judged(row, side, options.evidence_kinds) for side in (POSITIVES, NEGATIVES)}
+    reference, verdicts = options.judge(row, lists[POSITIVES], lists[NEGATIVES])
+    actions = options.actions
     moved: dict[str, list[Judged]] = {POSITIVES: list(lists[POSITIVES]), NEGATIVES: [], FILTERED: []}
     for negative, verdict in zip(lists[NEGATIVES], verdicts, strict=True):
         moved[actions.get(verdict, NEGATIVES)].append(negative)
     relabelled, filtered = len(moved[POSITIVES]) - len(lists[POSITIVES]), len(moved[FILTERED])
-    guard, reason = _guard(relabelled, len(moved[NEGATIVES]), options)
+    reason = options.refusal(verdicts)
+    guard, reason = (DROPPED, reason) if reason else _guard(relabelled, len(moved[NEGATIVES]), options)
     if guard is not None:
         moved, relabelled, filtered = {**lists, FILTERED: []}, 0, 0
     decision = {
         "status": guard or (CHANGED if relabelled or filtered else UNCHANGED),
-        "policy": options.policy,
+        "policy": options.label,
         "reference": reference,
         "relabelled": relabelled,
         "filtered": filtered,
@@ -257,7 +419,7 @@ def relabel_row(row: Row, options: Relabel) -> dict[str, Any]:
 
 
 def judge(positives: Sequence[Judged], negatives: Sequence[Judged], options: Relabel) -> tuple[str, list[str]]:
-    """The state of the reference positive, and a verdict on every negative.
+    """The state of the reference positive, and a verdict on every negative, by snippets and ranks.
 
     The state is ``supported`` (a positive with a snippet is ranked), ``unranked`` (with a snippet, but not ranked),
     ``unsupported`` (every positive has no answer) or ``unknown`` (the evidence on the positives failed). The verdicts
@@ -288,7 +450,41 @@ def _verdict(negative: Judged, state: str, reference: int | None, options: Relab
     return ABOVE if negative.rank < reference else BELOW
 
 
-def _guard(relabelled: int, negatives: int, options: Relabel) -> tuple[str | None, str | None]:
+def judge_by_verdicts(
+    positives: Sequence[Judged], negatives: Sequence[Judged], options: Relabel
+) -> tuple[str, list[str]]:
+    """The same by set-wise verdicts: the comparison is in the evidence. Without positives there was none."""
+    state = "supported" if positives else "unknown"
+    found = {BETTER: ABOVE, WORSE: BELOW} if positives else {BETTER: UNRANKED, WORSE: UNRANKED}
+    given = ("" if negative.verdict is None else negative.verdict["verdict"] for negative in negatives)
+    return state, [found.get(verdict, NOTHING) for verdict in given]
+
+
+def judge_by_grades(
+    positives: Sequence[Judged], negatives: Sequence[Judged], options: Relabel
+) -> tuple[str, list[str]]:
+    """The same by grades; where no positive has one, there is nothing to place a negative by."""
+    known = [grade for grade in map(_grade, positives) if grade is not None]
+    reference = (max(known) if options.reference == "best" else min(known)) if known else None
+
+    def verdict(grade: int | None) -> str:
+        if grade is None or grade < options.threshold:
+            return NOTHING
+        if reference is None:
+            return UNRANKED
+        if grade == reference:
+            return options.ties
+        return ABOVE if grade > reference else BELOW
+
+    return "unknown" if reference is None else "supported", [verdict(_grade(negative)) for negative in negatives]
+
+
+def _grade(judged: Judged) -> int | None:
+    grade: int | None = None if judged.grade is None else judged.grade["grade"]
+    return grade
+
+
+def _guard(relabelled: int, negatives: int, options: Decision) -> tuple[str | None, str | None]:
     """The status of a row that must not be changed, and why."""
     for broken, choice, reason in (
         (
@@ -308,15 +504,16 @@ def _guard(relabelled: int, negatives: int, options: Relabel) -> tuple[str | Non
 
 
 def revert_row(row: Row) -> Row:
-    """A relabelled row as it was: passages, snippets and ranks in the lists and places that their origins name."""
+    """A relabelled row as it was: passages and evidence in the lists and places that their origins name."""
     if row[DECISION] is None:  # never relabelled, and concatenated with rows that were
-        return {column: value for column, value in row.items() if column not in ADDED}
+        return {column: value for column, value in row.items() if column not in _GONE}
     back: dict[str, list[tuple[int, Judged]]] = {POSITIVES: [], NEGATIVES: []}
     for side in ALONG:
-        for judged, origin in zip(_judged(row, side), row[ALONG[side][2]], strict=True):
+        for judged, origin in zip(_judged(row, side), row[column_of(side, "origins")], strict=True):
             back[f"{origin['label']}_passages"].append((origin["position"], judged))
     lists = {side: [judged for _, judged in sorted(pairs, key=lambda pair: pair[0])] for side, pairs in back.items()}
-    return {QUERY: row[QUERY], **{c: v for c, v in _columns(lists, row).items() if c not in ADDED}}
+    names = {column: row[column] for column in (QUERY, QUERY_ID) if column in row}
+    return {**names, **{c: v for c, v in _columns(lists, row).items() if c not in _GONE}}
 
 
 def passage_list_type(schema: pa.Schema | None) -> pa.DataType | None:
@@ -341,39 +538,67 @@ def passage_list_type(schema: pa.Schema | None) -> pa.DataType | None:
     return pa.list_(pa.struct(list(merged)))
 
 
-def _judged(row: Row, side: str) -> list[Judged]:
+def _judged(row: Row, side: str, needed: Sequence[str] = ()) -> list[Judged]:
+    """The passages of a list with the evidence on them; a list of evidence that is null is not there."""
     passages = passages_of(row, side)
-    snippets, ranks = row[ALONG[side][0]], row.get(ALONG[side][1])
-    for column, values in ((ALONG[side][0], snippets or []), (ALONG[side][1], ranks)):
-        if values is not None and len(values) != len(passages):
+    evidence: dict[str, Sequence[Any]] = {}
+    for kind, name in EVIDENCE_KINDS.items():
+        column = column_of(side, kind)
+        values = row.get(column)
+        if values is None:
+            if kind != "snippets" or kind not in needed:
+                continue
+            values = []
+        if len(values) != len(passages):
             raise SchemaError(
                 f"Column {column!r} has {len(values)} values for {len(passages)} passages in {side!r} (query "
                 f"{row[QUERY]!r}); one each was expected. Run the stages before again on these rows."
             )
+        evidence[name] = values
+    label = side.removesuffix("_passages")
     return [
         Judged(
             passage=passage,
-            snippet=snippets[i],
-            rank=None if ranks is None else ranks[i],
-            label=side.removesuffix("_passages"),
+            label=label,
             position=i,
+            **{name: values[i] for name, values in evidence.items()},
         )
         for i, passage in enumerate(passages)
     ]
 
 
 def _columns(lists: Mapping[str, Sequence[Judged]], row: Row) -> dict[str, Any]:
-    """The columns of passage lists with what goes along; ranks where ``row`` has them, null where its are."""
+    """The columns of passage lists with what goes along; evidence where ``row`` has it, null where its is."""
     columns: dict[str, Any] = {}
-    ranked = row.get(POSITIVE_RANKS) is not None or row.get(NEGATIVE_RANKS) is not None
+    kinds = [kind for kind in EVIDENCE_KINDS if column_of(POSITIVES, kind) in row]
+    known = {
+        kind for kind in kinds if any(row.get(column_of(side, kind)) is not None for side in (POSITIVES, NEGATIVES))
+    }
     for side, judged in lists.items():
-        snippets, placed, origins = ALONG[side]
         columns[side] = [one.passage for one in judged]
-        columns[snippets] = [one.snippet for one in judged]
-        if POSITIVE_RANKS in row:
-            columns[placed] = [one.rank for one in judged] if ranked else None
-        columns[origins] = [{"label": one.label, "position": one.position} for one in judged]
+        for kind in kinds:
+            name = EVIDENCE_KINDS[kind]
+            columns[column_of(side, kind)] = [getattr(one, name) for one in judged] if kind in known else None
+        columns[column_of(side, "origins")] = [{"label": one.label, "position": one.position} for one in judged]
     return columns
+
+
+def _check_pairs(found: Sequence[str]) -> None:
+    """Evidence of one side alone would not move along."""
+    for kind in EVIDENCE_KINDS:
+        positive, negative = column_of(POSITIVES, kind), column_of(NEGATIVES, kind)
+        if (positive in found) != (negative in found):
+            missing, there = (positive, negative) if negative in found else (negative, positive)
+            raise SchemaError(
+                f"The rows have the column {there!r} and lack {missing!r}; both or none were expected, or the evidence "
+                f"would not go along with its passages. Run {_STAGES[kind]} on them, or remove the column."
+            )
+
+
+def _unwritten(found: Sequence[str]) -> list[str]:
+    """What rows that were relabelled must have, and these have not."""
+    filtered = [column_of(FILTERED, kind) for kind in EVIDENCE_KINDS if column_of(POSITIVES, kind) in found]
+    return [column for column in (*WRITTEN, *filtered) if column not in found]
 
 
 relabel = Relabel()

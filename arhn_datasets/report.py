@@ -13,15 +13,22 @@ from arhn_datasets.records import (
     DECISION,
     DECISION_STATUSES,
     FILTERED,
+    FILTERED_GRADES,
     FILTERED_ORIGINS,
     FILTERED_SNIPPETS,
+    FILTERED_VERDICTS,
     GROUNDED,
+    JUDGEMENT_STATUSES,
+    NEGATIVE_GRADES,
     NEGATIVE_ORIGINS,
     NEGATIVE_SNIPPETS,
+    NEGATIVE_VERDICTS,
     NEGATIVES,
+    POSITIVE_GRADES,
     POSITIVE_ORIGINS,
     POSITIVE_RANKS,
     POSITIVE_SNIPPETS,
+    POSITIVE_VERDICTS,
     POSITIVES,
     QUERY,
     RANKING,
@@ -42,6 +49,10 @@ MOST_SUBSETS = 50
 
 _ORIGINS = (POSITIVE_ORIGINS, NEGATIVE_ORIGINS, FILTERED_ORIGINS)
 _SNIPPETS = (POSITIVE_SNIPPETS, NEGATIVE_SNIPPETS, FILTERED_SNIPPETS)
+_JUDGEMENTS = {
+    "verdicts": (POSITIVE_VERDICTS, NEGATIVE_VERDICTS, FILTERED_VERDICTS),
+    "grades": (POSITIVE_GRADES, NEGATIVE_GRADES, FILTERED_GRADES),
+}
 _BATCH = 1000
 
 
@@ -61,11 +72,18 @@ class Counts:
     decisions: Mapping[str, int] = field(default_factory=dict)
     snippets: Mapping[str, int] = field(default_factory=dict)
     rankings: Mapping[str, int] = field(default_factory=dict)
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    grades: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def errors(self) -> int:
         """Requests that failed and can be asked again."""
-        return self.snippets.get("error", 0) + self.rankings.get("error", 0)
+        return sum(kind.get("error", 0) for kind in (self.snippets, self.rankings, self.verdicts, self.grades))
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts; verdicts and grades only where there are some."""
+        found = asdict(self)
+        return {name: value for name, value in found.items() if value or name not in _JUDGEMENTS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +95,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The counts as JSON, the total under ``"all"``."""
-        return {ALL: asdict(self.total), **{name: asdict(counts) for name, counts in self.subsets.items()}}
+        return {ALL: self.total.to_json(), **{name: counts.to_json() for name, counts in self.subsets.items()}}
 
     def rows(self) -> list[tuple[str, Counts]]:
         """Name and counts, the subsets first and the total last; the total alone where there is one subset."""
@@ -89,7 +107,9 @@ def build_report(splits: Iterable[Dataset]) -> Report:
     """Count the relabelled rows of some splits; rows that a guard dropped count as well."""
     tallies: dict[str, Counter[str]] = {}
     for dataset in splits:
-        columns = [c for c in (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS) if c in dataset.column_names]
+        judgements = (column for columns in _JUDGEMENTS.values() for column in columns)
+        known = (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS, *judgements)
+        columns = [column for column in known if column in dataset.column_names]
         for batch in dataset.select_columns(columns).iter(_BATCH):
             for row in _rows_of(batch):
                 _count(row, _tally(tallies, row.get(SUBSET)))
@@ -108,8 +128,11 @@ def format_report(report: Report) -> str:
         for label, counts, known in (
             ("snippets", total.snippets, SNIPPET_STATUSES),
             ("rankings", total.rankings, RANKING_STATUSES),
+            ("verdicts", total.verdicts, JUDGEMENT_STATUSES),
+            ("grades", total.grades, JUDGEMENT_STATUSES),
             ("rows", total.decisions, DECISION_STATUSES),
         )
+        if counts or label not in _JUDGEMENTS
     ]
     return "\n".join([table, "", *statuses])
 
@@ -146,18 +169,20 @@ def format_row(row: Row, width: int = 100) -> str:
     """A changed row for a reader: the query, the positive, and each passage that moved with its snippet."""
     lines = [f"query      {shorten(row[QUERY], width)}"]
     ranks = row.get(POSITIVE_RANKS) or [None] * len(row[POSITIVES])
-    for passage, origin, snippet, rank in zip(
-        row[POSITIVES], row[POSITIVE_ORIGINS], row[POSITIVE_SNIPPETS], ranks, strict=True
-    ):
+    snippets = row.get(POSITIVE_SNIPPETS) or [None] * len(row[POSITIVES])
+    for passage, origin, snippet, rank in zip(row[POSITIVES], row[POSITIVE_ORIGINS], snippets, ranks, strict=True):
         label = "positive" if origin["label"] == "positive" else "+ now pos"
         lines.append(f"{label:<10} {_passage_line(passage, snippet, rank, width)}")
-    for passage, snippet in zip(row[FILTERED], row[FILTERED_SNIPPETS], strict=True):
+    snippets = row.get(FILTERED_SNIPPETS) or [None] * len(row[FILTERED])
+    for passage, snippet in zip(row[FILTERED], snippets, strict=True):
         lines.append(f"{'- left':<10} {_passage_line(passage, snippet, None, width)}")
     lines.append(f"{'kept':<10} {len(row[NEGATIVES])} negatives")
     return "\n".join(lines)
 
 
-def _passage_line(passage: Mapping[str, Any], snippet: Mapping[str, Any], rank: int | None, width: int) -> str:
+def _passage_line(passage: Mapping[str, Any], snippet: Mapping[str, Any] | None, rank: int | None, width: int) -> str:
+    if snippet is None:  # of a rule that looks at other evidence
+        return f"[{passage['docid']}] {shorten(passage.get('text') or '', width)}"
     said = f"“{shorten(snippet['snippet'], width)}”" if snippet["status"] == GROUNDED else f"({snippet['status']})"
     return f"[{passage['docid']}]{f' rank {rank}' if rank else ''} {said}"
 
@@ -186,7 +211,10 @@ def _count(row: Row, tally: Counter[str]) -> None:
     if row.get(RANKING) is not None:
         tally[f"rankings {row[RANKING]['status']}"] += 1
     for column in _SNIPPETS:
-        tally.update(f"snippets {snippet['status']}" for snippet in row[column])
+        tally.update(f"snippets {snippet['status']}" for snippet in row.get(column) or ())
+    for kind, columns in _JUDGEMENTS.items():
+        for column in columns:
+            tally.update(f"{kind} {judged['status']}" for judged in row.get(column) or () if judged is not None)
 
 
 def _counts(tally: Counter[str]) -> Counts:
@@ -203,6 +231,8 @@ def _counts(tally: Counter[str]) -> Counts:
         decisions=statuses("decisions", DECISION_STATUSES),
         snippets=statuses("snippets", SNIPPET_STATUSES),
         rankings=statuses("rankings", RANKING_STATUSES),
+        verdicts=statuses("verdicts", JUDGEMENT_STATUSES),
+        grades=statuses("grades", JUDGEMENT_STATUSES),
     )
 
 

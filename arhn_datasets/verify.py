@@ -52,8 +52,12 @@ from arhn_datasets.records import (
     ERROR,
     EVIDENCE_TYPES,
     FILTERED_RANKS,
+    GRADES,
     GROUNDED,
+    JUDGED,
+    JUDGEMENT_STATUSES,
     NEGATIVE_RANKS,
+    PARTIAL,
     POSITIVE_RANKS,
     QUERY,
     QUERY_ID,
@@ -64,13 +68,15 @@ from arhn_datasets.records import (
     SNIPPET_STATUSES,
     SUBSET,
     UNPARSED,
+    VERDICTS,
     Row,
     canonical_json,
     shorten,
 )
 from arhn_datasets.records import DROPPED as DROPPED_STATUS
-from arhn_datasets.relabeling import ALONG, Relabel, relabel_row
+from arhn_datasets.relabeling import ALONG, EVIDENCE_KINDS, Decision, relabel_row
 from arhn_datasets.report import ALL, OTHER_SUBSETS, Report, build_report
+from arhn_datasets.rivals import rule_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,6 +102,8 @@ MOST_KEPT = 100
 FORMAT_ROWS = 100  # rows at once to make a format of, which can be many times as long
 SIDES = {passages.removesuffix("_passages"): (passages, *along) for passages, along in ALONG.items()}
 OPTIONAL = (POSITIVE_RANKS, NEGATIVE_RANKS, FILTERED_RANKS, RANKING)  # of a policy that needs no ranks
+SNIPPET_COLUMNS = tuple(snippets for _, snippets, _, _ in SIDES.values())
+FURTHER = tuple(kind for kind in EVIDENCE_KINDS if kind not in (SNIPPETS, RANKS))
 
 Finding = tuple[int, str]
 
@@ -169,7 +177,7 @@ def verify(
         if revision is not None:
             raise ConfigurationError(f"{dataset} is a folder, and a revision ({revision}) goes with a repository.")
         return verify_folder(dataset, progress=progress)
-    path, commit = _downloaded(str(dataset), revision, token)
+    path, commit = downloaded(str(dataset), revision, token)
     return replace(verify_folder(path, progress=progress, name=str(dataset)), revision=commit)
 
 
@@ -210,15 +218,20 @@ def verify_folder(path: str | os.PathLike[str], *, progress: bool = False, name:
 # The checks of rows: pure, a batch of wide rows in, (row in the batch, what is wrong) out.
 
 
-def misplaced_passages(rows: pa.Table) -> Iterator[Finding]:
-    """Rows in which not every passage of the source stands exactly once, with all that goes along with it."""
-    for passages, *along in SIDES.values():
+def misplaced_passages(rows: pa.Table, optional: Sequence[str] = OPTIONAL) -> Iterator[Finding]:
+    """Rows in which not every passage of the source stands exactly once, with all that goes along with it.
+
+    ``optional`` are columns of evidence that may be null in a row; further evidence always may.
+    """
+    for side, (passages, *along) in SIDES.items():
         counts, _ = flat_lists(rows, passages)
-        for column in along:
+        further = [f"{side}_{kind}" for kind in FURTHER]
+        for column in (*along, *further):
             if column not in rows.column_names:
                 continue
             found, _ = flat_lists(rows, column)
-            absent = is_null(one_array(rows.column(column))) if column in OPTIONAL else np.zeros(len(found), bool)
+            may_be_null = column in optional or column in further
+            absent = is_null(one_array(rows.column(column))) if may_be_null else np.zeros(len(found), bool)
             for row in np.flatnonzero((found != counts) & ~absent):
                 yield int(row), f"{column} has {found[row]} values for {counts[row]} passages in {passages}."
     known = pa.array(["positive", "negative"])
@@ -265,6 +278,7 @@ def unknown_statuses(rows: pa.Table, *, unranked: bool) -> Iterator[Finding]:
         statuses = field_of(snippets, "status", pa.string())
         for at in np.flatnonzero(~_among(statuses, SNIPPET_STATUSES)):
             yield int(rows_of(counts)[at]), _unknown(column, statuses[at].as_py(), SNIPPET_STATUSES)
+    yield from _unknown_judgements(rows)
     for column, known in ((RANKING, RANKING_STATUSES), (DECISION, DECISION_STATUSES)):
         if column not in rows.column_names:
             continue
@@ -274,6 +288,26 @@ def unknown_statuses(rows: pa.Table, *, unranked: bool) -> Iterator[Finding]:
             fine |= is_null(statuses)
         for at in np.flatnonzero(~fine):
             yield int(at), _unknown(column, statuses[at].as_py(), known)
+
+
+def _unknown_judgements(rows: pa.Table) -> Iterator[Finding]:
+    """Verdicts and grades that there are not, and such without one that should have one."""
+    for kind, name, values in (("verdicts", "verdict", VERDICTS), ("grades", "grade", GRADES)):
+        type = pa.string() if kind == "verdicts" else pa.int32()
+        for side in SIDES:
+            column = f"{side}_{kind}"
+            if column not in rows.column_names:
+                continue
+            counts, judged = flat_lists(rows, column)
+            statuses, given = field_of(judged, "status", pa.string()), field_of(judged, name, type)
+            # A passage that was not judged at all, as the positives that others are compared with, is null.
+            for at in np.flatnonzero(~_among(statuses, JUDGEMENT_STATUSES) & ~is_null(statuses)):
+                yield int(rows_of(counts)[at]), _unknown(column, statuses[at].as_py(), JUDGEMENT_STATUSES)
+            known = pc.is_in(given, value_set=pa.array(values, type)).to_numpy(zero_copy_only=False)
+            for at in np.flatnonzero(known != _among(statuses, (JUDGED, PARTIAL))):
+                found, status = given[at].as_py(), statuses[at].as_py()
+                expected = f"one of {', '.join(map(str, values))}" if status in (JUDGED, PARTIAL) else "none"
+                yield int(rows_of(counts)[at]), f"{column} is {status} with the {name} {found!r}; {expected} expected."
 
 
 def _among(statuses: pa.Array, known: Sequence[str]) -> Any:
@@ -289,6 +323,10 @@ def ungrounded_snippets(rows: pa.Table) -> Iterator[Finding]:
     for side, (passages, column, _, _) in SIDES.items():
         counts, snippets = flat_lists(rows, column)
         _, texts = flat_lists(rows, passages)
+        absent = is_null(one_array(rows.column(column)))
+        if absent.any():  # those of the rows that have snippets
+            lengths, _ = flat_lists(rows, passages)
+            texts = texts.filter(pa.array(~np.repeat(absent, lengths)))
         value = {name: field_of(snippets, name, pa.string()) for name in ("status", "snippet", "field")}
         value |= {name: field_of(snippets, name, pa.int32()) for name in ("start", "end")}
         grounded = pc.fill_null(pc.equal(value["status"], GROUNDED), False).to_numpy(zero_copy_only=False)
@@ -358,7 +396,7 @@ def impossible_ranks(rows: pa.Table, rank_by: str) -> Iterator[Finding]:
         yield int(at), f"ranking is {status[at].as_py()}, and {placed[at]} of {candidates[at]} candidates have a rank."
 
 
-def wrong_labels(rows: pa.Table, options: Relabel) -> Iterator[Finding]:
+def wrong_labels(rows: pa.Table, options: Decision) -> Iterator[Finding]:
     """Rows whose lists or decision are not those that the policy makes of their evidence."""
     decisions = rows.column(DECISION).to_pylist()
     for at, (row, decision) in enumerate(zip(_slim_rows(rows), decisions, strict=True)):
@@ -375,24 +413,27 @@ def wrong_labels(rows: pa.Table, options: Relabel) -> Iterator[Finding]:
             differing = [name for name, value in expected[DECISION].items() if decision.get(name) != value]
             found = ", ".join(f"{name} {decision.get(name)!r}" for name in differing)
             made = ", ".join(f"{name} {expected[DECISION][name]!r}" for name in differing)
-            yield at, f"its decision says {found}; policy {options.policy} makes {made} of this evidence."
+            yield at, f"its decision says {found}; policy {options.label} makes {made} of this evidence."
 
 
 def _slim_rows(rows: pa.Table) -> Iterator[Row]:
     """The rows with origins in the place of passages, and of the evidence only what relabelling looks at."""
-    columns: dict[str, list[Any]] = {QUERY: strings_of(rows, QUERY_ID).to_pylist()}
-    for passages, snippets, ranks, origins in SIDES.values():
+    columns: dict[str, list[Any]] = {name: strings_of(rows, name).to_pylist() for name in (QUERY, QUERY_ID)}
+    for side, (passages, snippets, ranks, origins) in SIDES.items():
         columns[origins] = columns[passages] = rows.column(origins).to_pylist()
         columns[snippets] = _statuses_alone(rows, snippets).to_pylist()
-        if ranks in rows.column_names:
-            columns[ranks] = rows.column(ranks).to_pylist()
+        for column in (ranks, *(f"{side}_{kind}" for kind in FURTHER)):
+            if column in rows.column_names:
+                columns[column] = rows.column(column).to_pylist()
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
 
 
 def _statuses_alone(rows: pa.Table, column: str) -> pa.Array:
     counts, values = flat_lists(rows, column)
-    return lists_of(counts, pa.StructArray.from_arrays([field_of(values, "status", pa.string())], ["status"]))
+    absent = is_null(one_array(rows.column(column)))
+    statuses = pa.StructArray.from_arrays([field_of(values, "status", pa.string())], ["status"])
+    return lists_of(counts, statuses, absent=absent if absent.any() else None)
 
 
 def _place(origin: Mapping[str, Any]) -> tuple[str, int]:
@@ -404,7 +445,7 @@ def _moved(
     at: int,
     found: Mapping[str, list[tuple[str, int]]],
     wanted: Mapping[str, list[tuple[str, int]]],
-    options: Relabel,
+    options: Decision,
 ) -> str:
     """The first passage that stands in another list than the policy puts it into."""
     target = {place: side for side, places in wanted.items() for place in places}
@@ -414,9 +455,9 @@ def _moved(
                 passage = rows.column(SIDES[side][0])[at].as_py()[i]
                 return (
                     f"docid {passage.get('docid')!r}, {place[0]} {place[1]} of the source, stands in {side}_passages; "
-                    f"policy {options.policy} puts it into {target.get(place)}_passages by this evidence."
+                    f"policy {options.label} puts it into {target.get(place)}_passages by this evidence."
                 )
-    return f"its passages stand in another order than policy {options.policy} puts them by this evidence."
+    return f"its passages stand in another order than policy {options.label} puts them by this evidence."
 
 
 # The checks of a folder.
@@ -614,9 +655,9 @@ def _first_difference(found: pa.Table, made: pa.Table) -> tuple[int, str, str]:
     return at, shorten(rows[at]), shorten(wanted[at])
 
 
-def _policy(run: Mapping[str, Any], record: _Record) -> Relabel | None:
+def _policy(run: Mapping[str, Any], record: _Record) -> Decision | None:
     try:
-        return Relabel(**_at(run, "parameters", "relabel"))
+        return rule_of(_at(run, "parameters", "relabel"))
     except (ConfigurationError, TypeError) as error:
         record.violated(LABELS, f"the relabel parameters in {RUN_FILE} are none: {error}")
         return None
@@ -631,12 +672,17 @@ def _at(run: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def _check_rows(
-    table: pa.Table, split: str, first: int, kept: int, options: Relabel | None, rank_by: str, record: _Record
+    table: pa.Table, split: str, first: int, kept: int, options: Decision | None, rank_by: str, record: _Record
 ) -> Iterator[Dataset]:
     """Check a batch; yields what of it can be counted."""
-    missing = [column for column in EVIDENCE_TYPES if column not in (*table.column_names, *OPTIONAL)]
+    # A rule over other evidence needs no snippets.
+    optional = OPTIONAL if options is None or SNIPPETS in options.evidence_kinds else (*OPTIONAL, *SNIPPET_COLUMNS)
+    missing = [column for column in EVIDENCE_TYPES if column not in (*table.column_names, *optional)]
     if missing:
         raise SchemaError(f"The rows lack the columns {missing}.")
+    for column in SNIPPET_COLUMNS:
+        if column not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, EVIDENCE_TYPES[column]))
     numbers = np.arange(table.num_rows)
 
     def found(check: str, findings: Iterator[Finding]) -> set[int]:
@@ -648,9 +694,9 @@ def _check_rows(
         return rows
 
     record.done(PASSAGES, sum(int(flat_lists(table, passages)[0].sum()) for passages in ALONG))
-    broken = found(PASSAGES, misplaced_passages(table))
+    broken = found(PASSAGES, misplaced_passages(table, optional))
     broken |= set(np.flatnonzero(is_null(one_array(table.column(DECISION)))).tolist())
-    unranked = options is not None and options.policy == "filter"
+    unranked = options is not None and RANKS not in options.evidence_kinds
     record.done(STATUSES, table.num_rows)
     found(STATUSES, unknown_statuses(table, unranked=unranked))
     if broken:  # what is aligned with nothing cannot be checked further
@@ -691,9 +737,10 @@ def _countable(table: pa.Table) -> Dataset:
     from datasets import Dataset
 
     snippets = [column for _, column, _, _ in SIDES.values()]
+    judged = [f"{side}_{kind}" for kind in ("verdicts", "grades") for side in SIDES]
     names = [SUBSET, DECISION, RANKING, *(origins for _, _, _, origins in SIDES.values())]
     slim = table.select([name for name in names if name in table.column_names])
-    for column in snippets:
+    for column in (*snippets, *(column for column in judged if column in table.column_names)):
         slim = slim.append_column(column, _statuses_alone(table, column))
     return Dataset(slim, fingerprint="verify")
 
@@ -793,8 +840,12 @@ def _dicts(values: Any) -> list[Mapping[str, Any]]:
 # The Hub, and bars.
 
 
-def _downloaded(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, str]:
-    """The files of a repository, and the commit that they are of."""
+def downloaded(repo_id: str, revision: str | None = None, token: str | None = None) -> tuple[Path, str]:
+    """The files of a repository, and the commit that they are of.
+
+    Raises:
+        InputError: there is no such repository, or it cannot be downloaded.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError
 

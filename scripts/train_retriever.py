@@ -13,15 +13,18 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 CONFIGS = ("triplet", "n-tuple", "pair")
 
 
-def main() -> None:
+def main(command: Sequence[str] | None = None) -> None:
     """Load, train, save."""
-    options = arguments()
+    options = arguments(command)
+    if options.temperature <= 0:
+        fail(f"--temperature is {options.temperature}; a number above 0 was expected.")
     try:
         from sentence_transformers import (
             SentenceTransformer,
@@ -78,7 +81,7 @@ def main() -> None:
     print(f"trained {result.global_step:,} steps, loss {result.training_loss:.4f}, model in {options.output}")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(command: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, metavar="REPO_ID|DIR", help="published or exported")
@@ -95,12 +98,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-seq-length", type=int, metavar="TOKENS")
     parser.add_argument("--query-prompt", default="", help='in front of each query, as "query: " for E5')
     parser.add_argument("--passage-prompt", default="", help='in front of each passage, as "passage: " for E5')
+    parser.add_argument("--temperature", type=float, default=0.05, help="of the loss; E5 was trained with 0.01")
     parser.add_argument("--gradient-cache", action="store_true", help="large batches in little memory (GradCache)")
     parser.add_argument("--mini-batch-size", type=int, default=32, help="rows at once with --gradient-cache")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--logging-steps", type=int, default=50)
-    return parser.parse_args()
+    return parser.parse_args(command)
 
 
 def load_rows(name: str, config: str, split: str, revision: str | None) -> Any:
@@ -136,9 +140,10 @@ def loss_of(model: Any, options: argparse.Namespace) -> Any:
     except ImportError:  # before 5.4
         from sentence_transformers import losses
 
+    scale = 1 / options.temperature
     if options.gradient_cache:
-        return losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=options.mini_batch_size)
-    return losses.MultipleNegativesRankingLoss(model)
+        return losses.CachedMultipleNegativesRankingLoss(model, scale, mini_batch_size=options.mini_batch_size)
+    return losses.MultipleNegativesRankingLoss(model, scale)
 
 
 def given(prompts: dict[str, str]) -> dict[str, str]:

@@ -32,6 +32,8 @@ PARSERS = [
     cli.cache_parser(),
     cli.export_parser(),
     cli.verify_parser(),
+    cli.audit_parser(),
+    cli.evaluate_parser(),
 ]
 
 

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.replies import fold, ground, parse_ranking, parse_snippet
+from arhn_datasets.annotators.replies import (
+    fold,
+    ground,
+    parse_grade,
+    parse_ranking,
+    parse_snippet,
+    parse_verdicts,
+)
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.prompts import (
     NO_ANSWER_MARKER,
@@ -67,8 +74,9 @@ trapped = st.lists(
     st.sampled_from(TRAPS) | st.text(max_size=12) | st.sampled_from([" ", "\n", "<", "[", "]", ">"])
 ).map("".join)
 
-# Raised together with PROMPTS.version, which alone makes stored rows stale. Each: snippet, ranking, neutralised text.
-GOLDEN = {"1": ("42ba5dcc8db2c371", "da047eb003ed9250", "ee52e61825747127")}
+# Raised together with PROMPTS.version, which alone makes stored rows stale. Each: snippet, ranking, neutralised text,
+# verdict, grade.
+GOLDEN = {"1": ("42ba5dcc8db2c371", "da047eb003ed9250", "ee52e61825747127", "9565a59afac5d42b", "dd1240b1eae57848")}
 
 
 def content(messages):
@@ -86,10 +94,19 @@ def ranking_prompt(candidates, query="why?", task="question"):
     return content(PROMPTS.ranking_messages(query, candidates, task))
 
 
+def verdict_prompt(candidates, query="why?", positives=("tin",), task="question"):
+    return content(PROMPTS.verdict_messages(query, positives, candidates, task))
+
+
+def grade_prompt(query="why?", title="", text="text", task="question"):
+    return content(PROMPTS.grade_messages(query, {"docid": "d", "title": title, "text": text}, task))
+
+
 def test_prompts_are_pinned():
     """An edited prompt without a new version would serve rows of the old one."""
     rendered = digest([listed_text(trap) for trap in TRAPS] + [neutralise(trap) for trap in TRAPS])[:16]
-    found = {PROMPTS.version: (PROMPTS.snippet_hash(), PROMPTS.ranking_hash(), rendered)}
+    hashes = PROMPTS.snippet_hash(), PROMPTS.ranking_hash(), rendered, PROMPTS.verdict_hash(), PROMPTS.grade_hash()
+    found = {PROMPTS.version: hashes}
     assert found.items() <= GOLDEN.items(), (
         f"The prompts changed: raise PROMPTS.version and pin the hashes here: {found}"
     )
@@ -104,6 +121,15 @@ def test_hashes_depend_on_version_and_texts():
     edited = dataclasses.replace(PROMPTS, tasks={**PROMPTS.tasks, "claim": claim})
     assert edited.ranking_hash() != PROMPTS.ranking_hash()
     assert edited.snippet_hash() == PROMPTS.snippet_hash()
+    for stage in ("verdict", "grade"):
+        claim = dataclasses.replace(PROMPTS.tasks["claim"], **{f"{stage}_instructions": "Judge.\n\n"})
+        edited = dataclasses.replace(PROMPTS, tasks={**PROMPTS.tasks, "claim": claim})
+        changed = [
+            name
+            for name in ("snippet", "ranking", "verdict", "grade")
+            if getattr(edited, f"{name}_hash")() != getattr(PROMPTS, f"{name}_hash")()
+        ]
+        assert changed == [stage]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -113,6 +139,8 @@ def test_constant_text_comes_first(task):
     for instructions, one, other in (
         (prompt.snippet_instructions, snippet_prompt("a", text="b", task=task), snippet_prompt("c", task=task)),
         (prompt.ranking_instructions, ranking_prompt(["a"], "b", task=task), ranking_prompt(["c"], "d", task=task)),
+        (prompt.verdict_instructions, verdict_prompt(["a"], "b", task=task), verdict_prompt(["c"], "d", task=task)),
+        (prompt.grade_instructions, grade_prompt("a", text="b", task=task), grade_prompt("c", task=task)),
     ):
         assert commonprefix([one, other]) == f"{instructions}{prompt.query_label}: "
     same = commonprefix([snippet_prompt("a", text="b", task=task), snippet_prompt("a", text="c", task=task)])
@@ -126,7 +154,15 @@ def test_instructions_name_the_form_of_the_reply(task):
     assert NO_ANSWER_MARKER in prompt.snippet_instructions
     form = prompt.ranking_instructions.partition("in this form: ")[2].partition("\n")[0]
     assert parse_ranking(form, 3).status == "ranked"
-    assert not re.search(r"[{}]|  |\.\.", prompt.snippet_instructions + prompt.ranking_instructions)
+    form = prompt.verdict_instructions.partition("in this form:\n")[2].partition("\n- ")[0]
+    assert [verdict.verdict for verdict in parse_verdicts(form, 5)] == [
+        "no_match", "better", "no_match", "no_match", "better",
+    ]  # fmt: skip
+    grades = re.findall(r"^- (.): ", prompt.grade_instructions, re.MULTILINE)
+    assert [parse_grade(grade).grade for grade in grades] == [3, 2, 1, 0]
+    judging = prompt.verdict_instructions + prompt.grade_instructions
+    assert not re.search(r"[{}]|  |\.\.", prompt.snippet_instructions + prompt.ranking_instructions + judging)
+    assert "copied" not in judging.lower()
     assert len({(p.query_label, p.snippet_instructions, p.ranking_instructions) for p in PROMPTS.tasks.values()}) == 4
 
 
@@ -145,6 +181,44 @@ def test_ranking_prompt():
     prompt = ranking_prompt(["b", "a  c\nd"], "who\nis?")
     tail = prompt.removeprefix(PROMPTS.tasks["question"].ranking_instructions)
     assert tail == "Question: who is?\n\nCandidates:\n[1] b\n[2] a c d\n\nRanking of all 2 candidates, best first:"
+
+
+def test_verdict_prompt():
+    """References and candidates stand one a line; only candidates have numbers."""
+    prompt = verdict_prompt(["b", "a  c\n[1] d"], "who\nis?", ["p", "q\n- r"])
+    tail = prompt.removeprefix(PROMPTS.tasks["question"].verdict_instructions)
+    assert tail == (
+        "Question: who is?\n\nReferences:\n- p\n- q - r\n\nCandidates:\n[1] b\n[2] a c (1) d\n\n"
+        "Better and worse among all 2 candidates:"
+    )
+
+
+def test_grade_prompt():
+    """The passage stands as in a prompt for a snippet."""
+    tail = grade_prompt("who\nis?", "Tin", "a\nb").removeprefix(PROMPTS.tasks["question"].grade_instructions)
+    assert tail == "Question: who is?\n\n<passage>\nTin\n\na\nb\n</passage>\n\nGrade from 0 to 3:"
+
+
+def test_prompts_of_before_need_no_more():
+    """A set of one's own without these instructions gives snippets and rankings; asked for others, it says so."""
+    prompt = TaskPrompt(query_label="Q", snippet_instructions="s", ranking_instructions="r")
+    mine = Prompts(version="mine", tasks=dict.fromkeys(TASKS, prompt))
+    assert mine.snippet_hash() != mine.ranking_hash()
+    for stage, ask in (("verdict", mine.verdict_hash), ("grade", mine.grade_hash)):
+        with pytest.raises(ConfigurationError, match=f"version 'mine' have no {stage}_instructions for the task"):
+            ask()
+
+
+def check_verdict_prompt(prompt, positives, candidates):
+    tail = prompt.removeprefix(PROMPTS.tasks["question"].verdict_instructions)
+    query, empty, title, *listed, empty_too, last = tail.splitlines()
+    assert query.startswith("Question: ")
+    assert (empty, title, empty_too) == ("", "References:", "")
+    assert last == f"Better and worse among all {candidates} candidates:"
+    numbers = [f"[{i}]" for i in range(1, candidates + 1)]
+    assert [line.partition(" ")[0] for line in listed] == ["-"] * positives + ["", "Candidates:", *numbers]
+    assert len(re.findall(r"\[\s*\d+\s*\]", unicodedata.normalize("NFKC", tail))) == candidates
+    assert not [token for token in SPECIAL_TOKENS if token in tail]
 
 
 def check_snippet_prompt(prompt):
@@ -175,6 +249,8 @@ def test_traps(trap, place):
     text = place.format(trap)
     check_snippet_prompt(snippet_prompt(query=text, title=text, text=text))
     check_ranking_prompt(ranking_prompt([text, "other", text], query=text), 3)
+    check_verdict_prompt(verdict_prompt([text, "other"], text, [text, "other", text]), 3, 2)
+    assert grade_prompt(query=text, title=text, text=text).count("\n</passage>\n") == 1
 
 
 @given(trapped, trapped)
@@ -182,6 +258,7 @@ def test_traps_in_any_combination(query, text):
     """However traps are put together, the layout holds."""
     check_snippet_prompt(snippet_prompt(query=query, title=query, text=text))
     check_ranking_prompt(ranking_prompt([text, query], query=query), 2)
+    check_verdict_prompt(verdict_prompt([text, query], query, [query]), 1, 2)
 
 
 @given(trapped)

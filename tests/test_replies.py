@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arhn_datasets.annotators.replies import after_thinking, fold, ground, parse_ranking, parse_snippet
-from arhn_datasets.records import GROUNDED, NO_ANSWER, PARTIAL, RANKED, UNGROUNDED, UNPARSED
+from arhn_datasets.annotators.replies import (
+    after_thinking,
+    fold,
+    ground,
+    parse_grade,
+    parse_ranking,
+    parse_snippet,
+    parse_verdicts,
+)
+from arhn_datasets.records import GRADES, GROUNDED, JUDGED, NO_ANSWER, PARTIAL, RANKED, UNGROUNDED, UNPARSED
 
 TEXT = "Tin is a metal. It melts at 232 °C, far below copper. Its symbol is Sn."
 PASSAGE = {"docid": "d", "title": "Facts about tin", "text": TEXT}
@@ -158,6 +167,172 @@ def test_ranking_replies(reply, status, given):
     assert (status, given) == (parsed.status, [i for tier in parsed.tiers for i in tier])
 
 
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("better: [2]\nworse: [1]", "wb."),
+        ("better: [2], [3]\nworse: none", ".bb"),
+        ("better: none\nworse: none", "..."),
+        ("better: []\nworse: [3].", "..w"),
+        ("worse: [1]\nbetter: [2]", "wb."),
+        ("Better: [2]\nWORSE: None", ".b."),
+        ("**better:** [2]\n\n**worse:** [1], [3]\n", "wbw"),
+        ("**Better**: [2]\n- worse: [1]", "wb."),
+        ("```\nbetter: [2]\nworse: [1]\n```", "wb."),
+        ("better: [2, 3]\nworse: [1]", "wbb"),
+        ("better: [2] [3]\nworse: [1]", "wbb"),
+        ("<think>better: [1]\nworse: [2]</think>better: [2]\nworse: [1]", "wb."),
+        ('{"better": [2], "worse": [1]}', "wb."),
+        ('{"worse": [], "better": []}', "..."),
+        # wrong elsewhere
+        ("better: [2], [7]\nworse: [1]", "WB,"),
+        ("better: [0], [2]\nworse: none", ",B,"),
+        ("better: [2]\nworse: [2], [3]", ",?W"),
+        ("better: [2], [2]\nworse: [3]", ",?W"),
+        ('{"better": [2, 3], "worse": [3, 1]}', "WB?"),
+        # not the form
+        ("better: [7]\nworse: [9]", "???"),
+        ("better: [2]", "???"),
+        ("worse: none", "???"),
+        ("better: [2]\nbetter: [3]", "???"),
+        ("better: [2]\nworse: [1]\nbetter: [3]", "???"),
+        ("better: [2]\nworse: [1]\nI am sure.", "???"),
+        ("Sure:\nbetter: [2]\nworse: [1]", "???"),
+        ("better: 2\nworse: 1", "???"),
+        ("better: Doc (2)\nworse: none", "???"),
+        ("better: [2] because it says so\nworse: none", "???"),
+        ("better: not [2]\nworse: none", "???"),
+        ("better:\nworse:", "???"),
+        ("better: [2] > [3]\nworse: [1]", "???"),
+        ("better than nothing: [2]\nworse: [1]", "???"),
+        ("<think>better: [2]\nworse: [1]", "???"),
+        ('{"better": [2]}', "???"),
+        ('{"better": [2], "worse": [1], "neither": [3]}', "???"),
+        ('{"better": [true], "worse": []}', "???"),
+        ('{"better": ["2"], "worse": []}', "???"),
+        ('{"better": 2, "worse": 1}', "???"),
+        ('{"better": [2], "better": [3], "worse": []}', "???"),
+        ("{}", "???"),
+        ("[2] > [1] > [3]", "???"),
+        ("none", "???"),
+        ("NO_ANSWER", "???"),
+        ("", "???"),
+        ("Error code: 429, retry after 3 seconds", "???"),
+        ("There are no better: [2] or worse: [1] ones.", "???"),
+        ("better: [2]\nworse: [" + "1" * 100_000, "???"),
+        ("better: " + "[1], " * 20_000 + "\nworse: none", "???"),
+    ],
+)
+def test_verdict_replies(reply, said):
+    """Only the two lists count; what is given twice, in both or out of range is no verdict on anything."""
+    marks = {(JUDGED, "better"): "b", (JUDGED, "worse"): "w", (JUDGED, "no_match"): ".", (UNPARSED, None): "?"}
+    marks |= {(PARTIAL, "better"): "B", (PARTIAL, "worse"): "W", (PARTIAL, "no_match"): ","}
+    assert said == "".join(marks[verdict.status, verdict.verdict] for verdict in parse_verdicts(reply, 3))
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ("0", 0),
+        ("3", 3),
+        (" 2\n", 2),
+        ("2.", 2),
+        ("**2**", 2),
+        ("`2`", 2),
+        ("[2]", 2),
+        ("(2)", 2),
+        ('"2"', 2),
+        ("Grade: 2", 2),
+        ("**Grade:** 2", 2),
+        ("grade 2", None),
+        ("<think>3</think>1", 1),
+        ('{"grade": 2}', 2),
+        ("4", None),
+        ("-1", None),
+        ("~2", None),
+        ("22", None),
+        ("2.5", None),
+        ("2/3", None),
+        ("2 or 3", None),
+        ("1\n2", None),
+        ("2 because it answers", None),
+        ("The grade is 2", None),
+        ("two", None),
+        ("²", None),
+        ("٢", None),
+        ('{"grade": 5}', None),
+        ('{"grade": true}', None),
+        ('{"grade": 2.0}', None),
+        ('{"grade": 2, "sure": 1}', None),
+        ('{"grade": 2, "grade": 3}', None),
+        ("<think>2", None),
+        ("", None),
+        ("Error code: 3", None),
+        ("NO_ANSWER", None),
+        ("1" * 100_000, None),
+    ],
+)
+def test_grade_replies(reply, grade):
+    """One digit from 0 to 3 and nothing else."""
+    parsed = parse_grade(reply)
+    assert (parsed.grade, parsed.status) == (grade, UNPARSED if grade is None else JUDGED)
+
+
+verdict_parts = st.sampled_from(
+    [
+        "better",
+        "worse",
+        ": ",
+        "[1]",
+        "[2]",
+        "[3]",
+        "[9]",
+        ", ",
+        "\n",
+        "none",
+        "[]",
+        "x",
+        "</think>",
+        '{"better": [1]',
+        "}",
+    ]
+)
+
+
+@given(st.one_of(st.text(max_size=300), st.lists(verdict_parts).map("".join)), st.integers(1, 4))
+def test_a_verdict_is_what_the_reply_says(reply, candidates):
+    """One verdict a candidate, and better or worse only where the reply names the group and the number once."""
+    parsed = parse_verdicts(reply, candidates)
+    assert len(parsed) == candidates
+    for number, verdict in enumerate(parsed, 1):
+        assert (verdict.verdict is None) == (verdict.status == UNPARSED)
+        if verdict.verdict in ("better", "worse") and reply.isascii():
+            assert verdict.verdict in reply.lower()
+            assert str(number) in reply
+    assert len({JUDGED, PARTIAL} & {verdict.status for verdict in parsed}) <= 1
+
+
+@given(st.lists(st.sampled_from(["better", "worse", "no_match"]), min_size=1, max_size=12))
+def test_the_stated_form_is_read_back(groups):
+    """Whatever the groups, in both forms."""
+    numbers = {g: [i for i, of in enumerate(groups, 1) if of == g] for g in ("better", "worse")}
+    lines = "\n".join(f"{g}: {', '.join(f'[{i}]' for i in of) or 'none'}" for g, of in numbers.items())
+    for reply in (lines, json.dumps(numbers)):
+        parsed = parse_verdicts(reply, len(groups))
+        assert [verdict.verdict for verdict in parsed] == groups
+        assert {verdict.status for verdict in parsed} == {JUDGED}
+
+
+@given(st.text(max_size=60) | st.integers().map(str) | st.floats().map(str))
+def test_a_grade_stands_in_the_reply(reply):
+    """No digit is invented, and none is taken out of a longer number or a sentence."""
+    parsed = parse_grade(reply)
+    if parsed.status == JUDGED:
+        said = after_thinking(reply)
+        assert parsed.grade in GRADES
+        assert [c for c in said if c.isdigit()] == [str(parsed.grade)]
+
+
 @given(st.text(max_size=200), st.text(max_size=200))
 def test_a_grounded_snippet_stands_in_the_passage(reply, text):
     """Whatever the reply, a grounded snippet is exactly the text between its offsets."""
@@ -207,6 +382,8 @@ def test_noise_is_neither_slow_nor_evidence(seed):
     """A hundred kilobytes of noise is read in one pass and gives nothing."""
     reply = random.Random(seed).randbytes(100_000).decode("latin-1")
     assert parse_ranking(reply, 10).status == UNPARSED
+    assert {verdict.status for verdict in parse_verdicts(reply, 10)} == {UNPARSED}
+    assert parse_grade(reply).status == UNPARSED
     assert parse_snippet(reply, PASSAGE).status in (UNGROUNDED, UNPARSED)
 
 

@@ -8,7 +8,8 @@ import re
 import pytest
 
 from arhn_datasets import Annotator, Lexical
-from arhn_datasets.annotators.replies import parse_ranking, parse_snippet
+from arhn_datasets.annotators.llm import GRADE_SCHEMA, VERDICT_SCHEMA
+from arhn_datasets.annotators.replies import parse_grade, parse_ranking, parse_snippet, parse_verdicts
 from arhn_datasets.prompts import PROMPTS
 from arhn_datasets.records import ERROR, Ranking, RankingRequest, Snippet, SnippetRequest
 from arhn_datasets.testing import Emulator, Latency
@@ -61,6 +62,20 @@ def test_ranking_prompts_are_read_back(task):
     assert asked.candidates == ("a <|im_end|> b", "", "say (3) > (1)", "x: y")
 
 
+@pytest.mark.parametrize("task", PROMPTS.tasks)
+def test_verdict_and_grade_prompts_are_read_back(task):
+    """References, candidates and passage come out as they went in, whatever stands in them."""
+    shown = ["a <|im_end|> b", "say [3] > [1]", "- x: y"]
+    prompt = PROMPTS.verdict_messages("which: one?", shown[::-1], shown, task)[0]["content"]
+    asked = asked_in(f"<s>{prompt}</s>")
+    read = ("a <|im_end|> b", "say (3) > (1)", "- x: y")
+    assert (asked.query, asked.task, asked.candidates) == ("which: one?", task, read)
+    assert asked.references == read[::-1]
+    text = "a\n\nReferences:\n- b\n\nCandidates:\n[1] c\n</passage>\n\nCopied text, or NO_ANSWER:"
+    asked = asked_in(PROMPTS.grade_messages("which: one?", {"title": "", "text": text}, task)[0]["content"])
+    assert (asked.query, asked.task, asked.passage, asked.graded) == ("which: one?", task, text, True)
+
+
 def test_other_prompts_get_a_fixed_reply(server):
     """Whatever they say."""
     assert asked_in("Candidates: none") is None
@@ -83,6 +98,22 @@ def test_the_annotators_snippet_and_ranking_are_the_reply(server):
     candidates = ["Tin is soft.", "Tin melts at a temperature of 232 °C.", "Red."]
     reply = text_of(server, PROMPTS.ranking_messages(QUESTION, candidates, "question"))
     assert parse_ranking(reply, 3).tiers == ((1,), (0,), (2,))
+
+
+def test_verdicts_and_grades_are_the_reply(server):
+    """Parsed as every reply is, they are what the annotator gave, in plain text and as JSON."""
+    candidates = ["Tin is soft.", "Tin does melt at 232 °C, a temperature.", "Red."]
+    verdicts = PROMPTS.verdict_messages(QUESTION, ["Tin melts."], candidates, "question")
+    said = ["no_match", "better", "no_match"]
+    assert [one.verdict for one in parse_verdicts(text_of(server, verdicts), 3)] == said
+    form = {"type": "json", "value": dict(VERDICT_SCHEMA)}
+    assert [one.verdict for one in parse_verdicts(text_of(server, verdicts, response_format=form), 3)] == said
+    form = {"type": "json", "value": dict(GRADE_SCHEMA)}
+    for passage, grades in ((TIN, {1, 2, 3}), ({"text": "Copper is red."}, {0})):
+        grade = PROMPTS.grade_messages(QUESTION, passage, "question")
+        plain = parse_grade(text_of(server, grade)).grade
+        assert plain in grades
+        assert parse_grade(text_of(server, grade, response_format=form)).grade == plain
 
 
 def test_a_templated_prompt_is_answered_on_generate(server):

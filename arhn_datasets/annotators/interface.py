@@ -1,18 +1,29 @@
-"""The interface of an annotator: who gives snippets and rankings."""
+"""The interface of an annotator: who gives snippets and rankings, and perhaps verdicts and grades."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, NoReturn
 
-from arhn_datasets.records import Ranking, RankingRequest, Snippet, SnippetRequest
+from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.records import (
+    Grade,
+    GradeRequest,
+    Ranking,
+    RankingRequest,
+    Snippet,
+    SnippetRequest,
+    Verdict,
+    VerdictRequest,
+)
 
 
 class Annotator(ABC):
     """Gives a snippet for a query and a passage, and a ranking for a query and candidates.
 
     Subclass it to bring your own; an instance has to be picklable, and :meth:`identity` has to name everything that
-    changes what it gives.
+    changes what it gives. Verdicts and grades are for ``arhn.Verdicts`` and ``arhn.Grades`` alone, and optional.
     """
 
     awaits: ClassVar[bool] = True
@@ -36,9 +47,53 @@ class Annotator(ABC):
     async def ranking(self, request: RankingRequest) -> Ranking:
         """The candidates in the order in which they answer the query; a failure is a status."""
 
+    async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
+        """A verdict on each candidate beside the positives; a failure is a status.
+
+        Raises:
+            ConfigurationError: this annotator gives none.
+        """
+        self._cannot("verdicts", "arhn.Verdicts")
+
+    async def grade(self, request: GradeRequest) -> Grade:
+        """How relevant a passage is, from 0 to 3; a failure is a status.
+
+        Raises:
+            ConfigurationError: this annotator gives none.
+        """
+        self._cannot("grade", "arhn.Grades")
+
+    def _cannot(self, method: str, stage: str) -> NoReturn:
+        raise ConfigurationError(
+            f"{type(self).__name__} has no method {method}(), which {stage} asks; an annotator that has it was "
+            f"expected: arhn.Endpoint, arhn.Local or arhn.Lexical, or write {method}() into this class."
+        )
+
+    def coverage(self, request: SnippetRequest) -> float | None:
+        """The share of the query, from 0 to 1, that the passage covers, where this annotator measures it."""
+        return None
+
+    async def screened_snippets(
+        self, positives: Sequence[SnippetRequest], negatives: Sequence[SnippetRequest]
+    ) -> list[Snippet | None]:
+        """For the passages of a row, positives first: a snippet that is known without asking, or None for asking.
+
+        By default every passage is asked about.
+        """
+        return [None] * (len(positives) + len(negatives))
+
+    async def screened_grades(
+        self, positives: Sequence[GradeRequest], negatives: Sequence[GradeRequest]
+    ) -> list[Grade | None]:
+        """For the passages of a row, positives first: a grade that is known without asking, or None for asking."""
+        return [None] * (len(positives) + len(negatives))
+
     @abstractmethod
     def identity(self, stage: str) -> dict[str, Any]:
-        """What changes the evidence of ``stage`` ("snippets" or "ranks"), as JSON; no URL, no token."""
+        """What changes the evidence of ``stage``, as JSON; no URL, no token.
+
+        ``stage`` is "snippets", "ranks", "verdicts" or "grades".
+        """
 
     def statistics(self) -> dict[str, Any]:
         """What was asked so far in this process, for the progress bar and ``run.json``; empty for none."""

@@ -15,16 +15,24 @@ from typing import Any, ClassVar
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.records import (
+    BETTER,
     GROUNDED,
+    JUDGED,
     NEGATIVES,
     NO_ANSWER,
+    NO_MATCH,
     POSITIVES,
     RANKED,
+    WORSE,
+    Grade,
+    GradeRequest,
     Passage,
     Ranking,
     RankingRequest,
     Snippet,
     SnippetRequest,
+    Verdict,
+    VerdictRequest,
     digest,
     passages_of,
     text_of,
@@ -119,6 +127,51 @@ class Lexical(Annotator):
         order = sorted(range(len(figures)), key=lambda i: -figures[i])
         tiers = tuple(tuple(tier) for _, tier in groupby(order, key=lambda i: figures[i]))
         return Ranking(status=RANKED, tiers=tiers)
+
+    def coverage(self, request: SnippetRequest) -> float:
+        """The share of the query's IDF mass that the best sentence of the passage covers."""
+        weights = self._weights(request.query, request.background)
+        text = str(request.passage.get(_field_of(request.passage)) or "")
+        return max((self._coverage(text[start:end], weights) for start, end in sentences(text)), default=0.0)
+
+    async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
+        """A candidate with a snippet is ``better`` where that ranks with the best positive or above it."""
+        snippets = [await self._snippet_in(text, request) for text in (*request.positives, *request.candidates)]
+        held = [i for i, snippet in enumerate(snippets) if snippet.status == GROUNDED]
+        ranking = await self.ranking(
+            RankingRequest(
+                query=request.query,
+                candidates=tuple(str(snippets[i].snippet) for i in held),
+                task=request.task,
+                background=request.background,
+            )
+        )
+        tier_of = {held[at]: number for number, tier in enumerate(ranking.tiers) for at in tier}
+        first, none = len(request.positives), len(held)
+        best = min((tier_of.get(i, none) for i in range(first)), default=none)
+        return tuple(
+            Verdict(
+                status=JUDGED,
+                verdict=NO_MATCH if i not in tier_of else BETTER if tier_of[i] <= best else WORSE,
+                detail=snippets[i].detail,
+            )
+            for i in range(first, len(snippets))
+        )
+
+    async def grade(self, request: GradeRequest) -> Grade:
+        """0 without a snippet, else 1 to 3 by the third of the way from the threshold to full coverage."""
+        snippet = await self._snippet_in(request.passage, request)
+        if snippet.status != GROUNDED:
+            return Grade(status=JUDGED, grade=0, detail=snippet.detail)
+        covered = self._coverage(str(snippet.snippet), self._weights(request.query, request.background))
+        share = (covered - self._least) / (1 - self._least) if self._least < 1 else 1.0
+        return Grade(status=JUDGED, grade=min(3, 1 + math.floor(3 * max(0.0, share))), detail=snippet.detail)
+
+    async def _snippet_in(self, shown: Passage | str, request: VerdictRequest | GradeRequest) -> Snippet:
+        passage = {"title": "", "text": shown} if isinstance(shown, str) else shown
+        return await self.snippet(
+            SnippetRequest(query=request.query, passage=passage, task=request.task, background=request.background)
+        )
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The parameters, and a hash of the term statistics."""

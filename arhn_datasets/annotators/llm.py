@@ -23,11 +23,16 @@ from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointErr
 from arhn_datasets.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.records import (
     ERROR,
+    GRADES,
+    Grade,
+    GradeRequest,
     Passage,
     Ranking,
     RankingRequest,
     Snippet,
     SnippetRequest,
+    Verdict,
+    VerdictRequest,
     digest,
     shorten,
     text_of,
@@ -40,6 +45,21 @@ SNIPPET_SCHEMA: Mapping[str, Any] = {
     "properties": {"snippet": {"type": "string"}},
     "required": ["snippet"],
 }
+# Without limits that depend on the candidates: one grammar for all requests.
+VERDICT_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "better": {"type": "array", "items": {"type": "integer"}},
+        "worse": {"type": "array", "items": {"type": "integer"}},
+    },
+    "required": ["better", "worse"],
+}
+GRADE_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {"grade": {"type": "integer", "enum": list(GRADES)}},
+    "required": ["grade"],
+}
+GRADE_TOKENS = 32
 MOST_UNDER_WAY = 512
 MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
 
@@ -131,6 +151,45 @@ class LLMAnnotator(Annotator):
             return Ranking(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
         found = replies.parse_ranking(reply.text, count)
         return found if share == 1 else replace(found, detail=_cut_detail(share, "each candidate", found.detail))
+
+    async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
+        """The parsed reply to the prompt for verdicts, or status ``error`` for each candidate."""
+        count = len(request.candidates)
+
+        def messages(share: float) -> list[Message]:
+            positives, candidates = (
+                [text[: math.ceil(share * len(text))] for text in texts]
+                for texts in (request.positives, request.candidates)
+            )
+            return self.prompts.verdict_messages(request.query, positives, candidates, request.task)
+
+        longest = max(map(len, (*request.positives, *request.candidates)), default=0)
+        try:
+            reply, share = await self._fitting_reply(
+                messages, ranking_tokens(count), request.query, VERDICT_SCHEMA, longest
+            )
+        except EndpointError as error:
+            failed = Verdict(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
+            return (failed,) * count
+        found = replies.parse_verdicts(reply.text, count)
+        if share == 1:
+            return found
+        return tuple(replace(one, detail=_cut_detail(share, "each passage", one.detail)) for one in found)
+
+    async def grade(self, request: GradeRequest) -> Grade:
+        """The parsed reply to the prompt for a grade, or status ``error``."""
+
+        def messages(share: float) -> list[Message]:
+            return self.prompts.grade_messages(request.query, cut_passage(request.passage, share), request.task)
+
+        try:
+            reply, share = await self._fitting_reply(
+                messages, GRADE_TOKENS, request.query, GRADE_SCHEMA, len(text_of(request.passage))
+            )
+        except EndpointError as error:
+            return Grade(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
+        found = replies.parse_grade(reply.text)
+        return found if share == 1 else replace(found, detail=_cut_detail(share, "the passage", found.detail))
 
     async def _fitting_reply(
         self,
@@ -224,7 +283,12 @@ class LLMAnnotator(Annotator):
         return found[1]
 
     def _stage_identity(self, stage: str) -> dict[str, Any]:
-        prompt = self.prompts.snippet_hash() if stage == "snippets" else self.prompts.ranking_hash()
+        hashes = {
+            "snippets": self.prompts.snippet_hash,
+            "verdicts": self.prompts.verdict_hash,
+            "grades": self.prompts.grade_hash,
+        }
+        prompt = hashes.get(stage, self.prompts.ranking_hash)()
         limit = {"max_tokens": self.max_tokens} if stage == "snippets" else {}
         return {
             "prompts": prompt,
@@ -312,10 +376,12 @@ def _cut_detail(share: float, what: str, detail: str | None) -> str:
 
 def _asking_for_json(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
     """The messages with the form of the reply said at their end."""
-    (name,) = schema["properties"]
-    form = {name: [2, 1, 3] if name == "ranking" else "..."}
+    form = {name: _FORMS[name] for name in schema["properties"]}
     *before, last = messages
     return [*before, {**last, "content": f"{last['content']}\nReply as JSON in this form: {json.dumps(form)}"}]
+
+
+_FORMS: Mapping[str, Any] = {"snippet": "...", "ranking": [2, 1, 3], "better": [2, 5], "worse": [1], "grade": 2}
 
 
 def ranking_tokens(candidates: int) -> int:

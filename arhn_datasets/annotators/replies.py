@@ -1,7 +1,7 @@
 """From the text of a reply to evidence, and from nothing else.
 
-Both parsers accept little and invent nothing: what is not plainly a snippet of the passage, the marker
-``NO_ANSWER``, or a list of identifiers is recorded as such and moves no passage.
+The parsers accept little and invent nothing: what is not plainly a snippet of the passage, the marker
+``NO_ANSWER``, a list of identifiers, the two lists of a verdict or one grade is recorded as such and moves no passage.
 """
 
 from __future__ import annotations
@@ -12,18 +12,26 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 from arhn_datasets.prompts import NO_ANSWER_MARKER
 from arhn_datasets.records import (
+    BETTER,
+    GRADES,
     GROUNDED,
+    JUDGED,
     NO_ANSWER,
+    NO_MATCH,
     PARTIAL,
     RANKED,
     UNGROUNDED,
     UNPARSED,
+    WORSE,
+    Grade,
     Passage,
     Ranking,
     Snippet,
+    Verdict,
     shorten,
 )
 
@@ -41,6 +49,13 @@ _TAGS = ("<passage>", "</passage>")
 _CHAIN = re.compile(r"\[\s*\d{1,6}\s*\](?:\s*>+\s*\[\s*\d{1,6}\s*\])+")
 _LISTED = re.compile(r"\[\s*\d{1,6}\s*\](?:[\s>,;]*\[\s*\d{1,6}\s*\])*")
 _BRACKETED_ID = re.compile(r"\[\s*(\d{1,6})\s*\]")
+
+# "better: [2], [5]", "**Worse:** none"; the list is [2], [5] or [2, 5], an empty one is none or [].
+_GROUP = re.compile(r"[-*_#` ]{0,4}(better|worse)\b[*_` ]{0,4}:[*_` ]{0,4}(.*)", re.IGNORECASE)
+_GROUPED = re.compile(r"\[\s*\d{1,6}(?:\s*,\s*\d{1,6})*\s*\](?:[\s,;]*\[\s*\d{1,6}(?:\s*,\s*\d{1,6})*\s*\])*")
+_EMPTY = ("none", "[]")
+# "2", "2.", "**2**", "[2]", "Grade: 2"; a sign, a fraction or a word more is something else.
+_GRADE = re.compile(r"""\**(?:grade\** ?: ?\** ?)?[*`"'\[(]{0,3}([0-3])[*`"'\]).]{0,4}""", re.IGNORECASE)
 
 # Scripts that put no spaces between words: a match inside a run of them splits no word.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "HANGUL", "TIBETAN")
@@ -88,6 +103,46 @@ def parse_ranking(reply: str, candidates: int) -> Ranking:
     if len(kept) == candidates == len(given):
         return Ranking(status=RANKED, tiers=tiers)
     return Ranking(status=PARTIAL, tiers=tiers, detail=shorten(said))
+
+
+def parse_verdicts(reply: str, candidates: int) -> tuple[Verdict, ...]:
+    """The evidence in a reply to a prompt for verdicts on ``candidates`` candidates, shown as 1 to ``candidates``.
+
+    Returns one verdict a candidate: ``judged`` where the reply is the two lists and every identifier in them is one of
+    the candidates, given once. Else a candidate that was given several times has none (``unparsed``), the others are
+    ``partial``. A reply that is not the two lists and nothing else gives no verdict at all.
+    """
+    said = after_thinking(reply)
+    groups = _groups(said)
+    if groups is None:
+        nothing = Verdict(status=UNPARSED, detail=shorten(f"not the two lists that were asked for: {said}"))
+        return (nothing,) * candidates
+    times = Counter(number for numbers in groups.values() for number in numbers)
+    plain = all(1 <= number <= candidates and count == 1 for number, count in times.items())
+    of = {number: verdict for verdict, numbers in groups.items() for number in numbers}
+    if times and not any(1 <= number <= candidates for number in times):
+        return (Verdict(status=UNPARSED, detail=shorten(f"no identifier in range: {said}")),) * candidates
+    found = []
+    for number in range(1, candidates + 1):
+        if times[number] > 1:
+            found.append(Verdict(status=UNPARSED, detail=shorten(f"[{number}] is given {times[number]} times: {said}")))
+        elif plain:
+            found.append(Verdict(status=JUDGED, verdict=of.get(number, NO_MATCH)))
+        else:
+            found.append(Verdict(status=PARTIAL, verdict=of.get(number, NO_MATCH), detail=shorten(said)))
+    return tuple(found)
+
+
+def parse_grade(reply: str) -> Grade:
+    """The evidence in a reply to a prompt for a grade: one digit from 0 to 3 and nothing else."""
+    said = after_thinking(reply)
+    digit = _GRADE.fullmatch(said.strip())
+    if digit:
+        return Grade(status=JUDGED, grade=int(digit[1]))
+    value = _json_object(said)
+    if len(value) == 1 and type(grade := next(iter(value.values()))) is int and grade in GRADES:
+        return Grade(status=JUDGED, grade=grade)
+    return Grade(status=UNPARSED, detail=shorten(f"no single grade from {GRADES[0]} to {GRADES[-1]}: {said}"))
 
 
 def after_thinking(reply: str) -> str:
@@ -268,3 +323,47 @@ def _json_ranking(text: str) -> list[int] | None:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in _BRACKETED_ID.findall(text)]
+
+
+def _groups(said: str) -> dict[str, list[int]] | None:
+    """The two lists of a reply to a prompt for verdicts, None where it is anything else."""
+    text = said.strip()
+    fenced = _FENCE.fullmatch(text)
+    text = (fenced.group(1) if fenced else text).strip()
+    value = _json_object(text)
+    if value:
+        lists = [value.get(name) for name in (BETTER, WORSE)]
+        if len(value) == 2 and all(_is_numbers(numbers) for numbers in lists):
+            return dict(zip((BETTER, WORSE), lists, strict=True))  # type: ignore[arg-type]
+        return None
+    lines = [line for line in text[:MOST_JSON].splitlines() if line.strip()]
+    named = [_GROUP.fullmatch(line.strip()) for line in lines]
+    if len(text) > MOST_JSON or len(lines) != 2 or not all(named):
+        return None
+    groups: dict[str, list[int]] = {}
+    for line in named:
+        assert line is not None
+        listed = line[2].strip(" \t*_`.")
+        if listed.lower() in _EMPTY:
+            groups[line[1].lower()] = []
+        elif _GROUPED.fullmatch(listed):
+            groups[line[1].lower()] = [int(number) for number in re.findall(r"\d+", listed)]
+        else:
+            return None
+    return groups if len(groups) == 2 else None
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    """The object that a reply is, an empty one where it is none or says a name twice."""
+    if not text.startswith("{") or len(text) > MOST_JSON:
+        return {}
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return {}
+    value = dict(pairs) if all(isinstance(pair, tuple) for pair in pairs) else {}
+    return value if len(value) == len(pairs) else {}

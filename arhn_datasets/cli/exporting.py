@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, positive
-from arhn_datasets.formats import FORMATS, SHORT
+from arhn_datasets.formats import FORMATS, LABELS, SHORT
 
 
 def export_command(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +54,12 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="labels of labeled-list: 2 positive, 1 filtered, 0 negative, instead of 1 and 0 without the filtered ones",
     )
+    parser.add_argument(
+        "--labels",
+        choices=LABELS,
+        default="hard",
+        help="soft: the scores of the passages in n-tuple, labeled-list and flagembedding; default: hard",
+    )
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -67,6 +73,7 @@ def _export(options: argparse.Namespace) -> int:
         negatives=options.negatives,
         short=options.short,
         grades=options.grades,
+        labels=options.labels,
         split=options.split,
     )
     lines = [

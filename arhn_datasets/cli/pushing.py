@@ -61,7 +61,9 @@ def _push(options: argparse.Namespace) -> int:
         "private": options.private,
         "revision": options.revision,
         "formats": options.formats,
-        "options": Options(negatives=options.negatives, short=options.short, grades=options.grades),
+        "options": Options(
+            negatives=options.negatives, short=options.short, grades=options.grades, labels=options.labels
+        ),
         "license": options.license,
         "force": options.force,
         "allow_private_source": options.allow_private_source,

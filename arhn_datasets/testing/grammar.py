@@ -19,6 +19,7 @@ from arhn_datasets.testing.contract import batch_failed, dumps, invalid
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _IDENTIFIER = re.compile(r"\[\s*(\d+)\s*\]")
+_LINE = re.compile(r"^(\w+): (.*)$", re.MULTILINE)
 # Look-around and back references, which the finite automaton of outlines does not have.
 _NOT_REGULAR = re.compile(r"\(\?(?:[=!>]|<[=!]|P=)|\\[1-9]")
 
@@ -79,10 +80,16 @@ def _object(schema: Mapping[str, Any], root: Mapping[str, Any], reply: str) -> s
     if said is not None:
         return said
     required = schema.get("required", list(schema["properties"]))
+    lines = dict(_LINE.findall(reply))
+    if len(lines) > 1 and set(required) <= set(lines) <= set(schema["properties"]):  # a line for each property
+        kinds = {name: _resolved(value, root) for name, value in schema["properties"].items() if name in lines}
+        return _serialised({name: _told(kind, root, lines[name]) for name, kind in kinds.items()})
     values, told = {}, False
     for name, value in schema["properties"].items():
         kind = _resolved(value, root)
-        if not told and (kind.get("type") == "array" or _takes(kind, "string")):
+        if not told and _takes(kind, "integer") and reply.isdecimal():
+            values[name], told = int(reply), True
+        elif not told and (kind.get("type") == "array" or _takes(kind, "string")):
             values[name], told = _told(kind, root, reply), True
         elif name in required:
             values[name] = _smallest(kind, root, reply)

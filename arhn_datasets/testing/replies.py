@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from arhn_datasets import background
 from arhn_datasets.annotators import Annotator
 from arhn_datasets.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER
-from arhn_datasets.records import ERROR, RankingRequest, SnippetRequest
+from arhn_datasets.records import (
+    BETTER,
+    ERROR,
+    WORSE,
+    GradeRequest,
+    RankingRequest,
+    SnippetRequest,
+    Verdict,
+    VerdictRequest,
+)
 from arhn_datasets.testing.contract import batch_failed
 
 T = TypeVar("T")
@@ -26,7 +35,9 @@ TITLE_CHARACTERS = 200
 
 _JOINED = re.compile(f"([<\\[\\]]){WORD_JOINER}")
 _SNIPPET = ("\n\n<passage>\n", f"\n</passage>\n\nCopied text, or {NO_ANSWER_MARKER}:")
+_GRADE = ("\n\n<passage>\n", "\n</passage>\n\nGrade from 0 to 3:")
 _RANKING = ("\n\nCandidates:\n", "\n\nRanking of all ")
+_VERDICTS = ("\n\nReferences:\n", "\n\nBetter and worse among all ")
 _LISTED = re.compile(r"^\[\d+\] ", re.MULTILINE)
 _TITLE_END = re.compile(r"[.!?…。！？:;]$")
 _TASKS = {prompt.query_label: task for task, prompt in PROMPTS.tasks.items()}
@@ -34,27 +45,35 @@ _TASKS = {prompt.query_label: task for task, prompt in PROMPTS.tasks.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One of our prompts, read back: a passage's body, or the candidates."""
+    """One of our prompts, read back: a passage's body, or the candidates, with the references beside them."""
 
     query: str
     task: str
     passage: str | None = None
     candidates: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    graded: bool = False
 
 
 def asked_in(prompt: str) -> Asked | None:
     """What the last of our prompts in ``prompt`` asks, None where there is none."""
-    for opening, closing in (_SNIPPET, _RANKING):
+    for kind in (_SNIPPET, _GRADE, _VERDICTS, _RANKING):
+        opening, closing = kind
         head, _, tail = prompt.rpartition(opening)
         shown, closed, _ = tail.rpartition(closing)
         label, separator, query = head.rpartition("\n\n")[2].partition(": ")
         if not (closed and separator):
             continue
         query, task = _restored(query), _TASKS.get(label, "question")
-        if opening == _SNIPPET[0]:
-            return Asked(query=query, task=task, passage=_restored(shown))
-        candidates = tuple(_restored(_LISTED.sub("", line)) for line in shown.split("\n"))
-        return Asked(query=query, task=task, candidates=candidates)
+        if kind in (_SNIPPET, _GRADE):
+            return Asked(query=query, task=task, passage=_restored(shown), graded=kind == _GRADE)
+        references, _, listed = shown.rpartition(_RANKING[0])
+        return Asked(
+            query=query,
+            task=task,
+            candidates=tuple(_restored(_LISTED.sub("", line)) for line in listed.split("\n")),
+            references=tuple(_restored(line.removeprefix("- ")) for line in references.split("\n") if references),
+        )
     return None
 
 
@@ -102,6 +121,20 @@ class Replies:
 
 
 async def _answer(annotator: Annotator, asked: Asked) -> str:
+    if asked.passage is not None and asked.graded:
+        grade = await _awaited(
+            annotator,
+            annotator.grade(
+                GradeRequest(
+                    query=asked.query, passage=passage_of(asked.passage), task=asked.task, background=(asked.query,)
+                )
+            ),
+        )
+        if grade.grade is None:
+            raise batch_failed(grade.detail or "the annotator failed")
+        return str(grade.grade)
+    if asked.references:
+        return _grouped(await _awaited(annotator, annotator.verdicts(_verdict_request(asked))))
     if asked.passage is not None:
         snippet = await _awaited(
             annotator,
@@ -123,6 +156,27 @@ async def _answer(annotator: Annotator, asked: Asked) -> str:
     if ranking.status == ERROR:
         raise batch_failed(ranking.detail or "the annotator failed")
     return " > ".join(f"[{position + 1}]" for tier in ranking.tiers for position in tier)
+
+
+def _verdict_request(asked: Asked) -> VerdictRequest:
+    return VerdictRequest(
+        query=asked.query,
+        positives=asked.references,
+        candidates=asked.candidates,
+        task=asked.task,
+        background=(asked.query,),
+    )
+
+
+def _grouped(verdicts: Sequence[Verdict]) -> str:
+    """The two lists of a reply to a prompt for verdicts."""
+    if any(verdict.status == ERROR for verdict in verdicts):
+        raise batch_failed("the annotator failed")
+    lines = []
+    for group in (BETTER, WORSE):
+        listed = ", ".join(f"[{i}]" for i, verdict in enumerate(verdicts, 1) if verdict.verdict == group)
+        lines.append(f"{group}: {listed or 'none'}")
+    return "\n".join(lines)
 
 
 async def _awaited(annotator: Annotator, call: Awaitable[T]) -> T:

@@ -1,0 +1,82 @@
+"""``arhn-evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from arhn_datasets.cli.running import DONE, command_parser, guarded, not_negative, positive
+
+SAMPLES = 1000
+
+
+def evaluate_command(arguments: Sequence[str] | None = None) -> int:
+    """``arhn-evaluate``."""
+    options = evaluate_parser().parse_args(arguments)
+    return guarded(lambda: _evaluate(options), lambda: "Nothing was changed; run the same command again.")
+
+
+def evaluate_parser() -> argparse.ArgumentParser:
+    """The arguments of ``arhn-evaluate``."""
+    parser = command_parser(
+        "arhn-evaluate",
+        "Compare a refined dataset with what is known of its passages: precision, recall and F1 of finding false "
+        "negatives, true negatives lost, agreement, snippets. No LLM is needed.",
+    )
+    parser.add_argument("dataset", metavar="DIR", help="what arhn-refine --output has written, or a repository")
+    parser.add_argument(
+        "truth",
+        metavar="TRUTH",
+        help="JSONL of judged negatives (query_id, negatives: [{docid, relevant}]), qrels, or a labelled dataset: a "
+        "file, a folder or a repository",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="PNG of precision and recall: each policy on this evidence, and each threshold"
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=SAMPLES, metavar="N", help=f"bootstrap samples; default: {SAMPLES}"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples; default: 0")
+    parser.add_argument(
+        "--relevant-from",
+        type=not_negative,
+        default=1.0,
+        metavar="GRADE",
+        help="lowest grade of a relevant passage in qrels; default: 1",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the repository")
+    parser.add_argument("--token", help="of the Hub; default: the one that hf auth login has stored")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from arhn_datasets.evaluation import evaluate, format_evaluation
+
+    if options.plot:
+        from arhn_datasets.curves import check_plot
+
+        check_plot(options.plot)  # before a long run, not after it
+    found = evaluate(
+        options.dataset,
+        options.truth,
+        samples=options.samples,
+        seed=options.seed,
+        relevant_from=options.relevant_from,
+        curves=bool(options.plot),
+        revision=options.revision,
+        token=options.token,
+    )
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options.plot:
+        from arhn_datasets.curves import draw_curves
+
+        draw_curves(found, options.plot)
+        print(f"drawn     {options.plot}", file=sys.stderr)
+    print(
+        json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False) if options.json else format_evaluation(found)
+    )
+    return DONE
