@@ -344,6 +344,7 @@ def test_a_file_that_another_writer_changed_meanwhile_is_sent_again(hub, old, ne
     assert hub.files(REPO)[shard] == good
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "route", ["whoami", "info", "tree", "resolve", "validate", "preupload", "lfs", "put", "commit"]
 )
