@@ -201,9 +201,8 @@ def test_formats_have_the_asked_width(hub, old):
 LARGE = """
 import sys
 import pyarrow
-from arhn_datasets import export
 from arhn_datasets.cli import push_command
-export.SHARD_BYTES = 40_000_000
+sys.modules["arhn_datasets.export"].SHARD_BYTES = 40_000_000
 code = push_command(sys.argv[1:])
 print(pyarrow.default_memory_pool().max_memory())
 sys.exit(code)
