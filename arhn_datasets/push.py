@@ -211,7 +211,7 @@ def _check_names(repo_id: str, revision: str | None, message: str) -> None:
         fault = None if repo_id.count("/") == 1 else "no user or organization before the name"
         fault = fault or (None if repo_id.isascii() else "a character that no name can have")
     except HFValidationError as error:
-        fault = " ".join(str(error).split())
+        fault = " ".join(str(error).split()).rstrip(".")
     if fault:
         raise ConfigurationError(
             f"{repo_id!r} cannot be the name of a dataset on the Hub: {fault}. Expected user/name, of letters, digits, "
