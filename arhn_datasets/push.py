@@ -209,8 +209,9 @@ def _check_names(repo_id: str, revision: str | None, message: str) -> None:
     try:
         validate_repo_id(repo_id)
         fault = None if repo_id.count("/") == 1 else "no user or organization before the name"
+        fault = fault or (None if repo_id.isascii() else "a character that no name can have")
     except HFValidationError as error:
-        fault = " ".join(str(error).split())
+        fault = " ".join(str(error).split()).rstrip(".")
     if fault:
         raise ConfigurationError(
             f"{repo_id!r} cannot be the name of a dataset on the Hub: {fault}. Expected user/name, of letters, digits, "
@@ -357,9 +358,14 @@ class _Repository:
         """One commit on the head that it has read; on a new one when that has moved or the reply got lost."""
         sent = _Sent(pull_requests=self._pull_requests() if self.create_pr else {})
         try:
-            for attempt in _attempts(lambda error: _is_transient(error) or _status(error) in MOVED):
+            for attempt in _attempts(_may_pass):
+                # Reading and uploading have attempts of their own; these here are for the commit.
+                found = _attempts(_may_pass)(self._found, sent, message)
+                if found is not None:
+                    return found
+                _attempts(_may_pass)(self._prepare, publication, sent, license)
                 with attempt:
-                    return self._found(sent, message) or self._commit(publication, sent, message, license)
+                    return self._commit(sent, message)
         except Exception as error:
             if not _is_transient(error):
                 self.uncertain = False
@@ -372,12 +378,16 @@ class _Repository:
             raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _commit(self, publication: Publication, sent: _Sent, message: str, license: str | None) -> CommitInfo:
+    def _prepare(self, publication: Publication, sent: _Sent, license: str | None) -> None:
+        """Read the head and upload what is to be committed on it."""
         head = self._head()
         if sent.head is None or head.sha != sent.head.sha:
             sent.operations = self._operations(publication, head, license, sent.operations)
         sent.head, self.uncertain = head, False
         self._upload(sent.operations)
+
+    def _commit(self, sent: _Sent, message: str) -> CommitInfo:
+        assert sent.head is not None
         self.uncertain = True
         return self.api.create_commit(
             self.repo_id,
@@ -386,7 +396,7 @@ class _Repository:
             repo_type="dataset",
             revision=self.branch,
             create_pr=self.create_pr,
-            parent_commit=head.sha,
+            parent_commit=sent.head.sha,
         )
 
     def _upload(self, operations: Sequence[CommitOperationAdd | CommitOperationDelete]) -> None:
@@ -590,7 +600,11 @@ def _say_again(state: RetryCallState) -> None:
     status = None if error is None else _status(error)
     why = f"the Hub answered {status}" if status else f"no reply of the Hub ({type(error).__name__})"
     logger.warning(
-        "%s; trying again in %.0f seconds (%d of %d)", why, state.upcoming_sleep, state.attempt_number + 1, ATTEMPTS
+        "%s; trying again in %.0f seconds (%d of %d)",
+        why,
+        state.next_action.sleep if state.next_action else 0,
+        state.attempt_number + 1,
+        ATTEMPTS,
     )
 
 
@@ -631,6 +645,11 @@ def _is_transient(error: BaseException) -> bool:
     if status is not None:
         return status in TRANSIENT
     return any(cls.__name__ in _LOST for cause in _causes(error) for cls in type(cause).__mro__)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt on what is there then may succeed."""
+    return _is_transient(error) or _status(error) in MOVED
 
 
 def _said(error: BaseException) -> str:

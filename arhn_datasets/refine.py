@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 RUN_FORMAT = 1
-SHARD_BYTES = 500_000_000
+SHARD_BYTES, GROUP_BYTES = 500_000_000, 32_000_000
 BATCH_ROWS = 64
 TOTALS = (
     "requests",
@@ -550,7 +550,8 @@ def _write_shards(dataset: Dataset, root: Path, folder: str, split: str) -> dict
     for index in range(shards):
         shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
         path = f"{folder}/{split}-{index:05d}-of-{shards:05d}.parquet"
-        shard.to_parquet(str(root / path))
+        # Whoever reads it holds a row group or two in memory.
+        shard.to_parquet(str(root / path), batch_size=max(1, min(1000, int(GROUP_BYTES * len(dataset) / (bytes_ + 1)))))
         files[path] = {"sha256": sha256_of(root / path), "rows": len(shard), "bytes": (root / path).stat().st_size}
     return files
 

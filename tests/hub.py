@@ -980,7 +980,7 @@ def point_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     import huggingface_hub
     import huggingface_hub.utils._http as http
-    from huggingface_hub import HfFileSystem, constants, hf_api
+    from huggingface_hub import HfFileSystem, constants, file_download, hf_api
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -998,6 +998,10 @@ def point_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         "HF_HUB_OFFLINE": False,
     }.items():
         monkeypatch.setattr(constants, name, value, raising=False)
+    # Before 1.0 this module had a copy of it.
+    monkeypatch.setattr(
+        file_download, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE, raising=False
+    )
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
     for name, value in {
         "HF_ENDPOINT": hub.url,

