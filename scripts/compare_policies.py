@@ -615,7 +615,9 @@ def table_of(found: Mapping[str, Any]) -> str:
         lines.append([name, *counts, *(shown(policy[measure]) for measure in MEASURES), *tested])
     seeds = next(policy["seeds"] for name, policy in found["policies"].items() if name != UNTRAINED)
     sets = len(found["policies"][RAW]["sets"])
-    note = f"mean{' ± standard deviation' if len(seeds) > 1 else ''} over {len(seeds)} seeds, {sets} evaluation sets; "
+    named = ", ".join(map(str, seeds))
+    what = "mean ± standard deviation" if len(seeds) > 1 else "mean"
+    note = f"{what} over seeds {named}; evaluation sets: {sets}; "
     parts = [format_table(header, lines), f"{note}p: {found['test']}"]
     if sets > 1:
         parts.insert(1, format_table([MEASURE, *found["policies"]], list(set_lines(found))))

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -289,12 +290,34 @@ def test_a_cross_encoder_of_several_labels(encoder, tmp_path):
         arhn.Scores(str(tmp_path))({"query": "q", "positive_passages": [passage], "negative_passages": []})
 
 
-def test_a_model_that_is_not_there(monkeypatch):
+@pytest.fixture
+def offline(monkeypatch):
+    """No network but what is in the cache of the Hub's client."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return scoring.Path(constants.HF_HUB_CACHE)
+
+
+def test_a_model_of_the_hub_is_named_by_its_commit(offline, bi_encoder, sample):
+    """The identity holds the commit that the files are of, and these are the ones that are loaded."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = offline / "models--someone--tiny"
+    shutil.copytree(bi_encoder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    scores = arhn.Scores("someone/tiny", device="cpu")
+    assert scores.identity()["model"] == "someone/tiny"
+    assert scores.identity()["revision"] == commit
+    expected = arhn.Scores(bi_encoder, device="cpu")(sample[0])
+    assert scores(sample[0])["negative_scores"] == pytest.approx(expected["negative_scores"], abs=1e-6)
+
+
+def test_a_model_that_is_not_there(offline, monkeypatch):
     """The message says where was looked; without the library, what to install."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigurationError, match="nobody/nothing"):
         arhn.Scores("nobody/nothing").identity()
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingDependencyError, match="train"):
         scoring._library()
 
