@@ -165,6 +165,7 @@ def test_the_rows_of_each_policy(script, made, config, sample, trainings, tmp_pa
     assert len(trainings) == 4
 
 
+@pytest.mark.exhaustive
 def test_after_a_kill(script, config, trainings, tmp_path):
     """What was finished is not trained again, half-finished runs are, and the figures are those without a kill."""
     whole = config(output=str(tmp_path / "whole"), policies=["raw", "filter"])
@@ -187,6 +188,7 @@ def test_after_a_kill(script, config, trainings, tmp_path):
     assert (code, printed, len(trainings)) == (0, expected, 5)
 
 
+@pytest.mark.exhaustive
 def test_what_changes_a_run(script, config, trainings, tmp_path):
     """Other training trains anew, beside what is there; another policy adds its runs and no others; models can stay."""
     one = {"seeds": [0], "policies": ["raw"], "untrained": False}
@@ -202,6 +204,7 @@ def test_what_changes_a_run(script, config, trainings, tmp_path):
     assert len(models) == 1
 
 
+@pytest.mark.exhaustive
 def test_several_sets_and_evidence(script, made, config, trainings, tmp_path, monkeypatch):
     """With several sets there is a line for each and the mean counts them alike; evidence is made once for all."""
     from datasets import Dataset
@@ -248,6 +251,7 @@ RIVALS = [
 ]
 
 
+@pytest.mark.exhaustive
 def test_the_rivals(script, config, encoder, trainings):
     """Rivals stand in the same table, over scores that are made once for all and over verdicts of their own."""
     scores = {"transform": "Scores", "model": encoder}
