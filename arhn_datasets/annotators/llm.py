@@ -227,7 +227,10 @@ class LLMAnnotator(Annotator):
             EndpointError: this request failed.
             AnnotatorError: there is no model to ask, so no request can succeed.
         """
-        model = await self.known_model()
+        models: WeakKeyDictionary[LLMAnnotator, dict[str, Any]] = background.resource("models", WeakKeyDictionary)
+        model = models.get(self)
+        if model is None:
+            model = models[self] = await self.known_model()
         schema = schema if self.constrained else None
         request = ChatRequest(
             messages=tuple(messages if schema is None else _asking_for_json(messages, schema)),
@@ -315,13 +318,15 @@ class _Abandoned(Exception):
 class _Waiting:
     """Those that wait for the reply to a request that another one has sent."""
 
+    __slots__ = ("_others",)
+
     def __init__(self) -> None:
-        self._others: list[asyncio.Future[Completion]] = []
+        self._others: tuple[asyncio.Future[Completion], ...] = ()  # as a rule there is none
 
     async def reply(self) -> Completion:
         """The reply, when it has come."""
         other: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self._others.append(other)
+        self._others = (*self._others, other)
         return await other
 
     def came(self, completion: Completion) -> None:

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
@@ -193,6 +194,7 @@ def generate_body(prompt: str, request: ChatRequest) -> dict[str, Any]:
     return {"inputs": prompt, "parameters": parameters}
 
 
+@lru_cache(maxsize=64)
 def thinks(model: str) -> bool:
     """Whether a model of this name writes its thoughts before it answers."""
     return bool(_THINKING.search(model))
