@@ -130,8 +130,8 @@ class Turns:
             self._schedule()
 
     def _freeze(self) -> None:
-        # Thousands of requests in flight make the collector look through the whole process again and again, for a
-        # quarter of the client's processor time. While there are any, what was there before them is left out.
+        # Requests in flight make the collector look through the whole process again and again, for an eighth of the
+        # client's processor time. While there are any, what was there before them is left out.
         if not gc.get_freeze_count():  # else somebody else did, and means it
             gc.freeze()
             self._froze = True
