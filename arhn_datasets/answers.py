@@ -5,8 +5,8 @@ what is missing. sqlite3 in WAL mode: several processes may share one file on a 
 never stored; nothing in a key or a value names a URL or a token.
 
 Replies are written in batches, by a thread that lives while there are any, so that neither the disk nor another
-process's lock holds up the event loop. A process that is killed loses the last 50 ms at most, `BATCH_SECONDS` as a
-rule.
+process's lock holds up the event loop. A process that is killed loses the last
+`BATCH_SECONDS` as a rule.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ FILE_NAME = "answers.sqlite3"
 APPLICATION_ID = 0x4152484E  # "ARHN", so that a foreign sqlite file is recognised
 FORMAT = 2
 BATCH = 64
-BATCH_SECONDS = 0.005
-LATE_SECONDS = 0.03
+BATCH_SECONDS = 0.002
+LATE_SECONDS = 0.01
 BUSY_SECONDS = 60.0
 ATTEMPT_SECONDS = 0.5  # a fork waits for the attempt under way
 CLOSING_SECONDS = 3.0
