@@ -5,8 +5,7 @@ what is missing. sqlite3 in WAL mode: several processes may share one file on a 
 never stored; nothing in a key or a value names a URL or a token.
 
 Replies are written in batches, by a thread that lives while there are any, so that neither the disk nor another
-process's lock holds up the event loop. A process that is killed loses the last
-`BATCH_SECONDS` as a rule.
+process's lock holds up the event loop. A process that is killed loses the last `BATCH_SECONDS` as a rule.
 """
 
 from __future__ import annotations
