@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from arhn_datasets.annotators import Annotator, Endpoint
 from arhn_datasets.errors import ConfigurationError, SchemaError
@@ -16,6 +16,9 @@ from arhn_datasets.transform import Transform, gather
 
 if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
+
+Asked = TypeVar("Asked")
+Given = TypeVar("Given")
 
 THREE_WAYS = """No annotator is configured. There are three ways:
   1. the environment:  export ARHN_ENDPOINT=http://localhost:8080   (ARHN_MODEL, ARHN_API_KEY, ARHN_CACHE if needed)
@@ -128,6 +131,30 @@ class AnnotatedTransform(Transform):
     @abstractmethod
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
+
+    async def each_passage(
+        self,
+        row: Row,
+        request: Callable[..., Asked],
+        screened: Callable[[Sequence[Asked], Sequence[Asked]], Awaitable[Sequence[Given | None]]],
+        ask: Callable[[Asked], Awaitable[Given]],
+    ) -> tuple[list[Given], list[Given]]:
+        """What the annotator gives on each positive and on each negative; asked where ``screened`` does not say it."""
+        source = self.source
+        background, task = background_of(row), self.task(row)
+        positives, negatives = (
+            [
+                request(query=row[QUERY], passage=passage, task=task, background=background)
+                for passage in passages_of(row, column)
+            ]
+            for column in (POSITIVES, NEGATIVES)
+        )
+        await source.turn(len(positives) + len(negatives))
+        known = await screened(positives, negatives)
+        asked = (ask(one) for one, given in zip((*positives, *negatives), known, strict=True) if given is None)
+        replies = iter(await gather(asked, concurrently=source.awaits))
+        found = [next(replies) if given is None else given for given in known]
+        return found[: len(positives)], found[len(positives) :]
 
     def task(self, row: Row) -> str:
         """The task of a row."""

@@ -8,19 +8,14 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotation import AnnotatedTransform, background_of
+from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.records import (
     NEGATIVE_SNIPPETS,
-    NEGATIVES,
     POSITIVE_SNIPPETS,
-    POSITIVES,
-    QUERY,
     SNIPPET_TYPE,
     Row,
     SnippetRequest,
-    passages_of,
 )
-from arhn_datasets.transform import gather
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -44,22 +39,11 @@ class Snippets(AnnotatedTransform):
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
         source = self.source
-        background, task = background_of(row), self.task(row)
-        positives, negatives = (
-            [
-                SnippetRequest(query=row[QUERY], passage=passage, task=task, background=background)
-                for passage in passages_of(row, column)
-            ]
-            for column in (POSITIVES, NEGATIVES)
-        )
-        await source.turn(len(positives) + len(negatives))
-        known = await source.screened_snippets(positives, negatives)
-        asked = (
-            source.snippet(request) for request, one in zip((*positives, *negatives), known, strict=True) if one is None
-        )
-        replies = iter(await gather(asked, concurrently=source.awaits))
-        snippets = [(next(replies) if one is None else one).to_struct() for one in known]
-        return {POSITIVE_SNIPPETS: snippets[: len(positives)], NEGATIVE_SNIPPETS: snippets[len(positives) :]}
+        positives, negatives = await self.each_passage(row, SnippetRequest, source.screened_snippets, source.snippet)
+        return {
+            POSITIVE_SNIPPETS: [snippet.to_struct() for snippet in positives],
+            NEGATIVE_SNIPPETS: [snippet.to_struct() for snippet in negatives],
+        }
 
 
 snippets = Snippets()

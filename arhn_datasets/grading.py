@@ -13,24 +13,19 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotation import AnnotatedTransform, background_of
+from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.records import (
     GRADE_TYPE,
     GRADES,
     JUDGED,
     NEGATIVE_GRADES,
-    NEGATIVES,
     POSITIVE_GRADES,
-    POSITIVES,
-    QUERY,
     UNPARSED,
     Grade,
     GradeRequest,
     Row,
-    passages_of,
     shorten,
 )
-from arhn_datasets.transform import gather
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -58,22 +53,11 @@ class Grades(AnnotatedTransform):
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
         source = self.source
-        background, task = background_of(row), self.task(row)
-        positives, negatives = (
-            [
-                GradeRequest(query=row[QUERY], passage=passage, task=task, background=background)
-                for passage in passages_of(row, column)
-            ]
-            for column in (POSITIVES, NEGATIVES)
-        )
-        await source.turn(len(positives) + len(negatives))
-        known = await source.screened_grades(positives, negatives)
-        asked = (
-            source.grade(request) for request, one in zip((*positives, *negatives), known, strict=True) if one is None
-        )
-        replies = iter(await gather(asked, concurrently=source.awaits))
-        grades = [checked(next(replies) if one is None else one).to_struct() for one in known]
-        return {POSITIVE_GRADES: grades[: len(positives)], NEGATIVE_GRADES: grades[len(positives) :]}
+        positives, negatives = await self.each_passage(row, GradeRequest, source.screened_grades, source.grade)
+        return {
+            POSITIVE_GRADES: [checked(grade).to_struct() for grade in positives],
+            NEGATIVE_GRADES: [checked(grade).to_struct() for grade in negatives],
+        }
 
 
 def checked(reply: Grade) -> Grade:

@@ -9,8 +9,7 @@ from typing import Any
 from arhn_datasets.cli.exporting import add_format_options
 from arhn_datasets.cli.running import DONE, command_parser, guarded
 from arhn_datasets.formats import FORMATS, Options
-
-MESSAGE = "Refine hard negatives with ARHN"
+from arhn_datasets.push import MESSAGE
 
 
 def push_command(arguments: Sequence[str] | None = None) -> int:
