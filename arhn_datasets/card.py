@@ -43,6 +43,7 @@ REFINED, PUBLISHED = "refined", "published"
 
 TAGS = ("arhn", "hard-negatives", "sentence-transformers", "information-retrieval")
 BASELINE_TAG = "lexical-baseline"
+CHANGED_ROWS = 5  # that the card shows
 TASK_CATEGORIES = ("text-retrieval", "text-ranking", "sentence-similarity")
 SIZES = (
     (1_000, "n<1K"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from arhn_datasets.card import CardContent, Config, Facts, merge_card, render_card
+from arhn_datasets.card import CHANGED_ROWS, CardContent, Config, Facts, merge_card, render_card
 from arhn_datasets.chart import draw_chart
 from arhn_datasets.columns import one_array
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, OutputError
@@ -22,7 +22,6 @@ from arhn_datasets.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, SUBSET
 from arhn_datasets.report import ALL, Counts, Report, changed_rows
 
 CHARTS: Mapping[str, str] = {theme: f"charts/counts-{theme}.png" for theme in ("light", "dark")}
-CHANGED_ROWS = 5
 
 # The configuration of each part of a folder.
 _CONFIGS = {DATA: "default", DROPPED: "dropped", EVIDENCE: "evidence"}

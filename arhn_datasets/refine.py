@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 from arhn_datasets.adapt import adapt_dataset, keeps_rows
 from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.annotators import Annotator, Cascade, Lexical
-from arhn_datasets.card import CardContent, Config, render_card
+from arhn_datasets.card import CHANGED_ROWS, CardContent, Config, render_card
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
+from arhn_datasets.export import GROUP_BYTES, SHARD_BYTES
 from arhn_datasets.extraction import Snippets
-from arhn_datasets.folder import DATA, DROPPED, RUN_FILE, is_refined, read_rows, sha256_of
+from arhn_datasets.folder import DATA, DROPPED, RUN_FILE, describe_files, is_refined, read_rows
 from arhn_datasets.progress import live
 from arhn_datasets.prompts import Prompts
 from arhn_datasets.ranking import Ranks
@@ -43,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 RUN_FORMAT = 1
-SHARD_BYTES, GROUP_BYTES = 500_000_000, 32_000_000
 BATCH_ROWS = 64
 TOTALS = (
     "requests",
@@ -64,7 +64,6 @@ UNPUBLISHED: Mapping[str, Any] = {
     "private": None,
     "gated": None,
 }
-CHANGED_ROWS = 5
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Where load_dataset keeps a dataset of the Hub, and map what was made of it: USER___NAME/CONFIG/VERSION/COMMIT.
@@ -491,18 +490,16 @@ def _write(target: Path, splits: Mapping[str, Dataset], run: Mapping[str, Any], 
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         configs: dict[str, Config] = {}
-        files: dict[str, dict[str, Any]] = {}
         for name, dataset in splits.items():
             for config, folder, rows in _parts(dataset):
-                written = _write_shards(rows, fresh, folder, name)
-                files |= written
+                size = _write_shards(rows, fresh / folder, name)
                 before = configs.get(config, Config(splits={}))
                 configs[config] = Config(
                     splits={**before.splits, name: f"{folder}/{name}-*"},
                     features=rows.features,
-                    sizes={**before.sizes, name: (len(rows), sum(file["bytes"] for file in written.values()))},
+                    sizes={**before.sizes, name: (len(rows), size)},
                 )
-        run = {**run, "files": files}
+        run = {**run, "files": describe_files(fresh)}
         content = CardContent(
             run=run, report=report, configs=configs, layout="refined", changed=_changed(splits, CHANGED_ROWS)
         )
@@ -541,19 +538,19 @@ def _parts(dataset: Dataset) -> Iterator[tuple[str, str, Dataset]]:
     yield "dropped", DROPPED, dataset.select([i for i, keep in enumerate(kept) if not keep])
 
 
-def _write_shards(dataset: Dataset, root: Path, folder: str, split: str) -> dict[str, dict[str, Any]]:
-    """The files that were written, by their path in ``root``, with what tells whether they are still the same."""
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    files = {}
+def _write_shards(dataset: Dataset, folder: Path, split: str) -> int:
+    """Write a split into a folder; the bytes of its files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = 0
     bytes_ = dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
     shards = max(1, math.ceil(bytes_ / SHARD_BYTES))
     for index in range(shards):
         shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
-        path = f"{folder}/{split}-{index:05d}-of-{shards:05d}.parquet"
+        path = folder / f"{split}-{index:05d}-of-{shards:05d}.parquet"
         # Whoever reads it holds a row group or two in memory.
-        shard.to_parquet(str(root / path), batch_size=max(1, min(1000, int(GROUP_BYTES * len(dataset) / (bytes_ + 1)))))
-        files[path] = {"sha256": sha256_of(root / path), "rows": len(shard), "bytes": (root / path).stat().st_size}
-    return files
+        shard.to_parquet(str(path), batch_size=max(1, min(1000, int(GROUP_BYTES * len(dataset) / (bytes_ + 1)))))
+        written += path.stat().st_size
+    return written
 
 
 def _swap(fresh: Path, target: Path) -> None:
