@@ -836,6 +836,16 @@ def _read_yaml(text: str) -> Any:
 
 
 def _dump(metadata: Mapping[str, Any]) -> str:
+    import yaml
     from huggingface_hub.utils import yaml_dump
 
-    return str(yaml_dump(dict(metadata), sort_keys=False, width=float("inf")))
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        # Unquoted or in single quotes, the line ends of Unicode would be read back as spaces.
+        style = '"' if any(end in value for end in "\x85\u2028\u2029") else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return str(yaml_dump(dict(metadata), sort_keys=False, width=float("inf"), Dumper=Dumper))

@@ -581,7 +581,7 @@ def randomisation(differences: Any, weights: Any, flips: int = FLIPS, seed: int 
     """
     terms = differences * weights
     terms = terms[terms != 0]
-    observed = abs(terms.sum()) * (1 - 1e-9)  # equal sums are equal, whatever the order of the addition
+    observed = abs(terms.sum()) - 1e-9 * np.abs(terms).sum()  # equal sums are equal, whatever the order of the addition
     if 2 ** len(terms) <= flips:
         patterns = np.arange(2 ** len(terms))[:, None] >> np.arange(len(terms)) & 1
         return float((np.abs((2 * patterns - 1) @ terms) >= observed).mean())

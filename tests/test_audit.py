@@ -485,13 +485,19 @@ def test_unsure_and_empty_answers_are_counted_and_not_compared(whole, tmp_path):
     assert done.kappa.value == 1.0
 
 
+def unknown(rows):
+    """An id of this run that no pair has."""
+    first, known = rows[2]["id"][:-1], {row["id"] for row in rows}
+    return next(first + letter for letter in audits._LETTERS if first + letter not in known)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda rows: rows[2].update(answers="maybe"), r"1 rows .*line \d+: the answer is 'maybe'; yes, no, y, n, 1"),
         (lambda rows: rows[2].update(id="12"), r"line \d+: the id is '12'; one as it was drawn was expected"),
         (lambda rows: rows[2].update(id=""), r"line \d+: the id is ''"),
-        (lambda rows: rows[2].update(id=rows[2]["id"][:-1] + "b"), r"line \d+: the id is of no pair of this run"),
+        (lambda rows: rows[2].update(id=unknown(rows)), r"line \d+: the id is of no pair of this run"),
         (lambda rows: rows.append({**rows[0], "answers": "no"}), r"line \d+: the answer is 'no', and in line \d+"),
         (lambda rows: [row.update(answers="") for row in rows], "answers nothing: of 10 rows"),
         (lambda rows: rows.clear(), "answers nothing: of 0 rows"),
@@ -503,8 +509,6 @@ def test_rows_that_cannot_be_read_are_told(whole, tmp_path, edit, message):
     path = answered(whole, tmp_path / "audit.csv", lambda label, at: "yes", rows=10)
     before = (whole / "run.json").read_bytes()
     rows = read_csv(path)
-    if rows[2]["id"].endswith("b"):
-        rows[2], rows[3] = rows[3], rows[2]
     edit(rows)
     write_csv(path, rows)
     with pytest.raises(InputError, match=f"(?s){message}"):
@@ -680,7 +684,12 @@ def test_the_audit_stands_in_run_and_card_and_all_else_stays(folder, tmp_path):
     readme.write_bytes(written.encode())
     readme.chmod(0o640)
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    path = answered(folder, tmp_path / "audit.csv", lambda label, at: perfect(label, at) if at % 5 else "yes")
+    wrong = iter(["yes"] * 4)
+    path = answered(
+        folder,
+        tmp_path / "audit.csv",
+        lambda label, at: next(wrong, "no") if label == "kept" else perfect(label, at),
+    )
     done = read_audit(folder, path)
     assert done.notes == ()
     now = json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -411,6 +411,7 @@ def test_markup_in_any_value_is_text(text):
 
 
 @settings(max_examples=40, deadline=None)
+@example("\x85")
 @given(st.text(st.characters(codec="utf-8"), max_size=40) | st.text("-|<>!`#$*_\\[]{}&\n \t~:", max_size=25))
 def test_no_value_breaks_the_yaml_or_the_page(text):
     """A source, model, subset, query or passage may hold anything: metadata and blocks of the page stay the same."""
