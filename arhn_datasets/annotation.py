@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
+Self = TypeVar("Self", bound="AnnotatedTransform")
 
 THREE_WAYS = """No annotator is configured. There are three ways:
   1. the environment:  export ARHN_ENDPOINT=http://localhost:8080   (ARHN_MODEL, ARHN_API_KEY, ARHN_CACHE if needed)
@@ -95,6 +96,10 @@ class AnnotatedTransform(Transform):
         if not urls:
             raise ConfigurationError(THREE_WAYS.format(name=self.NAME))
         return self._served(urls, self.model or os.environ.get("ARHN_MODEL"))
+
+    def asking(self: Self, annotator: Annotator) -> Self:
+        """The same stage with another annotator, or with the same one in another form."""
+        return self.with_options(annotator=annotator, endpoint=None, client=None)
 
     @property
     def awaits(self) -> bool:

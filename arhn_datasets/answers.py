@@ -462,6 +462,26 @@ def read_replies(directory: Path) -> Iterator[Stored]:
             yield Stored(key, None if model is None else Origin(model, revision, kind), stored, reply)
 
 
+def page(directory: Path, after: int, most: int) -> tuple[list[Stored], int]:
+    """Up to ``most`` replies that a store has taken since the one of number ``after``, and the number of the last.
+
+    Numbers are those of this file, from 1 on and in the order of storing. Without a file there is none.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    if not (directory / FILE_NAME).exists():
+        return [], after
+    with _existing(directory) as connection:
+        query = f"SELECT r.rowid, r.k, o.model, o.revision, o.kind, r.stored, r.v {_ROWS} WHERE r.rowid > ? "
+        found = connection.execute(f"{query} ORDER BY r.rowid LIMIT ?", (after, most)).fetchall()
+    replies = [
+        Stored(key, None if model is None else Origin(model, revision, kind), stored, reply)
+        for _, key, model, revision, kind, stored, reply in found
+    ]
+    return replies, found[-1][0] if found else after
+
+
 def add_replies(directory: Path, replies: Iterable[Stored]) -> tuple[int, int]:
     """Add what a store does not hold yet; how many were new, and how many came.
 

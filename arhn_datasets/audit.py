@@ -42,7 +42,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.annotators.lexical import sentences, terms
+from arhn_datasets.annotators.words import sentences, terms
 from arhn_datasets.card import BEGIN, END, audit_sentence
 from arhn_datasets.columns import Integers, field_of, flat_lists, rows_of, strings_of
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError, OutputError, SchemaError

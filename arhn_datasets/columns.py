@@ -13,6 +13,9 @@ from arhn_datasets.errors import SchemaError
 from arhn_datasets.records import NEGATIVES, POSITIVES, QUERY, QUERY_ID
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
+Codes = np.ndarray[Any, np.dtype[np.int64]]  # small numbers that stand for words
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def flat_lists(table: pa.Table, column: str) -> tuple[Integers, pa.Array]:
@@ -21,16 +24,39 @@ def flat_lists(table: pa.Table, column: str) -> tuple[Integers, pa.Array]:
     Raises:
         SchemaError: the column does not hold lists.
     """
+    values = lists_in(table, column)
+    return lengths_of(values), values.flatten()
+
+
+def lists_in(table: pa.Table, column: str) -> pa.Array:
+    """A column of lists of any kind as one array of lists with offsets.
+
+    Raises:
+        SchemaError: the column does not hold lists.
+    """
     values = table.column(column)
-    if pa.types.is_null(values.type):
-        return np.zeros(table.num_rows, np.int64), pa.nulls(0)
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+    type = values.type
+    if pa.types.is_null(type):
+        return pa.nulls(table.num_rows, pa.list_(pa.null()))
+    if pa.types.is_fixed_size_list(type):
+        return one_array(values.cast(pa.list_(type.value_type)))
+    if pa.types.is_list_view(type) or pa.types.is_large_list_view(type):
+        views = one_array(values)  # the cast to lists of pyarrow 26 loses values
+        absent = is_null(views)
+        return lists_of(np.where(absent, 0, views.sizes.to_numpy()), views.flatten(), absent=absent)
+    if not (pa.types.is_list(type) or pa.types.is_large_list(type)):
         raise SchemaError(
-            f"Column {column!r} holds {values.type}; a list was expected. Bring the rows into the canonical form: "
+            f"Column {column!r} holds {type}; a list was expected. Bring the rows into the canonical form: "
             "ds.map(arhn.adapt) or arhn.adapt_dataset(ds)."
         )
-    lengths = one_array(pc.fill_null(pc.list_value_length(values), 0))
-    return lengths.to_numpy(zero_copy_only=False).astype(np.int64), one_array(pc.list_flatten(values))
+    return one_array(values)
+
+
+def lengths_of(lists: pa.Array) -> Integers:
+    """The length of each list, 0 where it is null."""
+    ends = lists.offsets.to_numpy().astype(np.int64)
+    lengths = ends[1:] - ends[:-1]
+    return np.where(is_null(lists), 0, lengths) if lists.null_count else lengths
 
 
 def one_array(values: Any) -> pa.Array:
@@ -53,6 +79,20 @@ def strings_of(table: pa.Table, column: str) -> pa.Array:
     if column not in table.column_names:
         return pa.nulls(table.num_rows, pa.string())
     return one_array(pc.cast(table.column(column), pa.string()))
+
+
+def flat_field(table: pa.Table, column: str, name: str, type: pa.DataType) -> tuple[Integers, pa.Array]:
+    """The length of each list of structs, and one field of all of them; the other fields are not copied.
+
+    Raises:
+        SchemaError: the column does not hold lists.
+    """
+    values = table.column(column)
+    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+        lengths, structs = flat_lists(table, column)
+        return lengths, field_of(structs, name, type)
+    lengths = one_array(pc.fill_null(pc.list_value_length(values), 0)).to_numpy(zero_copy_only=False).astype(np.int64)
+    return lengths, one_array(field_of(pc.list_flatten(values), name, type))
 
 
 def starts_of(counts: Integers) -> Integers:
@@ -100,9 +140,69 @@ def taken(values: pa.Array, indices: Integers) -> pa.Array:
     return values.take(pa.array(np.where(missing, 0, indices), mask=missing) if missing.any() else pa.array(indices))
 
 
+def gathered(parts: Sequence[pa.Array], places: Integers) -> pa.Array:
+    """The values at ``places`` in several arrays of one type, one after the other; only these are copied."""
+    found, order, first, begin = [], np.empty(len(places), np.int64), 0, 0
+    for part in parts:
+        here = (places >= begin) & (places < begin + len(part))
+        number = int(np.count_nonzero(here))
+        if number == len(places) > 0:
+            own = places - begin
+            return part if np.array_equal(own, np.arange(len(part))) else taken(part, own)
+        if number:
+            found.append(taken(part, places[here] - begin))
+            order[here] = np.arange(first, first + number)
+        first, begin = first + number, begin + len(part)
+    return taken(pa.concat_arrays(found), order) if found else parts[0].slice(0, 0)
+
+
+def aligned(values: pa.Array, found: Integers, counts: Integers) -> pa.Array:
+    """Flat values of lists of the lengths ``found`` as those of lists of ``counts``; null where these differ."""
+    same = found == counts
+    if same.all():
+        return values
+    places = np.full(counts.sum(), -1, np.int64)
+    places[np.repeat(same, counts)] = np.flatnonzero(np.repeat(same, found))
+    return taken(values, places)
+
+
+def extremes(values: Numbers, rows: Integers, count: int, *, largest: bool) -> Numbers:
+    """The smallest or the largest value of each of ``count`` rows, NaN where all are; ``rows`` in order."""
+    extreme = np.full(count, np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    if len(known):
+        rows = rows[known]
+        starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
+        reduce = np.maximum if largest else np.minimum
+        extreme[rows[starts]] = reduce.reduceat(values[known], starts)
+    return extreme
+
+
+def shaped(values: pa.Array, type: pa.DataType) -> pa.Array:
+    """Values with a type: fields of structs by their names, null where there is none of that name."""
+    if values.type == type:
+        return values
+    if pa.types.is_null(values.type):
+        return pa.nulls(len(values), type)
+    if pa.types.is_struct(type) and pa.types.is_struct(values.type):
+        fields = [shaped(_field(values, field), field.type) for field in type]
+        mask = pc.is_null(values) if values.null_count else None
+        return pa.StructArray.from_arrays(fields, fields=list(type), mask=mask)
+    if hasattr(type, "value_type") and pa.types.is_nested(values.type):
+        absent = is_null(values) if values.null_count else None
+        lists = lists_of(lengths_of(values), shaped(values.flatten(), type.value_type), absent=absent)
+        return lists if lists.type == type else lists.cast(type)
+    return values.cast(type)
+
+
+def _field(structs: pa.Array, field: pa.Field) -> pa.Array:
+    at = structs.type.get_field_index(field.name)
+    return pa.nulls(len(structs), field.type) if at < 0 else pc.struct_field(structs, at)
+
+
 def is_null(values: pa.Array) -> Any:
     """Where an array is null, as a mask."""
-    return pc.is_null(values).to_numpy(zero_copy_only=False)
+    return values.is_null().to_numpy(zero_copy_only=False)
 
 
 def check_canonical(columns: Sequence[str]) -> None:

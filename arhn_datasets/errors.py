@@ -17,6 +17,7 @@
     │       └── RequestRejected              400, 413, 422: this request, not the server
     │           └── PromptTooLong            more tokens than the server takes
     ├── EndpointsDead                        no server has answered for too long: the run ends
+    ├── ClusterError                         a Ray cluster cannot be reached, or has ended the run
     ├── StoreError                           the store of replies cannot be used
     └── OutputError                          the result cannot be written or published there
 
@@ -107,6 +108,10 @@ class PromptTooLong(RequestRejected):
 
 class EndpointsDead(ArhnError):
     """No server has answered for longer than the run is to wait; what was replied so far is kept."""
+
+
+class ClusterError(ArhnError):
+    """A Ray cluster cannot be reached, or has ended the run."""
 
 
 class StoreError(ArhnError):

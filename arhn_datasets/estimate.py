@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.inputs import Input, load_input
 from arhn_datasets.records import DECISION, NEGATIVES, POSITIVES, RANKING, SKIPPED, Row
-from arhn_datasets.refine import Input, Stages, fitted, load_input, silent, unfitted
+from arhn_datasets.refine import Stages, fitted, silent, unfitted
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -149,12 +149,38 @@ class Shards:
         if self._waiting_bytes >= GROUP_BYTES:
             self._flush()
 
+    @property
+    def full(self) -> bool:
+        """Whether the file that is being written is near its size, so that it may end here."""
+        written = self._file.tell() if self._writer is not None else 0
+        return bool(written + self._waiting_bytes >= 0.9 * SHARD_BYTES)
+
+    @property
+    def finished(self) -> list[Path]:
+        """The files that are whole."""
+        return self._paths[:-1] if self._writer is not None else list(self._paths)
+
+    def finish_file(self) -> None:
+        """Write what is there; later rows go into another file."""
+        self._flush()
+        if self._writer is not None:
+            self._close()
+
+    def resume(self, paths: Sequence[Path], rows: int, bytes: int) -> None:
+        """Go on behind files that are whole."""
+        self._paths, self.rows, self.bytes = list(paths), rows, bytes
+
+    def abandon(self) -> None:
+        """Close the file that is being written, which is of no use then."""
+        if self._writer is not None:
+            self._close()
+
     def close(self) -> list[Path]:
         """Write what is left, give the files their names, and return these."""
-        self._flush()
-        if self._writer is None:
+        self.finish_file()
+        if not self._paths:
             self._open()
-        self._close()
+            self._close()
         paths = []
         for index, path in enumerate(self._paths):
             paths.append(self._folder / f"{self._split}-{index:05d}-of-{len(self._paths):05d}.parquet")

@@ -12,13 +12,12 @@ import pyarrow as pa
 
 from arhn_datasets.card import CHANGED_ROWS, CardContent, Config, Facts, merge_card, render_card
 from arhn_datasets.chart import draw_chart
-from arhn_datasets.columns import one_array
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, OutputError
 from arhn_datasets.evidence import canonical_of, evidence_of, evidence_schema, further_of
 from arhn_datasets.export import FolderSource, Shards, Writer, Written, with_features, writer_of
 from arhn_datasets.folder import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, RUN_FILE, Folder, describe_files
 from arhn_datasets.formats import Options, check_formats
-from arhn_datasets.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, SUBSET, Row
+from arhn_datasets.records import ALL_EVIDENCE_TYPES, FILTERED
 from arhn_datasets.report import ALL, Counts, Report, changed_rows
 
 CHARTS: Mapping[str, str] = {theme: f"charts/counts-{theme}.png" for theme in ("light", "dark")}
@@ -74,7 +73,7 @@ def build_publication(
     try:
         target.mkdir(parents=True, exist_ok=True)
         writing = _Writing(source, target, formats, options)
-        changed = [_row_of(found) for found in changed_rows(writing.changed(), CHANGED_ROWS)]
+        changed = changed_rows(writing.tables(), CHANGED_ROWS)
         written = writing.close()
         charts = dict(CHARTS)
         try:
@@ -122,15 +121,15 @@ class _Writing:
             format: writer_of(format, target, options, rows, published=True) for format in formats
         }
 
-    def changed(self) -> Iterator[Row]:
-        """Write everything; of each row what the card's examples are chosen by, and where it stands."""
+    def tables(self) -> Iterator[pa.Table]:
+        """Write everything; the wide rows as they go by, of which the card shows some."""
         from datasets.utils import tqdm
 
         counts = [self._source.count(split, part) for split in self._source.splits for part in (DATA, DROPPED)]
         with tqdm(total=sum(counts), unit=" rows", desc="publish") as bar:
             yield from self._rows(bar)
 
-    def _rows(self, bar: Any) -> Iterator[Row]:
+    def _rows(self, bar: Any) -> Iterator[pa.Table]:
         for split in self._source.splits:
             wide = self._source.schema(split)
             passage = wide.field(FILTERED).type.value_type
@@ -151,7 +150,7 @@ class _Writing:
                     for writer in writers:
                         writer.write(table)
                     bar.update(table.num_rows)
-                    yield from _chosen_by(table)
+                    yield table
                 for writer in writers:
                     writer.end()
                 self._close(part, split, shards, schema)
@@ -189,18 +188,6 @@ def _canonical_schema(found: pa.Schema) -> pa.Schema:
     features = Features.from_arrow_schema(found)
     metadata = Features({column: features[column] for column in kept}).arrow_schema.metadata
     return pa.schema([found.field(column) for column in kept], metadata=metadata)
-
-
-def _chosen_by(table: pa.Table) -> Iterator[Row]:
-    subsets = one_array(table.column(SUBSET)).to_pylist() if SUBSET in table.column_names else None
-    for at, decision in enumerate(one_array(table.column(DECISION)).to_pylist()):
-        yield {DECISION: decision, SUBSET: subsets[at] if subsets else None, "at": (table, at)}
-
-
-def _row_of(found: Row) -> Row:
-    table, at = found["at"]
-    row: Row = table.slice(at, 1).to_pylist()[0]
-    return row
 
 
 def _report(source: Folder) -> Report:

@@ -21,7 +21,7 @@ from arhn_datasets.formats import Options
 from arhn_datasets.transform import Transform
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import CommitInfo, RepoFile
     from tenacity import RetryCallState, Retrying
@@ -89,7 +89,7 @@ class _Sent:
 
 
 def push(
-    data: str | os.PathLike[str] | Dataset | DatasetDict,
+    data: str | os.PathLike[str] | Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
     repo_id: str,
     *,
     private: bool = True,
@@ -112,7 +112,8 @@ def push(
     there.
 
     Args:
-        data: What ``arhn-refine --output`` has written, or the relabelled rows of ``Dataset.map``.
+        data: What ``arhn-refine --output`` has written, or the relabelled rows of ``Dataset.map``; those of a stream
+            are written to a temporary folder as they come.
         repo_id: ``user/name`` on the Hub; made where it does not exist.
         private: Visibility of a repository that is made; an existing one keeps its own.
         revision: Branch to commit to, made where it does not exist; by default the main one.

@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import math
 import os
-import platform
-import re
-import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from functools import reduce
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arhn_datasets.adapt import adapt_dataset, keeps_rows
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.annotators import Annotator, Cascade, Lexical
-from arhn_datasets.card import CHANGED_ROWS, CardContent, Config, render_card
-from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
-from arhn_datasets.export import GROUP_BYTES, SHARD_BYTES
+from arhn_datasets.columns import field_of
+from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.extraction import Snippets
-from arhn_datasets.folder import DATA, DROPPED, RUN_FILE, describe_files, is_refined, read_rows
+from arhn_datasets.folder import BATCH_BYTES, BATCH_ROWS
+from arhn_datasets.inputs import Input, load_input, open_input, provenance_of, sharded, stamp_of
+from arhn_datasets.output import Refinement, check_output, configuration, describe_run, united, write_run
 from arhn_datasets.progress import live
-from arhn_datasets.prompts import Prompts
 from arhn_datasets.ranking import Ranks
-from arhn_datasets.records import DECISION, FILTERED, SUBSET, Row, digest
-from arhn_datasets.relabeling import POLICIES, Decision, Relabel, Revert, is_kept
-from arhn_datasets.report import Report, build_report, changed_rows
+from arhn_datasets.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, NEGATIVES, POSITIVES, Row
+from arhn_datasets.relabeling import POLICIES, Decision, Relabel
+from arhn_datasets.report import Report
 from arhn_datasets.scoring import Scores
+from arhn_datasets.streaming import read, refine_stream, through
 from arhn_datasets.transform import Transform
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-logger = logging.getLogger(__name__)
-
-LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-RUN_FORMAT = 1
-BATCH_ROWS = 64
+WAITING_ROWS, MAPPED_ROWS = 16, 64  # of a call, where the annotator waits in a stream, and where it does not wait
+Statistics = Callable[[], Mapping[str, Any]]
 TOTALS = (
     "requests",
     "replies",
@@ -56,29 +50,6 @@ TOTALS = (
     "completion_tokens",
     "screened",
 )
-VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
-UNPUBLISHED: Mapping[str, Any] = {
-    "revision": None,
-    "license": None,
-    "languages": [],
-    "private": None,
-    "gated": None,
-}
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# Where load_dataset keeps a dataset of the Hub, and map what was made of it: USER___NAME/CONFIG/VERSION/COMMIT.
-_HUB_CACHE = re.compile(r".*[/\\]([\w.-]+?)___([\w.-]+)[/\\][^/\\]+[/\\][\d.]+[/\\]([0-9a-f]{40})[/\\]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """What to read: a file, a folder of files, a ``save_to_disk`` folder, or a Hub id."""
-
-    name: str
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = None
-    limit: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,18 +65,14 @@ class Stages:
         """Who gives the evidence."""
         return self.snippets.source
 
+    @property
+    def transforms(self) -> tuple[Snippets, Ranks, Relabel]:
+        """The three in order."""
+        return self.snippets, self.ranks, self.relabel
 
-@dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """A finished run: where it is, what it did, and what ``run.json`` says of it."""
-
-    path: Path
-    report: Report
-    run: Mapping[str, Any]
-
-    def rows(self, split: str | None = None) -> Iterator[Row]:
-        """The rows that were written, of one split or of all."""
-        return read_rows(self.path, split)
+    def asking(self, annotator: Annotator) -> Stages:
+        """The same stages with another annotator, or with the same one in another form."""
+        return replace(self, snippets=self.snippets.asking(annotator), ranks=self.ranks.asking(annotator))
 
 
 def refine(
@@ -115,60 +82,137 @@ def refine(
     *,
     num_proc: int | None = None,
     batch_size: int | None = None,
+    streaming: bool = False,
 ) -> Refinement:
     """Read, adapt, annotate, relabel and write a dataset.
 
-    A lexical annotator without term statistics is fitted on the input. Nothing is written to ``output`` before
-    everything is done.
+    A lexical annotator without term statistics is fitted on the input, also where only a shard of that is refined.
+    Nothing is written to ``output`` before everything is done.
 
     Args:
         source: The input.
         output: A folder that does not exist, is empty, or holds an earlier run, which is replaced.
         stages: The configured transforms.
-        num_proc: Processes of ``Dataset.map``.
+        num_proc: Processes of ``Dataset.map``, that share the limits of the endpoint; no more than it takes requests.
         batch_size: Rows in a call; by default one where the annotator waits, 64 where it does not.
+        streaming: Read rows as they are needed and keep none of them, neither in memory nor in a cache. What is
+            written so far is kept in a hidden folder beside ``output``, from which the same call goes on. A lexical
+            annotator is fitted in a pass over the stream before the one that refines.
 
     Raises:
+        ConfigurationError: ``num_proc`` for a stream, or a shard that there is not.
         InputError: the input is not there or cannot be read.
-        SchemaError: its rows are in no known form.
+        SchemaError: its rows are in no known form, or, for a stream, in one whose rows come of several.
         OutputError: ``output`` holds something else, or cannot be written.
     """
     target = Path(output)
     check_output(target)
+    if streaming and num_proc is not None and num_proc > 1:
+        raise ConfigurationError(
+            f"A stream is read by one process, and num_proc is {num_proc}. Leave it out; to use several processes, run "
+            "one for each shard and merge what they have written."
+        )
     stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
+    if streaming:
+        return _refine_stream(source, target, stages, batch_size)
     durations: dict[str, float] = {}
     with _timed(durations, "load"), silent():
         splits, provenance = load_input(source)
     if unfitted(stages.annotator) is not None:
         with _timed(durations, "fit"):
             stages = fitted(stages, splits)
+    splits, shard = sharded(splits, source)
+    statistics: Statistics = stages.annotator.statistics
+    if num_proc is not None and num_proc > 1:
+        statistics = dict  # other processes ask
+        num_proc = min(num_proc, stages.annotator.most_processes() or num_proc)
+        stages = stages.asking(stages.annotator.shared_by(num_proc))
     with tempfile.TemporaryDirectory(prefix="arhn-", ignore_cleanup_errors=True) as scratch:
-        asked_before = stages.annotator.statistics()
+        spent = _spent(statistics)
         options = _map_options(stages.annotator, num_proc, batch_size)
-        for stage in (stages.snippets, stages.ranks, stages.relabel):
-            with _timed(durations, stage.NAME), live(stage.NAME, stages.annotator.statistics):
+        for stage in stages.transforms:
+            with _timed(durations, stage.NAME), live(stage.NAME, statistics):
                 splits = {
                     name: _map(dataset, stage, Path(scratch) / f"{name}-{stage.NAME}.arrow", options)
                     for name, dataset in splits.items()
                 }
-        report = build_report(splits.values())
-        asked = stages.annotator.statistics()
-        requests = {name: asked[name] - asked_before.get(name, 0) for name in TOTALS if name in asked}
-        transforms = (stages.snippets, stages.ranks, stages.relabel)
-        run = {**_describe(provenance, transforms, report, durations), "requests": requests}
         with silent():
-            run = _write(target, splits, run, report)
-    return Refinement(path=target, report=report, run=run)
+            return write_run(
+                target,
+                {name: _relabelled(dataset, stages.transforms) for name, dataset in splits.items()},
+                lambda report, rows: describe_run(
+                    {**provenance, **shard, "rows": dict(rows)}, stages.transforms, report, durations, spent()
+                ),
+            )
+
+
+def _refine_stream(source: Input, target: Path, stages: Stages, batch_size: int | None) -> Refinement:
+    with silent():
+        streams, provenance = open_input(source)
+    durations: dict[str, float] = {}
+    if unfitted(stages.annotator) is not None:
+        whole, _ = open_input(replace(source, shard=None)) if source.shard else (streams, None)
+        with _timed(durations, "fit"):
+            stages = fitted(stages, {name: _rows_of(stream, source) for name, stream in whole.items()})
+    batch_rows = batch_size or (WAITING_ROWS if stages.annotator.awaits else MAPPED_ROWS)
+    where = {**provenance, "rows": {}}
+
+    def described(
+        report: Report, rows: Mapping[str, int], seconds: Mapping[str, float], requests: Mapping[str, int]
+    ) -> Mapping[str, Any]:
+        return describe_run(
+            {**provenance, "rows": dict(rows)}, stages.transforms, report, {**durations, **seconds}, requests
+        )
+
+    return refine_stream(
+        source,
+        target,
+        streams,
+        stages.transforms,
+        key={
+            "input": {**where, "files": stamp_of(source) if provenance["kind"] != "hub" else []},
+            **configuration(stages.transforms),
+            "versions": {name: version(name) for name in ("arhn_datasets", "datasets")},
+        },
+        batch_rows=batch_rows,
+        statistics=stages.annotator.statistics,
+        spent=_spent(stages.annotator.statistics),
+        describe=described,
+    )
+
+
+def _rows_of(stream: IterableDataset, source: Input) -> Iterator[Row]:
+    """The rows of a stream, for a first pass over them."""
+    from datasets.utils import tqdm
+
+    with tqdm(unit=" rows", desc="fit") as bar:
+        for table, _ in read(stream, source, None, MAPPED_ROWS):
+            yield from table.select([POSITIVES, NEGATIVES]).to_pylist()
+            bar.update(table.num_rows)
+
+
+def _spent(statistics: Statistics) -> Any:
+    """A function that tells what an annotator was asked since now."""
+    before = statistics()
+
+    def spent() -> dict[str, int]:
+        asked = statistics()
+        return {name: asked[name] - before.get(name, 0) for name in TOTALS if name in asked}
+
+    return spent
 
 
 def save(
-    dataset: Dataset | DatasetDict,
+    dataset: Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
     output: str | os.PathLike[str],
     *,
     source: str | None = None,
     transforms: Sequence[Transform] = (),
 ) -> Refinement:
-    """Write rows that ``Dataset.map`` has relabelled into a folder, as :func:`refine` does.
+    """Write rows that ``map`` has relabelled into a folder, as :func:`refine` does; a stream in bounded memory.
+
+    The columns of a stream get their types from its first rows, where it has no features; those of the evidence have
+    types of their own.
 
     Args:
         dataset: Rows that went through ``arhn.snippets``, ``arhn.ranks`` and ``arhn.relabel``, or through other
@@ -181,38 +225,51 @@ def save(
 
     Raises:
         ConfigurationError: ``dataset`` is no dataset, or a transform gives no evidence and is no rule.
-        SchemaError: the rows were not relabelled.
+        SchemaError: the rows were not relabelled, or those of a stream have several types in one column.
         OutputError: ``output`` holds something else, or cannot be written.
     """
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-    if not isinstance(dataset, (Dataset, DatasetDict)):
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        splits: dict[str, Any] = dict(dataset)
+    elif isinstance(dataset, (Dataset, IterableDataset)):
+        splits = {str(dataset.split or "train"): dataset}
+    else:
         raise ConfigurationError(
-            f"{type(dataset).__name__} is neither a Dataset nor a DatasetDict; the rows that arhn.relabel has written "
-            "were expected, or the folder of arhn-refine."
+            f"{type(dataset).__name__} is neither a Dataset nor a DatasetDict, nor a stream of them; the rows that "
+            "arhn.relabel has written were expected, or the folder of arhn-refine."
         )
-    splits = dict(dataset) if isinstance(dataset, DatasetDict) else {str(dataset.split or "train"): dataset}
-    for name, rows in splits.items():
-        missing = [column for column in (FILTERED, DECISION) if column not in rows.column_names]
-        if missing:
-            raise SchemaError(
-                f"The rows of {name!r} lack {missing}: they were not relabelled. Run the three stages first: "
-                "ds.map(arhn.snippets).map(arhn.ranks).map(arhn.relabel)."
-            )
-    if not any(map(len, splits.values())):
-        raise SchemaError("There are no rows; nothing can be written.")
     target = Path(output)
     check_output(target)
+    given = _known(transforms)
+    policies: set[str] = set()
     with silent():
-        report = build_report(splits.values())
-        made = _made_by(splits, transforms)
-        run = _describe(_provenance_of(splits, source), made, report, {})
-        run = _write(target, splits, {**run, "requests": {}}, report)
-    return Refinement(path=target, report=report, run=run)
+        streams = {name: _decided(name, _tables_of(rows), policies) for name, rows in splits.items()}
+        provenance = provenance_of(splits, source)
+
+        def described(report: Report, rows: Mapping[str, int]) -> Mapping[str, Any]:
+            if not any(rows.values()):
+                raise SchemaError("There are no rows; nothing can be written.")
+            return describe_run({**provenance, "rows": dict(rows)}, _made_by(given, policies), report, {})
+
+        return write_run(target, streams, described)
 
 
-def _made_by(splits: Mapping[str, Dataset], transforms: Sequence[Transform]) -> list[Transform]:
-    """The transforms as they were given, and a relabelling with the policy of the rows where there was none."""
+def _decided(split: str, tables: Iterable[pa.Table], policies: set[str]) -> Iterator[pa.Table]:
+    """The tables as they are, when they were relabelled; their policies are noted."""
+    for table in tables:
+        missing = [column for column in (FILTERED, DECISION) if column not in table.column_names]
+        if missing:
+            raise SchemaError(
+                f"The rows of {split!r} lack {missing}: they were not relabelled. Run the three stages first: "
+                "ds.map(arhn.snippets).map(arhn.ranks).map(arhn.relabel)."
+            )
+        found = pc.unique(field_of(table.column(DECISION), "policy", pa.string())).to_pylist()
+        policies.update(policy for policy in found if policy is not None)
+        yield table
+
+
+def _known(transforms: Sequence[Transform]) -> dict[str, Transform]:
     made = {transform.NAME: transform for transform in transforms}
     unknown = [name for name, found in made.items() if not isinstance(found, (AnnotatedTransform, Scores, Decision))]
     if unknown:
@@ -220,14 +277,19 @@ def _made_by(splits: Mapping[str, Dataset], transforms: Sequence[Transform]) -> 
             f"transforms has {unknown}; those were expected that made the rows: arhn.Snippets, arhn.Ranks or other "
             "evidence, and arhn.Relabel or another rule."
         )
+    return made
+
+
+def _made_by(made: Mapping[str, Transform], policies: set[str]) -> list[Transform]:
+    """The transforms as they were given, and a relabelling with the policy of the rows where there was none."""
+    made = dict(made)
     if Relabel.NAME not in made:
-        policies = {decision["policy"] for rows in splits.values() for decision in rows[DECISION][:] if decision}
         if len(policies) != 1:
             raise SchemaError(
                 f"The rows were relabelled by {sorted(policies) or 'no policy'}; one policy was expected. Relabel all "
                 "of them with one: ds.map(arhn.relabel)."
             )
-        policy = policies.pop()
+        (policy,) = policies
         if policy not in POLICIES:
             raise ConfigurationError(
                 f"The rows were made by the rule {policy!r}, whose parameters are not in them. Name it: "
@@ -240,186 +302,30 @@ def _made_by(splits: Mapping[str, Dataset], transforms: Sequence[Transform]) -> 
 _STAGES: Mapping[type[Transform], float] = {Snippets: -2, Ranks: -1}  # then other evidence, and the rule last
 
 
-def _provenance_of(splits: Mapping[str, Dataset], source: str | None) -> dict[str, Any]:
-    """Where rows in memory come from: as the caller says, or as their files in the cache of `load_dataset` tell."""
-    files = [file["filename"] for rows in splits.values() for file in rows.cache_files]
-    noted = {found.groups() for file in files if (found := _HUB_CACHE.match(file))}
-    name, revision = source, None
-    if source is None and len(noted) == 1:
-        user, name, revision = noted.pop()
-        name = f"{user}/{name}"
-    elif source is not None and "@" in source:
-        name, _, revision = source.partition("@")
-    if name is not None and not _HUB_ID.fullmatch(name):
-        raise ConfigurationError(
-            f"source is {source!r}; the id of a dataset on the Hub was expected, user/name or user/name@revision."
-        )
-    published = dict(UNPUBLISHED) if name is None else _hub_facts(Input(name=name, revision=revision))
-    return {
-        "name": name or "rows in memory",
-        "kind": "memory" if name is None else "hub",
-        "config": None,
-        **published,
-        "split": None,
-        "limit": None,
-        "rows": {name: len(rows) for name, rows in splits.items()},
-        "fingerprints": {name: rows._fingerprint for name, rows in splits.items()},
-    }
-
-
-def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """The canonical rows of each split, and where they came from.
-
-    Raises:
-        InputError: the input is not there or cannot be read.
-        SchemaError: its rows are in no known form.
-    """
-    loaded, kind, published = _load(source)
-    splits = loaded if isinstance(loaded, dict) else {source.split or "train": loaded}
-    if source.split and source.split in splits:
-        splits = {source.split: splits[source.split]}
-    elif source.split and isinstance(loaded, dict):
-        raise InputError(f"{source.name} has no split {source.split!r}; its splits are {sorted(splits)}.")
-    canonical = {}
-    for name, dataset in splits.items():
-        if DECISION in dataset.column_names:  # an earlier result: from its source rows on
-            dataset = dataset.map(Revert(keep_evidence=False), batched=True, batch_size=BATCH_ROWS)
-        if source.limit and keeps_rows(dataset.column_names):
-            dataset = dataset.select(range(min(source.limit, len(dataset))))
-        adapted = adapt_dataset(dataset)
-        canonical[name] = adapted.select(range(min(source.limit, len(adapted)))) if source.limit else adapted
-    if not any(len(dataset) for dataset in canonical.values()):
-        raise InputError(f"{source.name} has no rows; nothing can be refined.")
-    provenance = {
-        "name": source.name if kind == "hub" else Path(source.name).name,
-        "kind": kind,
-        "config": source.config,
-        **published,
-        "split": source.split,
-        "limit": source.limit,
-        "rows": {name: len(dataset) for name, dataset in canonical.items()},
-        "fingerprints": {name: dataset._fingerprint for name, dataset in splits.items()},
-    }
-    return canonical, provenance
-
-
-def check_output(target: Path) -> None:
-    """Refuse to write over anything but an earlier run.
-
-    Raises:
-        OutputError: ``target`` is a file, or holds something else.
-    """
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target} is a file; --output takes the name of a folder to make.")
-    if target.is_dir() and any(target.iterdir()) and not is_refined(target):
-        found = ", ".join(sorted(path.name for path in target.iterdir())[:5])
-        raise OutputError(
-            f"{target} is not empty and holds no earlier run ({RUN_FILE} of arhn_datasets); found {found}. "
-            "Nothing was touched: name another folder, or empty this one."
-        )
-    if not os.access(_existing_parent(target), os.W_OK):
-        raise OutputError(f"{target} cannot be written: no permission in {_existing_parent(target)}.")
-
-
-def _load(source: Input) -> tuple[Dataset | DatasetDict, str, dict[str, Any]]:
-    """The dataset, the kind of its source, and what that says of itself: revision, licence, languages, visibility."""
-    from datasets import load_dataset, load_from_disk
-
-    path = Path(source.name).expanduser()
-    if path.is_file() and path.suffix not in LOADERS:
-        raise InputError(f"{path} is no {', '.join(LOADERS)} file; convert it, or name one of these.")
-    if not path.exists() and (not _HUB_ID.fullmatch(source.name) or path.suffix in LOADERS):
-        raise InputError(
-            f"There is nothing at {source.name}. Expected a {', '.join(LOADERS)} file, a folder of them, a folder "
-            "written by save_to_disk, or the id of a dataset on the Hub (user/name)."
-        )
-    try:
-        if path.is_file():
-            return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", dict(UNPUBLISHED)
-        if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-            return load_from_disk(str(path)), "folder", dict(UNPUBLISHED)
-        if path.is_dir():
-            return load_dataset(str(path), source.config), "folder", _inherited(path)
-        published = _hub_facts(source)
-        return load_dataset(source.name, source.config, revision=published["revision"]), "hub", published
-    except InputError:
-        raise
-    except Exception as error:  # a loader may raise anything that its file system or parser raises
-        raise InputError(
-            f"{source.name} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:400]}. "
-            "Check the name, the --config and the --revision, and that the file is what its suffix says."
-        ) from error
-
-
-def _hub_facts(source: Input) -> dict[str, Any]:
-    """The commit that the run reads, so that it can be read again, and the terms under which the source is there.
-
-    Where the Hub does not say, the asked revision, and nothing of the terms.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi().dataset_info(source.name, revision=source.revision)
-    except Exception as error:  # offline, with the dataset in the local cache
-        logger.info("the commit of %s is not known: %s", source.name, error)
-        return {**UNPUBLISHED, "revision": source.revision}
-    licenses = _tagged(info, "license")
-    return {
-        "revision": info.sha,
-        "license": licenses[0] if len(licenses) == 1 else licenses or None,
-        "languages": _tagged(info, "language"),
-        "private": getattr(info, "private", None),
-        "gated": getattr(info, "gated", None),
-    }
-
-
-def _tagged(info: Any, name: str) -> list[str]:
-    """The values of a name in the metadata of a dataset: as the Hub tags it, else as its README has them."""
-    tags = [str(tag) for tag in getattr(info, "tags", None) or []]
-    if found := [tag.removeprefix(f"{name}:") for tag in tags if tag.startswith(f"{name}:")]:
-        return found
-    card = getattr(info, "card_data", None)
-    stated = card.get(name) if card is not None else None
-    return [str(one) for one in (stated if isinstance(stated, list) else [stated]) if one]
-
-
-def _inherited(folder: Path) -> dict[str, Any]:
-    """The terms of an earlier run's source: refining twice takes none of them away."""
-    if not is_refined(folder):
-        return dict(UNPUBLISHED)
-    source = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
-    return {name: source.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}
-
-
 def unfitted(annotator: Annotator) -> Lexical | None:
     """The lexical annotator that has no term statistics yet: this one, or the screen of a cascade."""
     found = annotator.cheap if isinstance(annotator, Cascade) else annotator
     return found if isinstance(found, Lexical) and found.frequencies is None else None
 
 
-def fitted(stages: Stages, splits: Mapping[str, Dataset]) -> Stages:
+def fitted(stages: Stages, splits: Mapping[str, Iterable[Row]]) -> Stages:
     """The stages with a lexical annotator whose term statistics come from ``splits``."""
     annotator = unfitted(stages.annotator)
     assert annotator is not None
     rows = (row for dataset in splits.values() for row in dataset)
-    options: dict[str, Any] = {"language": annotator.language}
-    if annotator.threshold not in (None, Lexical(language=annotator.language).threshold):
-        options["threshold"] = annotator.threshold
-    fitted: Annotator = Lexical.fitted(rows, **options)
+    fitted: Annotator = Lexical.fitted(
+        rows, threshold=annotator.threshold, of_best=annotator.of_best, language=annotator.language
+    )
     if isinstance(stages.annotator, Cascade):
         fitted = replace(stages.annotator, cheap=fitted)
-    return replace(
-        stages,
-        snippets=stages.snippets.with_options(annotator=fitted),
-        ranks=stages.ranks.with_options(annotator=fitted),
-    )
+    return stages.asking(fitted)
 
 
 def _map_options(annotator: Annotator, num_proc: int | None, batch_size: int | None) -> dict[str, Any]:
     batched = batch_size is not None or not annotator.awaits
     return {
         "batched": batched,
-        **({"batch_size": batch_size or BATCH_ROWS} if batched else {}),
+        **({"batch_size": batch_size or MAPPED_ROWS} if batched else {}),
         **({"num_proc": num_proc} if num_proc and num_proc > 1 else {}),
         # The store of replies makes a rerun cheap; the cache of `map` would serve failed requests again.
         "load_from_cache_file": False,
@@ -428,7 +334,7 @@ def _map_options(annotator: Annotator, num_proc: int | None, batch_size: int | N
 
 def _map(dataset: Dataset, stage: Transform, cache_file: Path, options: Mapping[str, Any]) -> Dataset:
     if not len(dataset):
-        return dataset.map(stage, batched=True, load_from_cache_file=False)
+        return dataset
     processes = min(options.get("num_proc", 1), len(dataset))
     return dataset.map(
         stage,
@@ -438,142 +344,41 @@ def _map(dataset: Dataset, stage: Transform, cache_file: Path, options: Mapping[
     )
 
 
-def _describe(
-    provenance: Mapping[str, Any], transforms: Sequence[Transform], report: Report, durations: Mapping[str, float]
-) -> dict[str, Any]:
-    """The content of ``run.json``: everything needed to repeat the run, and nothing secret."""
-    parameters, annotators = {}, {}
-    for transform in transforms:
-        identity = transform.identity()
-        if isinstance(transform, AnnotatedTransform):
-            annotators[transform.NAME] = identity.pop("annotator")
-        parameters[transform.NAME] = identity
-    annotator = next((found.source for found in transforms if isinstance(found, AnnotatedTransform)), None)
-    described = annotator or next((found for found in transforms if isinstance(found, Scores)), None)
-    return {
-        "format": RUN_FORMAT,
-        "id": uuid.uuid4().hex,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "arhn_datasets": version("arhn_datasets"),
-            "python": platform.python_version(),
-            **{name: version(name) for name in VERSIONED},
-        },
-        "source": dict(provenance),
-        "annotator": {"annotator": "not recorded"} if described is None else described.description(),
-        "identity": annotators,
-        "parameters": parameters,
-        "prompts": _prompt_texts(annotator),
-        "counts": report.to_json(),
-        "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
-    }
+# -- rows as tables ----------------------------------------------------------------------------------------------------
 
 
-def _prompt_texts(annotator: Annotator | None) -> dict[str, dict[str, str]]:
-    """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts."""
-    prompts = getattr(annotator, "prompts", None)
-    if not isinstance(prompts, Prompts):
-        return {}
-    texts = {
-        task: {
-            "snippet": prompts.snippet_messages("{query}", {"title": "", "text": "{passage}"}, task)[0]["content"],
-            "ranking": prompts.ranking_messages("{query}", ["{snippet}", "{snippet}"], task)[0]["content"],
-        }
-        for task in prompts.tasks
-    }
-    return {task: {"version": prompts.version, "hash": digest(text)[:16], **text} for task, text in texts.items()}
-
-
-def _write(target: Path, splits: Mapping[str, Dataset], run: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Write everything beside ``target`` and rename it into place; returns the run with its files."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        configs: dict[str, Config] = {}
-        for name, dataset in splits.items():
-            for config, folder, rows in _parts(dataset):
-                size = _write_shards(rows, fresh / folder, name)
-                before = configs.get(config, Config(splits={}))
-                configs[config] = Config(
-                    splits={**before.splits, name: f"{folder}/{name}-*"},
-                    features=rows.features,
-                    sizes={**before.sizes, name: (len(rows), size)},
-                )
-        run = {**run, "files": describe_files(fresh)}
-        content = CardContent(
-            run=run, report=report, configs=configs, layout="refined", changed=_changed(splits, CHANGED_ROWS)
-        )
-        (fresh / "README.md").write_text(render_card(content), encoding="utf-8")
-        # Last, because it tells that the folder is whole.
-        (fresh / RUN_FILE).write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        fresh.chmod(0o755)  # mkdtemp makes it private
-        _swap(fresh, target)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}. Free some space or name another folder.") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return run
-
-
-def _changed(splits: Mapping[str, Dataset], most: int) -> list[Row]:
-    """Changed rows for the card; only what chooses them is read of the others."""
-    chosen = changed_rows(
-        (
-            {**row, "at": (name, at)}
-            for name, dataset in splits.items()
-            for at, row in enumerate(dataset.select_columns([c for c in (DECISION, SUBSET) if c in dataset.features]))
-        ),
-        most,
-    )
-    return [splits[name][at] for name, at in (row["at"] for row in chosen)]
-
-
-def _parts(dataset: Dataset) -> Iterator[tuple[str, str, Dataset]]:
-    """The rows for trainers, and those that a guard dropped where there are any."""
-    kept = [is_kept({DECISION: decision}) for decision in dataset[DECISION][:]]
-    if all(kept):
-        yield "default", DATA, dataset
+def _relabelled(dataset: Dataset, transforms: Sequence[Transform]) -> Iterator[pa.Table]:
+    """The rows that went through ``map``; without any, a table that the transforms have given its columns."""
+    if len(dataset):
+        yield from _tables_of(dataset)
         return
-    yield "default", DATA, dataset.select([i for i, keep in enumerate(kept) if keep])
-    yield "dropped", DROPPED, dataset.select([i for i, keep in enumerate(kept) if not keep])
+    yield through(dataset.features.arrow_schema.empty_table(), transforms)
 
 
-def _write_shards(dataset: Dataset, folder: Path, split: str) -> int:
-    """Write a split into a folder; the bytes of its files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = 0
-    bytes_ = dataset.data.nbytes * len(dataset) / max(1, dataset.data.num_rows)
-    shards = max(1, math.ceil(bytes_ / SHARD_BYTES))
-    for index in range(shards):
-        shard = dataset.shard(num_shards=shards, index=index, contiguous=True)
-        path = folder / f"{split}-{index:05d}-of-{shards:05d}.parquet"
-        # Whoever reads it holds a row group or two in memory.
-        shard.to_parquet(str(path), batch_size=max(1, min(1000, int(GROUP_BYTES * len(dataset) / (bytes_ + 1)))))
-        written += path.stat().st_size
-    return written
+def _tables_of(rows: Dataset | IterableDataset) -> Iterator[pa.Table]:
+    """The rows in tables, of which the first has the features; at least one, where the columns are known."""
+    from datasets import Dataset
 
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put ``fresh`` in the place of ``target``; the old one is removed only when the new one is there."""
-    if not target.exists():
-        fresh.rename(target)
+    features = rows.features
+    schema: Any = None if features is None else features.arrow_schema
+    if not isinstance(rows, Dataset):
+        batches = rows.with_format(None).iter(MAPPED_ROWS)
+        tables = (_table_of(batch) if schema is None else pa.table(batch, schema=schema) for batch in batches)
+        yield from tables if schema is None else chain([schema.empty_table()], tables)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.rename(old / "run")
-    try:
-        fresh.rename(target)
-    except OSError:
-        (old / "run").rename(target)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    average = rows.data.nbytes / max(1, rows.data.num_rows)
+    size = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(1, average))))
+    yield schema.empty_table()
+    yield from rows.with_format("arrow").iter(size)
 
 
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
+def _table_of(batch: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Rows as Python objects, the evidence in its own types, whatever is null in them."""
+    types = dict(ALL_EVIDENCE_TYPES)
+    sides = [name for name in (POSITIVES, NEGATIVES, FILTERED) if name in batch]
+    # One type for all: a passage can move from one list to the other.
+    types |= dict.fromkeys(sides, reduce(united, (pa.array(batch[name]).type for name in sides), pa.null()))
+    return pa.table({name: pa.array(values, types.get(name)) for name, values in batch.items()})
 
 
 @contextmanager

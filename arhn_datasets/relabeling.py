@@ -3,6 +3,8 @@
 A pure function of the evidence: another rule or policy costs no LLM call. :class:`Decision` moves the passages, guards
 the row and records why, whatever the rule; :class:`Relabel` is the rule of ARHN. There, only a negative that holds a
 grounded snippet can move, and only as far as the policy and the evidence on it go; whatever failed stays where it was.
+
+A rule is computed on whole columns: from the evidence on the passages of all rows to one code a negative.
 """
 
 from __future__ import annotations
@@ -12,41 +14,61 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from arhn_datasets.columns import (
+    Codes,
+    Integers,
+    Mask,
+    Numbers,
+    extremes,
+    field_of,
+    gathered,
+    lists_in,
+    one_array,
+    shaped,
+)
 from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.moves import (
+    ALONG,
+    EVIDENCE_KINDS,
+    SIDES,
+    Evidence,
+    Moves,
+    Names,
+    Source,
+    column_of,
+    decided_rows,
+    moved_columns,
+    moved_rows,
+    passage_list_type,
+    table_of_rows,
+    words_of,
+)
 from arhn_datasets.records import (
     ALL_EVIDENCE_TYPES,
-    BETTER,
     CHANGED,
     DECISION,
+    DECISION_TYPE,
     DROPPED,
     FILTERED,
     FILTERED_ORIGINS,
     FILTERED_RANKS,
     FILTERED_SNIPPETS,
     GRADES,
-    GROUNDED,
     GUARDED,
     NEGATIVE_ORIGINS,
-    NEGATIVE_RANKS,
-    NEGATIVE_SNIPPETS,
     NEGATIVES,
-    NO_ANSWER,
-    PASSAGE_TYPE,
     POSITIVE_ORIGINS,
-    POSITIVE_RANKS,
-    POSITIVE_SNIPPETS,
     POSITIVES,
     QUERY,
-    QUERY_ID,
     RANKING,
     UNCHANGED,
-    WORSE,
     Row,
-    passages_of,
 )
-from arhn_datasets.transform import Transform
+from arhn_datasets.transform import ColumnTransform
 
 POLICIES = ("relabel", "filter", "relabel+filter")
 REFERENCES = ("best", "worst")
@@ -55,60 +77,32 @@ TIES = ("above", "below")
 GUARDS = ("keep", "drop", "allow")
 
 # What the evidence says of one negative.
-ABOVE, BELOW, UNRANKED, NOTHING = "above", "below", "unranked", "nothing"
+ABOVE, BELOW, UNRANKED, NOTHING = 0, 1, 2, 3
+
+# What it says of the positives: one with evidence is placed, has nothing to place it by, none has an answer, or it
+# failed. The names are those of the ``reference`` in the ``decision`` column.
+STATES = ("supported", "unranked", "unsupported", "unknown")
+SUPPORTED, UNPLACED, ANSWERLESS, UNKNOWN = range(len(STATES))
 
 # What a policy does about it; whatever is not named stays in the negatives.
-ACTIONS: Mapping[str, Mapping[str, str]] = {
+ACTIONS: Mapping[str, Mapping[int, str]] = {
     "relabel": {ABOVE: POSITIVES},
     "filter": {ABOVE: FILTERED, BELOW: FILTERED, UNRANKED: FILTERED},
     "relabel+filter": {ABOVE: POSITIVES, BELOW: FILTERED},
 }
 
-# What evidence there can be of a passage: the end of its columns, and its name in :class:`Judged`.
-EVIDENCE_KINDS: Mapping[str, str] = {
-    "snippets": "snippet",
-    "ranks": "rank",
-    "scores": "score",
-    "verdicts": "verdict",
-    "grades": "grade",
-}
 EVIDENCES = ("snippets", "verdicts", "grades")
 
-# The passage list, and the columns of ARHN that go along with it.
-ALONG: Mapping[str, tuple[str, str, str]] = {
-    POSITIVES: (POSITIVE_SNIPPETS, POSITIVE_RANKS, POSITIVE_ORIGINS),
-    NEGATIVES: (NEGATIVE_SNIPPETS, NEGATIVE_RANKS, NEGATIVE_ORIGINS),
-    FILTERED: (FILTERED_SNIPPETS, FILTERED_RANKS, FILTERED_ORIGINS),
-}
 ADDED = (FILTERED, FILTERED_SNIPPETS, FILTERED_RANKS, POSITIVE_ORIGINS, NEGATIVE_ORIGINS, FILTERED_ORIGINS, DECISION)
 WRITTEN = (FILTERED, POSITIVE_ORIGINS, NEGATIVE_ORIGINS, FILTERED_ORIGINS, DECISION)  # by every rule
-
-
-def column_of(side: str, kind: str) -> str:
-    """The column of a kind of evidence on a list of passages."""
-    return f"{side.removesuffix('_passages')}_{kind}"
 
 
 _EVIDENCE = {side: tuple(column_of(side, kind) for kind in EVIDENCE_KINDS) for side in ALONG}
 _GONE = tuple(dict.fromkeys((*ADDED, *_EVIDENCE[FILTERED])))  # what reverting removes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """One passage with all that is known of it: what moves as a whole."""
-
-    passage: Any
-    snippet: Any = None
-    rank: int | None = None
-    score: float | None = None
-    verdict: Any = None
-    grade: Any = None
-    label: str
-    position: int
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Decision(Transform):
+class Decision(ColumnTransform):
     """Moves passages by a rule over their evidence, and adds where each came from and why.
 
     The result holds every passage that came in exactly once, in ``positive_passages``, ``negative_passages`` or
@@ -162,16 +156,23 @@ class Decision(Transform):
         """The kinds of evidence that the rule cannot do without, of :data:`EVIDENCE_KINDS`."""
 
     @property
-    def actions(self) -> Mapping[str, str]:
+    def actions(self) -> Mapping[int, str]:
         """The list into which a verdict moves a negative; with any other verdict it stays."""
         return ACTIONS["filter"]
 
     @abstractmethod
-    def judge(self, row: Row, positives: Sequence[Judged], negatives: Sequence[Judged]) -> tuple[str, list[str]]:
-        """The state of the reference, and a verdict on every negative; a pure function."""
+    def judge(self, positives: Evidence, negatives: Evidence, names: Names) -> tuple[Codes, Codes]:
+        """The state of each row's reference, and a verdict on every negative; a pure function.
 
-    def refusal(self, verdicts: Sequence[str]) -> str | None:
-        """Why a row with these verdicts is dropped, whatever the guards; None where it is not."""
+        ``names`` gives the names of some rows, by their numbers.
+        """
+
+    @property
+    def most_matches(self) -> int | None:
+        """Most negatives of a row with any verdict but :data:`NOTHING`; with more it is dropped, whatever the guards.
+
+        None for any number.
+        """
         return None
 
     @property
@@ -184,9 +185,47 @@ class Decision(Transform):
         """The rule, and every option."""
         return {"rule": type(self).__name__, **{option.name: getattr(self, option.name) for option in fields(self)}}
 
+    def compute(self, table: pa.Table) -> Mapping[str, pa.Array]:
+        """The columns of the relabelled rows."""
+        return moved_columns(table, self.moves(table), self.types(table.schema))
+
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The relabelled rows."""
-        return [relabel_row(row, self) for row in rows]
+        return moved_rows(rows, self.moves(table_of_rows(rows))) if rows else []
+
+    def moves(self, table: pa.Table) -> Moves:
+        """Where the passages of rows go, and their decisions; of passages only how many there are is looked at.
+
+        Raises:
+            SchemaError: the evidence does not fit the passages.
+        """
+        source = Source(table, self.evidence_kinds)
+        positives, negatives = source.evidence(POSITIVES), source.evidence(NEGATIVES)
+        states, verdicts = self.judge(positives, negatives, source.names)
+        kept, rows, count = SIDES.index(NEGATIVES), negatives.rows, table.num_rows
+        places = [SIDES.index(self.actions.get(verdict, NEGATIVES)) for verdict in (ABOVE, BELOW, UNRANKED, NOTHING)]
+        targets = np.array(places)[verdicts]
+
+        def number(which: Mask) -> Integers:
+            return np.bincount(rows[which], minlength=count)
+
+        relabelled, left = number(targets == SIDES.index(POSITIVES)), number(targets == kept)
+        status, detail = _guarded(self, number(verdicts != NOTHING), relabelled, left)
+        stopped = status >= 0
+        if stopped.any():
+            targets = np.where(stopped[rows], kept, targets)
+            relabelled, left = np.where(stopped, 0, relabelled), np.where(stopped, negatives.counts, left)
+        filtered = negatives.counts - relabelled - left
+        fields = {
+            "status": words_of(_ROW_STATUSES, np.where(stopped, status, relabelled + filtered == 0)),
+            "policy": pa.repeat(self.label, count),
+            "reference": words_of(STATES, states),
+            "relabelled": pa.array(relabelled.astype(np.int32)),
+            "filtered": pa.array(filtered.astype(np.int32)),
+            "detail": detail,
+        }
+        decision = pa.StructArray.from_arrays([fields[one.name] for one in DECISION_TYPE], fields=list(DECISION_TYPE))
+        return source.moves(targets, decision)
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
@@ -305,21 +344,19 @@ class Relabel(Decision):
         return ("snippets",) if self.policy == "filter" else ("snippets", "ranks")
 
     @property
-    def actions(self) -> Mapping[str, str]:
+    def actions(self) -> Mapping[int, str]:
         """Those of the policy."""
         return ACTIONS[self.policy]
 
-    def judge(self, row: Row, positives: Sequence[Judged], negatives: Sequence[Judged]) -> tuple[str, list[str]]:
+    def judge(self, positives: Evidence, negatives: Evidence, names: Names) -> tuple[Codes, Codes]:
         """The verdicts of the evidence."""
-        rules = {"snippets": judge, "verdicts": judge_by_verdicts, "grades": judge_by_grades}
+        rules = {"snippets": judge_by_snippets, "verdicts": judge_by_verdicts, "grades": judge_by_grades}
         return rules[self.evidence](positives, negatives, self)
 
-    def refusal(self, verdicts: Sequence[str]) -> str | None:
-        """Too many matches: the query is too broad, or the annotator was wrong."""
-        matches = sum(verdict != NOTHING for verdict in verdicts)
-        if self.max_matches is None or matches <= self.max_matches:
-            return None
-        return f"{matches} negatives match, max_matches is {self.max_matches}"
+    @property
+    def most_matches(self) -> int | None:
+        """With more, the query is too broad, or the annotator was wrong."""
+        return self.max_matches
 
     def identity(self) -> dict[str, Any]:
         """Every option; those of other evidence only where it is used."""
@@ -330,7 +367,7 @@ class Relabel(Decision):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Revert(Transform):
+class Revert(ColumnTransform):
     """Undoes :class:`Relabel` and every other rule: every passage goes back to its list and its place.
 
     Args:
@@ -355,10 +392,34 @@ class Revert(Transform):
         """Every option."""
         return {"keep_evidence": self.keep_evidence}
 
+    def compute(self, table: pa.Table) -> Mapping[str, pa.Array]:
+        """The columns of the rows as they were before relabelling."""
+        types = self.types(table.schema)
+        decided = decided_rows(table)
+        if decided.all():
+            return moved_columns(table, Source(table).moves(), types)
+        # The others were never relabelled, and concatenated with rows that were: they stay as they are.
+        own = {
+            column: shaped(lists_in(table, column), type)
+            for column, type in types.items()
+            if column in table.column_names
+        }
+        if not decided.any():
+            return own
+        back = self.compute(table.filter(pa.array(decided)))
+        order = np.where(decided, np.cumsum(decided) - 1, int(decided.sum()) + np.arange(len(decided)))
+        return {column: gathered([values, own[column]], order) for column, values in back.items()}
+
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The rows as they were before relabelling."""
-        gone = self._gone()
-        return [{c: v for c, v in revert_row(row).items() if c != QUERY and c not in gone} for row in rows]
+        columns = [column for column in self.types(None) if column in (rows[0] if rows else ())]
+        back = [{column: row[column] for column in columns} for row in rows]
+        decided = [i for i, row in enumerate(rows) if row[DECISION] is not None]
+        if decided:
+            found = [rows[i] for i in decided]
+            for i, row in zip(decided, moved_rows(found, Source(table_of_rows(found)).moves()), strict=True):
+                back[i] = {column: row[column] for column in columns}
+        return back
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
@@ -386,201 +447,93 @@ class Revert(Transform):
         return "Only rows that arhn.relabel has written, with all their columns, can be reverted."
 
 
-def is_kept(row: Mapping[str, Any]) -> bool:
-    """Whether a guard did not drop this relabelled row: ``ds.filter(arhn.is_kept)`` leaves what trainers can take."""
-    decision = row.get(DECISION)
+def is_kept(rows: Any) -> Any:
+    """Whether a guard did not drop this relabelled row: ``ds.filter(arhn.is_kept)`` leaves what trainers can take.
+
+    Of a batch or a table, as in ``ds.filter(arhn.is_kept, batched=True)``, it is a list or an array, and nothing but
+    the decisions is read.
+    """
+    if isinstance(rows, pa.Table):
+        statuses = field_of(one_array(rows.column(DECISION)), "status", pa.string())
+        return pc.fill_null(pc.not_equal(statuses, DROPPED), True)
+    decision = rows.get(DECISION)
+    if isinstance(decision, list):
+        return [one is None or one["status"] != DROPPED for one in decision]
     return decision is None or bool(decision["status"] != DROPPED)
 
 
-def relabel_row(row: Row, options: Decision) -> dict[str, Any]:
-    """The relabelled passage lists of a row with what goes along, and the decision."""
-    if row.get(DECISION) is not None:
-        row = revert_row(row)
-    lists = {side: _judged(row, side, options.evidence_kinds) for side in (POSITIVES, NEGATIVES)}
-    reference, verdicts = options.judge(row, lists[POSITIVES], lists[NEGATIVES])
-    actions = options.actions
-    moved: dict[str, list[Judged]] = {POSITIVES: list(lists[POSITIVES]), NEGATIVES: [], FILTERED: []}
-    for negative, verdict in zip(lists[NEGATIVES], verdicts, strict=True):
-        moved[actions.get(verdict, NEGATIVES)].append(negative)
-    relabelled, filtered = len(moved[POSITIVES]) - len(lists[POSITIVES]), len(moved[FILTERED])
-    reason = options.refusal(verdicts)
-    guard, reason = (DROPPED, reason) if reason else _guard(relabelled, len(moved[NEGATIVES]), options)
-    if guard is not None:
-        moved, relabelled, filtered = {**lists, FILTERED: []}, 0, 0
-    decision = {
-        "status": guard or (CHANGED if relabelled or filtered else UNCHANGED),
-        "policy": options.label,
-        "reference": reference,
-        "relabelled": relabelled,
-        "filtered": filtered,
-        "detail": reason,
-    }
-    return {**_columns(moved, row), DECISION: decision}
+_ROW_STATUSES = (CHANGED, UNCHANGED, GUARDED, DROPPED)
+_GUARDED, _DROPPED = 2, 3  # their places there
 
 
-def judge(positives: Sequence[Judged], negatives: Sequence[Judged], options: Relabel) -> tuple[str, list[str]]:
-    """The state of the reference positive, and a verdict on every negative, by snippets and ranks.
+def states_of(placed: Mask) -> Codes:
+    """The states of references that are known where ``placed`` is true, and nothing else."""
+    return np.where(placed, SUPPORTED, UNKNOWN)
+
+
+def judge_by_snippets(positives: Evidence, negatives: Evidence, options: Relabel) -> tuple[Codes, Codes]:
+    """The state of each row's reference positive, and a verdict on every negative, by snippets and ranks.
 
     The state is ``supported`` (a positive with a snippet is ranked), ``unranked`` (with a snippet, but not ranked),
     ``unsupported`` (every positive has no answer) or ``unknown`` (the evidence on the positives failed). The verdicts
     are ``above``, ``below``, ``unranked`` (a snippet, and nothing to place it by) or ``nothing`` (no snippet).
     """
-    held = [positive for positive in positives if positive.snippet["status"] == GROUNDED]
-    ranks = [positive.rank for positive in held if positive.rank is not None]
-    if ranks:
-        state, rank = "supported", min(ranks) if options.reference == "best" else max(ranks)
-    elif held:
-        state, rank = "unranked", None
-    elif positives and all(positive.snippet["status"] == NO_ANSWER for positive in positives):
-        state, rank = "unsupported", None
-    else:
-        state, rank = "unknown", None
-    return state, [_verdict(negative, state, rank, options) for negative in negatives]
+    grounded, no_answer = range(2)
+    statuses, rows, count = positives.of("snippets"), positives.rows, len(positives.counts)
+    held = statuses == grounded
+    ranks = np.where(held, positives.of("ranks"), np.nan)
+    reference = extremes(ranks, rows, count, largest=options.reference == "worst")
+    denied = np.bincount(rows[statuses == no_answer], minlength=count)
+    states = np.where((denied == positives.counts) & (denied > 0), ANSWERLESS, UNKNOWN)
+    states[rows[held]] = UNPLACED
+    states[~np.isnan(reference)] = SUPPORTED
+    verdicts = _placed(-negatives.of("ranks"), -reference[negatives.rows], options)
+    answerless = {"filter": BELOW, "relabel": ABOVE, "keep": NOTHING}[options.unsupported]
+    verdicts = np.where(states[negatives.rows] == ANSWERLESS, answerless, verdicts)
+    return states, np.where(negatives.of("snippets") == grounded, verdicts, NOTHING)
 
 
-def _verdict(negative: Judged, state: str, reference: int | None, options: Relabel) -> str:
-    if negative.snippet["status"] != GROUNDED:
-        return NOTHING
-    if state == "unsupported":
-        return {"filter": BELOW, "relabel": ABOVE, "keep": NOTHING}[options.unsupported]
-    if reference is None or negative.rank is None:
-        return UNRANKED
-    if negative.rank == reference:
-        return options.ties
-    return ABOVE if negative.rank < reference else BELOW
-
-
-def judge_by_verdicts(
-    positives: Sequence[Judged], negatives: Sequence[Judged], options: Relabel
-) -> tuple[str, list[str]]:
+def judge_by_verdicts(positives: Evidence, negatives: Evidence, options: Relabel) -> tuple[Codes, Codes]:
     """The same by set-wise verdicts: the comparison is in the evidence. Without positives there was none."""
-    state = "supported" if positives else "unknown"
-    found = {BETTER: ABOVE, WORSE: BELOW} if positives else {BETTER: UNRANKED, WORSE: UNRANKED}
-    given = ("" if negative.verdict is None else negative.verdict["verdict"] for negative in negatives)
-    return state, [found.get(verdict, NOTHING) for verdict in given]
+    better, worse = range(2)
+    compared, found = positives.counts > 0, negatives.of("verdicts")
+    verdicts = np.select([found == better, found == worse], [ABOVE, BELOW], NOTHING)
+    alone = (verdicts != NOTHING) & ~compared[negatives.rows]
+    return states_of(compared), np.where(alone, UNRANKED, verdicts)
 
 
-def judge_by_grades(
-    positives: Sequence[Judged], negatives: Sequence[Judged], options: Relabel
-) -> tuple[str, list[str]]:
+def judge_by_grades(positives: Evidence, negatives: Evidence, options: Relabel) -> tuple[Codes, Codes]:
     """The same by grades; where no positive has one, there is nothing to place a negative by."""
-    known = [grade for grade in map(_grade, positives) if grade is not None]
-    reference = (max(known) if options.reference == "best" else min(known)) if known else None
-
-    def verdict(grade: int | None) -> str:
-        if grade is None or grade < options.threshold:
-            return NOTHING
-        if reference is None:
-            return UNRANKED
-        if grade == reference:
-            return options.ties
-        return ABOVE if grade > reference else BELOW
-
-    return "unknown" if reference is None else "supported", [verdict(_grade(negative)) for negative in negatives]
+    largest = options.reference == "best"
+    reference = extremes(positives.of("grades"), positives.rows, len(positives.counts), largest=largest)
+    grades = negatives.of("grades")
+    verdicts = _placed(grades, reference[negatives.rows], options)
+    return states_of(~np.isnan(reference)), np.where(grades >= options.threshold, verdicts, NOTHING)
 
 
-def _grade(judged: Judged) -> int | None:
-    grade: int | None = None if judged.grade is None else judged.grade["grade"]
-    return grade
+def _placed(values: Numbers, references: Numbers, options: Relabel) -> Codes:
+    """The verdicts where a higher value is better; NaN cannot be placed."""
+    tie = {"above": ABOVE, "below": BELOW}[options.ties]
+    cases = [values > references, values < references, values == references]
+    return np.select(cases, [ABOVE, BELOW, tie], UNRANKED)
 
 
-def _guard(relabelled: int, negatives: int, options: Decision) -> tuple[str | None, str | None]:
-    """The status of a row that must not be changed, and why."""
-    for broken, choice, reason in (
-        (
-            options.max_relabeled is not None and relabelled > options.max_relabeled,
-            options.on_excess,
-            f"{relabelled} negatives would become positives, max_relabeled is {options.max_relabeled}",
-        ),
-        (
-            negatives < options.min_negatives,
-            options.on_shortage,
-            f"{negatives} negatives would be left, min_negatives is {options.min_negatives}",
-        ),
+def _guarded(options: Decision, matches: Integers, relabelled: Integers, left: Integers) -> tuple[Codes, pa.Array]:
+    """The status of each row that must not be changed, -1 of the others, and why."""
+    status, detail = np.full(len(matches), -1), pa.nulls(len(matches), pa.string())
+    for most, found, choice, reason in (
+        (options.most_matches, matches, "drop", "negatives match, max_matches is"),
+        (options.max_relabeled, relabelled, options.on_excess, "negatives would become positives, max_relabeled is"),
+        (-options.min_negatives, -left, options.on_shortage, "negatives would be left, min_negatives is"),
     ):
-        if broken and choice != "allow":
-            return (DROPPED if choice == "drop" else GUARDED), reason
-    return None, None
-
-
-def revert_row(row: Row) -> Row:
-    """A relabelled row as it was: passages and evidence in the lists and places that their origins name."""
-    if row[DECISION] is None:  # never relabelled, and concatenated with rows that were
-        return {column: value for column, value in row.items() if column not in _GONE}
-    back: dict[str, list[tuple[int, Judged]]] = {POSITIVES: [], NEGATIVES: []}
-    for side in ALONG:
-        for judged, origin in zip(_judged(row, side), row[column_of(side, "origins")], strict=True):
-            back[f"{origin['label']}_passages"].append((origin["position"], judged))
-    lists = {side: [judged for _, judged in sorted(pairs, key=lambda pair: pair[0])] for side, pairs in back.items()}
-    names = {column: row[column] for column in (QUERY, QUERY_ID) if column in row}
-    return {**names, **{c: v for c, v in _columns(lists, row).items() if c not in _GONE}}
-
-
-def passage_list_type(schema: pa.Schema | None) -> pa.DataType | None:
-    """The list type that holds the positives as well as the negatives of a schema; None without a schema.
-
-    Fields that only one side has are null on the other.
-
-    Raises:
-        SchemaError: a field has types on the two sides that nothing holds together.
-    """
-    if schema is None:
-        return None
-    found = [schema.field(side).type.value_type for side in (POSITIVES, NEGATIVES)]
-    structs = [type for type in found if pa.types.is_struct(type)] or [PASSAGE_TYPE]
-    try:
-        merged = pa.unify_schemas([pa.schema(list(struct)) for struct in structs], promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise SchemaError(
-            f"The passages of {POSITIVES!r} and of {NEGATIVES!r} cannot stand in one list: {error}. "
-            "Cast or remove the field on one side."
-        ) from error
-    return pa.list_(pa.struct(list(merged)))
-
-
-def _judged(row: Row, side: str, needed: Sequence[str] = ()) -> list[Judged]:
-    """The passages of a list with the evidence on them; a list of evidence that is null is not there."""
-    passages = passages_of(row, side)
-    evidence: dict[str, Sequence[Any]] = {}
-    for kind, name in EVIDENCE_KINDS.items():
-        column = column_of(side, kind)
-        values = row.get(column)
-        if values is None:
-            if kind != "snippets" or kind not in needed:
-                continue
-            values = []
-        if len(values) != len(passages):
-            raise SchemaError(
-                f"Column {column!r} has {len(values)} values for {len(passages)} passages in {side!r} (query "
-                f"{row[QUERY]!r}); one each was expected. Run the stages before again on these rows."
-            )
-        evidence[name] = values
-    label = side.removesuffix("_passages")
-    return [
-        Judged(
-            passage=passage,
-            label=label,
-            position=i,
-            **{name: values[i] for name, values in evidence.items()},
-        )
-        for i, passage in enumerate(passages)
-    ]
-
-
-def _columns(lists: Mapping[str, Sequence[Judged]], row: Row) -> dict[str, Any]:
-    """The columns of passage lists with what goes along; evidence where ``row`` has it, null where its is."""
-    columns: dict[str, Any] = {}
-    kinds = [kind for kind in EVIDENCE_KINDS if column_of(POSITIVES, kind) in row]
-    known = {
-        kind for kind in kinds if any(row.get(column_of(side, kind)) is not None for side in (POSITIVES, NEGATIVES))
-    }
-    for side, judged in lists.items():
-        columns[side] = [one.passage for one in judged]
-        for kind in kinds:
-            name = EVIDENCE_KINDS[kind]
-            columns[column_of(side, kind)] = [getattr(one, name) for one in judged] if kind in known else None
-        columns[column_of(side, "origins")] = [{"label": one.label, "position": one.position} for one in judged]
-    return columns
+        if most is None or choice == "allow":
+            continue
+        broken = (found > most) & (status < 0)
+        if broken.any():
+            status[broken] = _DROPPED if choice == "drop" else _GUARDED
+            said = pc.binary_join_element_wise(pa.array(np.abs(found)).cast(pa.string()), f"{reason} {abs(most)}", " ")
+            detail = pc.if_else(pa.array(broken), said, detail)
+    return status, detail
 
 
 def _check_pairs(found: Sequence[str]) -> None:

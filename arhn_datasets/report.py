@@ -1,13 +1,22 @@
-"""What a refinement did, in counts: by subset, by status, and as a few rows to read."""
+"""What a refinement did, in counts: by subset, by status, and as a few rows to read.
+
+Both come from Arrow columns, a table after the other: :class:`Tally` and :class:`ChangedRows` keep no table.
+"""
 
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from arhn_datasets.columns import Integers, field_of, flat_field, one_array
 from arhn_datasets.records import (
     CHANGED,
     DECISION,
@@ -53,6 +62,7 @@ _JUDGEMENTS = {
     "verdicts": (POSITIVE_VERDICTS, NEGATIVE_VERDICTS, FILTERED_VERDICTS),
     "grades": (POSITIVE_GRADES, NEGATIVE_GRADES, FILTERED_GRADES),
 }
+COUNTED = (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS, *(c for columns in _JUDGEMENTS.values() for c in columns))
 _BATCH = 1000
 
 
@@ -103,18 +113,80 @@ class Report:
         return [*named, (ALL, self.total)]
 
 
+class Tally:
+    """Counts of relabelled rows that come in tables; rows that a guard dropped count as well.
+
+    Past :data:`MOST_SUBSETS` further subsets are counted as one: its size does not depend on the rows.
+    """
+
+    def __init__(self) -> None:
+        self._subsets: dict[str, Counter[str]] = {}
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of a table; of its columns only statuses, origins and the subset are read."""
+        names, groups = _subsets_of(table)
+        tallies = [self._of(str(name) if name else NO_SUBSET) for name in names]
+        _add(tallies, "rows", np.bincount(groups, minlength=len(tallies)))
+        decisions = table.column(DECISION)
+        _count(tallies, groups, field_of(decisions, "status", pa.string()), _keys("decisions", DECISION_STATUSES))
+        for name in ("relabelled", "filtered"):
+            numbers = one_array(pc.fill_null(field_of(decisions, name, pa.int64()), 0)).to_numpy()
+            _add(tallies, name, np.bincount(groups, numbers, minlength=len(tallies)))
+        if RANKING in table.column_names:
+            status = field_of(table.column(RANKING), "status", pa.string())
+            _count(tallies, groups, status, _keys("rankings", RANKING_STATUSES))
+        for column in _ORIGINS:
+            lengths, labels = flat_field(table, column, "label", pa.string())
+            _count(tallies, np.repeat(groups, lengths), labels, {"positive": "positives", "negative": "negatives"})
+        known = {"snippets": (SNIPPET_STATUSES, _SNIPPETS)}
+        known |= {kind: (JUDGEMENT_STATUSES, columns) for kind, columns in _JUDGEMENTS.items()}
+        for kind, (statuses, columns) in known.items():
+            for column in columns:
+                if column in table.column_names:
+                    lengths, status = flat_field(table, column, "status", pa.string())
+                    _count(tallies, np.repeat(groups, lengths), status, _keys(kind, statuses))
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of rows that come after these."""
+        for name, counted in other._subsets.items():
+            self._of(name).update(counted)
+
+    def report(self) -> Report:
+        """The counts so far."""
+        total: Counter[str] = sum(self._subsets.values(), Counter())
+        return Report(total=_counts(total), subsets={name: _counts(tally) for name, tally in self._subsets.items()})
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """The counts as JSON, to go on from with :meth:`from_json`."""
+        return {name: dict(tally) for name, tally in self._subsets.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Mapping[str, int]]) -> Tally:
+        """What :meth:`to_json` has given."""
+        tally = cls()
+        tally._subsets = {name: Counter(counted) for name, counted in value.items()}
+        return tally
+
+    def _of(self, name: str) -> Counter[str]:
+        if name not in self._subsets and len(self._subsets) >= MOST_SUBSETS:
+            name = OTHER_SUBSETS
+        return self._subsets.setdefault(name, Counter())
+
+
 def build_report(splits: Iterable[Dataset]) -> Report:
     """Count the relabelled rows of some splits; rows that a guard dropped count as well."""
-    tallies: dict[str, Counter[str]] = {}
+    tally = Tally()
     for dataset in splits:
-        judgements = (column for columns in _JUDGEMENTS.values() for column in columns)
-        known = (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS, *judgements)
-        columns = [column for column in known if column in dataset.column_names]
-        for batch in dataset.select_columns(columns).iter(_BATCH):
-            for row in _rows_of(batch):
-                _count(row, _tally(tallies, row.get(SUBSET)))
-    total: Counter[str] = sum(tallies.values(), Counter())
-    return Report(total=_counts(total), subsets={name: _counts(tally) for name, tally in tallies.items()})
+        for table in tables_of(dataset, COUNTED):
+            tally.add(table)
+    return tally.report()
+
+
+def tables_of(dataset: Dataset, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a dataset in tables, with those of ``columns`` that it has."""
+    if columns is not None:
+        dataset = dataset.select_columns([column for column in columns if column in dataset.column_names])
+    yield from dataset.with_format("arrow").iter(_BATCH)
 
 
 def format_report(report: Report) -> str:
@@ -151,18 +223,63 @@ def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([shown[0], rule, *shown[1:]])
 
 
-def changed_rows(rows: Iterable[Row], most: int) -> list[Row]:
+class ChangedRows:
+    """Up to ``most`` rows that relabelling changed, of rows that come in tables.
+
+    Those with a relabelled passage come first, spread over the subsets. No other row becomes a Python object.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._rows = most, 0
+        self._seen: Counter[Any] = Counter()
+        self._found: list[tuple[tuple[bool, int, int], Row]] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Look at the rows of a table."""
+        decisions = table.column(DECISION)
+        changed = pc.fill_null(pc.equal(field_of(decisions, "status", pa.string()), CHANGED), False)
+        relabelled = pc.fill_null(field_of(decisions, "relabelled", pa.int64()), 0)
+        moved = one_array(pc.greater(relabelled, 0)).to_numpy(zero_copy_only=False)
+        names, groups = _subsets_of(table)
+        ordered = list(self._found)
+        for at in np.flatnonzero(one_array(changed).to_numpy(zero_copy_only=False)).tolist():
+            of = bool(moved[at]), names[groups[at]]
+            ordered.append(((not of[0], self._seen[of], self._rows + at), {}))
+            self._seen[of] += 1
+        self._found = [
+            (key, row or table.slice(key[2] - self._rows, 1).to_pylist()[0])
+            for key, row in heapq.nsmallest(self._most, ordered, key=lambda found: found[0])
+        ]
+        self._rows += table.num_rows
+
+    def rows(self) -> list[Row]:
+        """The rows that were found, in order."""
+        return [row for _, row in self._found]
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found so far, to go on from with :meth:`from_json`; what JSON cannot hold becomes a text."""
+        state = {"rows": self._rows, "seen": list(self._seen.items()), "found": self._found}
+        found: dict[str, Any] = json.loads(json.dumps(state, default=str))
+        return found
+
+    @classmethod
+    def from_json(cls, most: int, value: Mapping[str, Any]) -> ChangedRows:
+        """What :meth:`to_json` has given."""
+        changed = cls(most)
+        changed._rows, changed._seen = (
+            value["rows"],
+            Counter({(moved, name): count for (moved, name), count in value["seen"]}),
+        )
+        changed._found = [((key[0], key[1], key[2]), row) for key, row in value["found"]]
+        return changed
+
+
+def changed_rows(tables: Iterable[pa.Table], most: int) -> list[Row]:
     """Up to ``most`` rows that relabelling changed, those with a relabelled passage first, spread over the subsets."""
-    seen: Counter[Any] = Counter()
-
-    def ordered() -> Iterator[tuple[tuple[bool, int, int], Row]]:
-        for at, row in enumerate(rows):
-            if row[DECISION]["status"] == CHANGED:
-                name = row.get(SUBSET)
-                yield (row[DECISION]["relabelled"] == 0, seen[name], at), row
-                seen[name] += 1
-
-    return [row for _, row in heapq.nsmallest(most, ordered(), key=lambda pair: pair[0])]
+    found = ChangedRows(most)
+    for table in tables:
+        found.add(table)
+    return found.rows()
 
 
 def format_row(row: Row, width: int = 100) -> str:
@@ -187,34 +304,32 @@ def _passage_line(passage: Mapping[str, Any], snippet: Mapping[str, Any] | None,
     return f"[{passage['docid']}]{f' rank {rank}' if rank else ''} {said}"
 
 
-def _rows_of(batch: Mapping[str, Sequence[Any]]) -> Iterator[Row]:
-    for values in zip(*batch.values(), strict=True):
-        yield dict(zip(batch, values, strict=True))
+def _subsets_of(table: pa.Table) -> tuple[list[Any], Integers]:
+    """The subsets in order of appearance, None where there is none, and for each row which of them."""
+    if SUBSET not in table.column_names:
+        return [None], np.zeros(table.num_rows, np.int64)
+    values = one_array(table.column(SUBSET))
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    encoded = pc.dictionary_encode(values, null_encoding="encode")
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
 
-def _tally(tallies: dict[str, Counter[str]], subset: str | None) -> Counter[str]:
-    name = str(subset) if subset else NO_SUBSET
-    if name not in tallies and len(tallies) >= MOST_SUBSETS:
-        name = OTHER_SUBSETS
-    return tallies.setdefault(name, Counter())
+def _keys(kind: str, statuses: Sequence[str]) -> dict[str, str]:
+    return {status: f"{kind} {status}" for status in statuses}
 
 
-def _count(row: Row, tally: Counter[str]) -> None:
-    origins = Counter(origin["label"] for column in _ORIGINS for origin in row[column])
-    decision = row[DECISION]
-    tally["rows"] += 1
-    tally["positives"] += origins["positive"]
-    tally["negatives"] += origins["negative"]
-    tally["relabelled"] += decision["relabelled"]
-    tally["filtered"] += decision["filtered"]
-    tally[f"decisions {decision['status']}"] += 1
-    if row.get(RANKING) is not None:
-        tally[f"rankings {row[RANKING]['status']}"] += 1
-    for column in _SNIPPETS:
-        tally.update(f"snippets {snippet['status']}" for snippet in row.get(column) or ())
-    for kind, columns in _JUDGEMENTS.items():
-        for column in columns:
-            tally.update(f"{kind} {judged['status']}" for judged in row.get(column) or () if judged is not None)
+def _count(tallies: Sequence[Counter[str]], groups: Integers, values: Any, keys: Mapping[str, str]) -> None:
+    """Count values by group, each under its key; a value without one, or a null, does not count."""
+    codes = one_array(pc.index_in(values, value_set=pa.array(list(keys)))).fill_null(-1).to_numpy()
+    for code, key in enumerate(keys.values()):
+        _add(tallies, key, np.bincount(groups[codes == code], minlength=len(tallies)))
+
+
+def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
+    for tally, number in zip(tallies, numbers.tolist(), strict=True):
+        if number:
+            tally[key] += int(number)
 
 
 def _counts(tally: Counter[str]) -> Counts:

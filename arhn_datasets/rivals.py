@@ -12,13 +12,18 @@ from __future__ import annotations
 import math
 import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
+
+from arhn_datasets.columns import Codes, Integers, Mask, Numbers, extremes, starts_of, within
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.records import QUERY, QUERY_ID, Row
-from arhn_datasets.relabeling import ABOVE, BELOW, NOTHING, Decision, Judged, Relabel
+from arhn_datasets.moves import Evidence, Names
+from arhn_datasets.records import QUERY_ID
+from arhn_datasets.relabeling import ABOVE, BELOW, NOTHING, Decision, Relabel, states_of
 
 REFERENCE_SCORES = ("min", "max", "mean")
 TOPK_ABS, TOPK_MARGIN_POS, TOPK_PERC_POS = "TopK-Abs", "TopK-MarginPos", "TopK-PercPos"
@@ -44,22 +49,17 @@ class ScoreRule(Decision):
         """Scores."""
         return ("scores",)
 
-    def judge(self, row: Row, positives: Sequence[Judged], negatives: Sequence[Judged]) -> tuple[str, list[str]]:
-        """The state of the reference, ``supported`` or ``unknown``, and the verdicts.
+    def judge(self, positives: Evidence, negatives: Evidence, names: Names) -> tuple[Codes, Codes]:
+        """The states of the references, ``supported`` or ``unknown``, and the verdicts.
 
         A verdict is ``above`` (too much like a positive), ``below`` (not chosen) or ``nothing``.
         """
-        known = [score for score in map(_score, positives) if score is not None]
-        reference = _REFERENCES[self.reference](known) if known else None
-        scores = {i: score for i, negative in enumerate(negatives) if (score := _score(negative)) is not None}
-        verdicts = self.verdicts(reference, scores, row)
-        return "unknown" if reference is None else "supported", [
-            verdicts.get(i, NOTHING) for i in range(len(negatives))
-        ]
+        references = _REFERENCES[self.reference](positives.of("scores"), positives.rows, len(positives.counts))
+        return states_of(~np.isnan(references)), self.verdicts(references, negatives, names)
 
     @abstractmethod
-    def verdicts(self, reference: float | None, scores: Mapping[int, float], row: Row) -> dict[int, str]:
-        """The verdicts on negatives, by their places; ``scores`` are those of the negatives that have one."""
+    def verdicts(self, references: Numbers, negatives: Evidence, names: Names) -> Codes:
+        """The verdicts on negatives by their scores and the reference of each row; NaN is no score."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,26 +116,22 @@ class PositiveAware(ScoreRule):
         """The method."""
         return self.method
 
-    def limit(self, reference: float | None) -> float | None:
-        """The highest score of a negative that stays; None where that cannot be told."""
+    def limit(self, reference: Any) -> Any:
+        """The highest score of a negative that stays, of one reference or of an array; NaN where it cannot be told."""
         if self.method == TOPK_ABS:
-            return self.threshold
-        if reference is None:
-            return None
+            return np.full(np.shape(reference), self.threshold)
         if self.method == TOPK_MARGIN_POS:
             return reference - self.absolute_margin
         return _share_of(reference, self.percentage_margin)
 
-    def verdicts(self, reference: float | None, scores: Mapping[int, float], row: Row) -> dict[int, str]:
+    def verdicts(self, references: Numbers, negatives: Evidence, names: Names) -> Codes:
         """``above`` over the limit, ``below`` what is not among the ``top_k``."""
-        limit = self.limit(reference)
-        if limit is None:
-            return {}
-        found = {i: ABOVE for i, score in scores.items() if score > limit}
+        scores, rows = negatives.of("scores"), negatives.rows
+        limits = self.limit(references)[rows]
+        verdicts = np.where(scores > limits, ABOVE, NOTHING)
         if self.top_k is not None:
-            rest = sorted((i for i in scores if i not in found), key=lambda i: (-scores[i], i))
-            found |= dict.fromkeys(rest[self.top_k :], BELOW)
-        return found
+            verdicts[_beyond(self.top_k, scores, rows, scores <= limits)] = BELOW
+        return verdicts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,16 +183,13 @@ class AdaptiveMargin(ScoreRule):
         """The rule."""
         return "AdaptiveMargin"
 
-    def limit(self, reference: float) -> float:
-        """The highest score of a negative that stays."""
-        return _share_of(reference, self.margin - self.slope * max(0.0, self.certain - reference))
+    def limit(self, reference: Any) -> Any:
+        """The highest score of a negative that stays, of one reference or of an array; NaN where it cannot be told."""
+        return _share_of(reference, self.margin - self.slope * np.maximum(0.0, self.certain - reference))
 
-    def verdicts(self, reference: float | None, scores: Mapping[int, float], row: Row) -> dict[int, str]:
+    def verdicts(self, references: Numbers, negatives: Evidence, names: Names) -> Codes:
         """``above`` over the limit."""
-        if reference is None:
-            return {}
-        limit = self.limit(reference)
-        return {i: ABOVE for i, score in scores.items() if score > limit}
+        return np.where(negatives.of("scores") > self.limit(references)[negatives.rows], ABOVE, NOTHING)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,18 +247,32 @@ class AmbiguousSampling(ScoreRule):
         weights = [math.exp(logit - max(logits)) for logit in logits]
         return [weight / sum(weights) for weight in weights]
 
-    def verdicts(self, reference: float | None, scores: Mapping[int, float], row: Row) -> dict[int, str]:
+    def verdicts(self, references: Numbers, negatives: Evidence, names: Names) -> Codes:
         """``below`` what was not drawn."""
-        if reference is None or len(scores) <= self.num_hard_negatives:
-            return {}
-        name = row[QUERY] if row.get(QUERY_ID) is None else row[QUERY_ID]
-        # Not numpy's generators: what those give may change with its version.
-        drawn = random.Random(f"{self.seed} {name}")
-        keys = {i: self._logit(score, reference) + _gumbel(drawn.random()) for i, score in scores.items()}
-        order = sorted(keys, key=lambda i: (-keys[i], i))
-        return dict.fromkeys(order[self.num_hard_negatives :], BELOW)
+        scores, rows = negatives.of("scores"), negatives.rows
+        known = ~np.isnan(scores) & ~np.isnan(references)[rows]
+        numbers = np.bincount(rows[known], minlength=len(references))
+        drawn = numbers > self.num_hard_negatives
+        asked = np.flatnonzero(known & drawn[rows])
+        verdicts = np.full(len(scores), NOTHING)
+        if len(asked):
+            which = np.flatnonzero(drawn)
+            named = zip(names(which), numbers[which].tolist(), strict=True)
+            uniform = np.concatenate([self._uniform(name, number) for name, number in named])
+            with np.errstate(over="ignore"):  # the hopeless ones
+                keys = self._logit(scores[asked], references[rows[asked]]) + _gumbel(uniform)
+            verdicts[asked[_beyond(self.num_hard_negatives, keys, rows[asked])]] = BELOW
+        return verdicts
 
-    def _logit(self, score: float, reference: float) -> float:
+    def _uniform(self, name: Any, number: int) -> Numbers:
+        """As many numbers as ``random.Random.random`` would give, one after the other."""
+        # Not numpy's generators: what those give may change with its version.
+        bits = random.Random(f"{self.seed} {name}").getrandbits(64 * number)
+        words = np.frombuffer(bits.to_bytes(8 * number, "little"), "<u4")
+        uniform: Numbers = ((words[0::2] >> 5) * 67108864.0 + (words[1::2] >> 6)) / 9007199254740992.0
+        return uniform
+
+    def _logit(self, score: Any, reference: Any) -> Any:
         distance = score - reference - self.b
         return -self.a * distance * distance
 
@@ -293,20 +300,42 @@ def rule_of(parameters: Mapping[str, Any]) -> Decision:
     return RULES[name](**options)
 
 
-_REFERENCES: Mapping[str, Any] = {"min": min, "max": max, "mean": lambda known: math.fsum(known) / len(known)}
+def _means(values: Numbers, rows: Integers, count: int) -> Numbers:
+    """The mean of the known values of each row, rounded once, as :func:`math.fsum` does."""
+    known = ~np.isnan(values)
+    values, rows = values[known], rows[known]
+    numbers = np.bincount(rows, minlength=count)
+    sums = np.bincount(rows, values, minlength=count)  # of up to two values the same
+    starts = starts_of(numbers)
+    for row in np.flatnonzero(numbers > 2):
+        sums[row] = math.fsum(values[starts[row] : starts[row + 1]])
+    means: Numbers = np.divide(sums, numbers, out=np.full(count, np.nan), where=numbers > 0)
+    return means
 
 
-def _score(judged: Judged) -> float | None:
-    return judged.score if judged.score is not None and math.isfinite(judged.score) else None
+_REFERENCES: Mapping[str, Callable[[Numbers, Integers, int], Numbers]] = {
+    "min": partial(extremes, largest=False),
+    "max": partial(extremes, largest=True),
+    "mean": _means,
+}
 
 
-def _share_of(score: float, share: float) -> float:
+def _beyond(most: int, keys: Numbers, rows: Integers, among: Mask | None = None) -> Integers:
+    """Where a row's keys stand that are not the ``most`` highest, the earlier of equal ones first."""
+    places = np.arange(len(keys)) if among is None else np.flatnonzero(among)
+    places = places[np.lexsort((-keys[places], rows[places]))]
+    numbers = np.bincount(rows[places]) if len(places) else np.zeros(0, np.int64)
+    return places[within(numbers) >= most]
+
+
+def _share_of(score: Any, share: Any) -> Any:
     """``score - |score| (1 - share)``, exactly ``score * share`` where it is positive."""
-    return score * share if score >= 0 else score * (2.0 - share)
+    return score * np.where(score >= 0, share, 2.0 - share)
 
 
-def _gumbel(uniform: float) -> float:
-    return -math.log(-math.log(max(uniform, 5e-324)))
+def _gumbel(uniform: Numbers) -> Numbers:
+    gumbel: Numbers = -np.log(-np.log(np.maximum(uniform, 5e-324)))
+    return gumbel
 
 
 def _check_numbers(rule: ScoreRule, *names: str) -> None:

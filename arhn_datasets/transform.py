@@ -18,7 +18,7 @@ import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from types import CodeType
@@ -29,6 +29,8 @@ import pyarrow as pa
 from arhn_datasets import background
 from arhn_datasets.errors import SchemaError
 from arhn_datasets.records import QUERY, Row, canonical_json
+
+MOST_BYTES = 256_000_000  # of the rows of a table that are computed at once; Arrow's strings end at 2 GB
 
 T = TypeVar("T")
 Self = TypeVar("Self", bound="Transform")
@@ -103,13 +105,22 @@ class Transform(ABC):
         caller = sys._getframe(1)
         if self.awaits and _awaits(caller.f_globals, caller.f_code):
             return self._call_async(rows)
-        return self._write(rows, self._run(self._read(rows)), owned=_is_datasets(caller.f_globals))
+        return self._transformed(rows, owned=_is_datasets(caller.f_globals))
+
+    def _transformed(self, rows: Any, *, owned: bool) -> Any:
+        return self._write(rows, self._run(self._read(rows)), owned=owned)
 
     async def _call_async(self, rows: Any) -> Any:
         inputs = self._read(rows)
         async with _in_order():
             results = await background.wait(self.apply(inputs))
         return self._write(rows, results, owned=True)
+
+    async def on_loop(self, rows: Any) -> Any:
+        """What a call gives, awaited on the background loop: for engines that keep many tables under way."""
+        if not self.awaits:
+            return self._transformed(rows, owned=False)
+        return self._write(rows, await self.apply(self._read(rows)), owned=False)
 
     def _run(self, inputs: Sequence[Row]) -> list[Row]:
         return background.run(self.apply(inputs)) if self.awaits else _finish(self.apply(inputs))
@@ -166,10 +177,12 @@ class Transform(ABC):
         return {column: type for column, type in types.items() if not results or column in results[0]}
 
     def _write_table(self, table: pa.Table, results: Sequence[Row]) -> pa.Table:
-        types = self._types(table.schema, results)
+        types = self._types(table.schema, results).items()
+        return self._joined(table, {c: pa.array([result[c] for result in results], type=type) for c, type in types})
+
+    def _joined(self, table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
         table = table.drop_columns(list(self.dropped(table.column_names)))
-        for column, type in types.items():
-            values = pa.array([result[column] for result in results], type=type)
+        for column, values in columns.items():
             at = table.schema.get_field_index(column)
             table = table.append_column(column, values) if at < 0 else table.set_column(at, column, values)
         return table
@@ -196,6 +209,75 @@ class Transform(ABC):
         if type(pickler).__module__ == "datasets.utils._dill":
             return str, (canonical_json({"transform": self.NAME, "version": self.VERSION, **self.identity()}),)
         return _rebuild, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ColumnTransform(Transform):
+    """A stage that is a function of columns: what is in Arrow stays there, with no Python object a passage.
+
+    Tables, and the batches of `Dataset.map`, go through :meth:`compute`; batches whose values are Python objects
+    already, and single rows, for which that is quicker, through :meth:`apply`.
+    """
+
+    @abstractmethod
+    def compute(self, table: pa.Table) -> Mapping[str, pa.Array]:
+        """The new columns of the rows of a table that has the input columns, of the types of :meth:`types`."""
+
+    def _transformed(self, rows: Any, *, owned: bool) -> Any:
+        if isinstance(rows, pa.Table):
+            return self._joined(rows, self._computed(rows))
+        if type(rows).__name__ != "LazyBatch" or not rows.keys_to_format.issuperset(self._inputs(rows)):
+            return super()._transformed(rows, owned=owned)
+        columns = self._computed(rows.pa_table)
+        if not owned:  # but a function of the user's, who expects lists
+            return {column: TypedList(values.to_pylist(), values.type) for column, values in columns.items()}
+        for column in self.dropped(list(rows)):
+            rows.pop(column, None)
+        return _Written(columns)
+
+    def _computed(self, table: pa.Table) -> dict[str, Any]:
+        """The new columns, computed on so many rows at once that no array outgrows its offsets."""
+        table = table.select(self._inputs(table.column_names))
+        parts = [self.compute(part) for part in parts_of(table)]
+        if len(parts) == 1:
+            return dict(parts[0])
+        joined = pa.concat_tables([pa.table(dict(part)) for part in parts])
+        return dict(zip(joined.column_names, joined.columns, strict=True))
+
+
+class _Written(Mapping[str, Any]):
+    """Arrow columns as the result of a batch.
+
+    `Dataset.map` wants all values of a batch to be lists, and then takes them by their names into the batch that it
+    writes. There they may be Arrow arrays, as the columns are that pass through, and are written as they are: lists
+    would be looked through object by object.
+    """
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        self._columns = columns
+
+    def __getitem__(self, column: str) -> Any:
+        return self._columns[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def values(self) -> Any:
+        """Lists of the right lengths."""
+        return [[None] * len(values) for values in self._columns.values()]
+
+
+def parts_of(table: pa.Table) -> Iterator[pa.Table]:
+    """The rows in parts of up to :data:`MOST_BYTES`, as far as rows are not longer."""
+    if table.num_rows <= 1 or table.nbytes <= MOST_BYTES:
+        yield table
+        return
+    half = table.num_rows // 2
+    yield from parts_of(table.slice(0, half))
+    yield from parts_of(table.slice(half))
 
 
 def _rebuild(cls: type[Self], options: Mapping[str, Any]) -> Self:

@@ -351,7 +351,8 @@ def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
 
 def _truth_of_dataset(name: str) -> Truth:
     """Any dataset that `arhn-refine` reads."""
-    from arhn_datasets.refine import Input, load_input, silent
+    from arhn_datasets.inputs import Input, load_input
+    from arhn_datasets.refine import silent
 
     with silent():
         splits, _ = load_input(Input(name=name))

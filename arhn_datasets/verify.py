@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,9 +46,11 @@ from arhn_datasets.folder import (
     sha256_of,
 )
 from arhn_datasets.formats import RETRIEVAL, Options, check_formats, table_of
+from arhn_datasets.moves import ALONG, EVIDENCE_KINDS
 from arhn_datasets.records import (
     DECISION,
     DECISION_STATUSES,
+    DECISION_TYPE,
     ERROR,
     EVIDENCE_TYPES,
     FILTERED_RANKS,
@@ -66,20 +68,15 @@ from arhn_datasets.records import (
     RANKING_STATUSES,
     SKIPPED,
     SNIPPET_STATUSES,
-    SUBSET,
     UNPARSED,
     VERDICTS,
-    Row,
     canonical_json,
     shorten,
 )
 from arhn_datasets.records import DROPPED as DROPPED_STATUS
-from arhn_datasets.relabeling import ALONG, EVIDENCE_KINDS, Decision, relabel_row
-from arhn_datasets.report import ALL, OTHER_SUBSETS, Report, build_report
+from arhn_datasets.relabeling import Decision
+from arhn_datasets.report import ALL, OTHER_SUBSETS, Report, Tally
 from arhn_datasets.rivals import rule_of
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 FILES, ROWS, PASSAGES, STATUSES = "files", "rows", "passages", "statuses"
 SNIPPETS, RANKS, LABELS, COUNTS, FORMATS = "snippets", "ranks", "labels", "counts", "formats"
@@ -336,22 +333,58 @@ def ungrounded_snippets(rows: pa.Table) -> Iterator[Finding]:
             status = value["status"][at].as_py()
             yield int(row[at]), f"{side} {place[at]} is {status} and has a snippet or offsets; none were expected."
         where = pa.array(np.flatnonzero(grounded))
-        title = pc.equal(value["field"].take(where), "title")
+        row, place = row[grounded], place[grounded]
+        value = {name: values.take(where) for name, values in value.items()}
+        titled = pc.fill_null(pc.equal(value["field"], "title"), False)
         held = pc.if_else(
-            pc.fill_null(title, False),
+            titled,
             field_of(texts, "title", pa.string()).take(where),
             field_of(texts, "text", pa.string()).take(where),
         )
-        # No Arrow function slices each string by offsets of its own.
-        taken = (value[name].take(where).to_pylist() for name in ("snippet", "start", "end", "field"))
-        for at, text, snippet, start, end, named in zip(where.to_pylist(), held.to_pylist(), *taken, strict=True):
-            said = (
-                f"{side} {place[at]} is grounded, with the snippet {_quoted(snippet)} at {start}:{end} of its {named}"
+        start, end = _filled(value["start"], -1), _filled(value["end"], -1)
+        nowhere = ~_among(value["field"], ("text", "title")) | is_null(held) | is_null(value["snippet"])
+        nowhere |= (start < 0) | (end <= start)
+        for at in np.flatnonzero(nowhere | ~_stand_in(held, value["snippet"], start, end)):
+            text, snippet, begin, stop, named = (
+                values[int(at)].as_py() for values in (held, *(value[n] for n in ("snippet", "start", "end", "field")))
             )
-            if None in (text, snippet, start, end) or named not in ("text", "title") or not 0 <= start < end:
+            said = (
+                f"{side} {place[at]} is grounded, with the snippet {_quoted(snippet)} at {begin}:{stop} of its {named}"
+            )
+            if nowhere[at]:
                 yield int(row[at]), f"{said}; words and their place in text or title were expected."
-            elif text[start:end] != snippet:
-                yield int(row[at]), f"{said}, where there is {_quoted(text[start:end])}."
+            else:
+                yield int(row[at]), f"{said}, where there is {_quoted(text[begin:stop])}."
+
+
+def _stand_in(texts: pa.Array, words: pa.Array, starts: Integers, ends: Integers) -> Any:
+    """Whether each text has the words from one character to another; what is null is empty.
+
+    No Arrow function slices each string by offsets of its own: the bytes are compared where they stand.
+    """
+    bounds, data = _bytes_of(texts)
+    begins = np.flatnonzero((data & 0xC0) != 0x80)  # of the characters: all bytes but those that continue one
+    first = np.searchsorted(begins, bounds)
+    begins = np.append(begins, len(data))
+    lengths = np.diff(first)
+    left, right = (begins[first[:-1] + np.clip(places, 0, lengths)] for places in (starts, ends))
+    own, wanted = _bytes_of(words)
+    counts = np.diff(own)
+    equal: Any = right - left == counts
+    compared = np.where(equal, counts, 0)
+    row, at = rows_of(compared), within(compared)
+    differs = data[left[row] + at] != wanted[own[row] + at]
+    equal[row[differs]] = False
+    return equal
+
+
+def _bytes_of(texts: pa.Array) -> tuple[Integers, Any]:
+    """Where each text begins in the bytes of all, and where the last one ends; and these bytes."""
+    filled = pc.fill_null(texts, "").cast(pa.large_binary())
+    _, offsets, data = filled.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[filled.offset : filled.offset + len(filled) + 1]
+    values = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    return bounds - bounds[0], values[bounds[0] : bounds[-1]]
 
 
 def _quoted(text: str | None) -> str:
@@ -398,35 +431,64 @@ def impossible_ranks(rows: pa.Table, rank_by: str) -> Iterator[Finding]:
 
 def wrong_labels(rows: pa.Table, options: Decision) -> Iterator[Finding]:
     """Rows whose lists or decision are not those that the policy makes of their evidence."""
-    decisions = rows.column(DECISION).to_pylist()
-    for at, (row, decision) in enumerate(zip(_slim_rows(rows), decisions, strict=True)):
-        if decision is None:
-            yield at, "it has no decision; every row of a run has one."
+    decided = ~is_null(one_array(rows.column(DECISION)))
+    for at in np.flatnonzero(~decided).tolist():
+        yield at, "it has no decision; every row of a run has one."
+    numbers = np.flatnonzero(decided)
+    rows = rows if decided.all() else rows.take(pa.array(numbers))
+    made = options.compute(_slim(rows))
+    columns = {side: column for side, (_, _, _, column) in SIDES.items()}
+    moved = np.logical_or.reduce([_lists_differ(rows, pa.table(made), column) for column in columns.values()])
+    found, expected = one_array(rows.column(DECISION)), made[DECISION]
+    differing = {
+        field.name: _differ(field_of(found, field.name, field.type), field_of(expected, field.name, field.type))
+        for field in DECISION_TYPE
+    }
+    for at in np.flatnonzero(np.logical_or.reduce([moved, *differing.values()])).tolist():
+        if moved[at]:
+            origins = {side: _places(rows.column(column)[at]) for side, column in columns.items()}
+            wanted = {side: _places(made[column][at]) for side, column in columns.items()}
+            yield int(numbers[at]), _moved(rows, at, origins, wanted, options)
             continue
-        # Positions stand for the passages: what moves, moves as a whole, and only the labels are in question.
-        expected = relabel_row({**row, DECISION: decision}, options)
-        origins = {side: [_place(origin) for origin in row[column]] for side, (_, _, _, column) in SIDES.items()}
-        wanted = {side: [_place(origin) for origin in expected[column]] for side, (_, _, _, column) in SIDES.items()}
-        if origins != wanted:
-            yield at, _moved(rows, at, origins, wanted, options)
-        elif decision != expected[DECISION]:
-            differing = [name for name, value in expected[DECISION].items() if decision.get(name) != value]
-            found = ", ".join(f"{name} {decision.get(name)!r}" for name in differing)
-            made = ", ".join(f"{name} {expected[DECISION][name]!r}" for name in differing)
-            yield at, f"its decision says {found}; policy {options.label} makes {made} of this evidence."
+        names = [name for name, differs in differing.items() if differs[at]]
+        said = (", ".join(f"{name} {values[at].as_py().get(name)!r}" for name in names) for values in (found, expected))
+        yield (
+            int(numbers[at]),
+            f"its decision says {next(said)}; policy {options.label} makes {next(said)} of this evidence.",
+        )
 
 
-def _slim_rows(rows: pa.Table) -> Iterator[Row]:
-    """The rows with origins in the place of passages, and of the evidence only what relabelling looks at."""
-    columns: dict[str, list[Any]] = {name: strings_of(rows, name).to_pylist() for name in (QUERY, QUERY_ID)}
+def _slim(rows: pa.Table) -> pa.Table:
+    """The rows with origins in the place of passages, and of the evidence only what relabelling looks at.
+
+    What moves, moves as a whole, and only the labels are in question.
+    """
+    columns = {name: strings_of(rows, name) for name in (QUERY, QUERY_ID)} | {DECISION: rows.column(DECISION)}
     for side, (passages, snippets, ranks, origins) in SIDES.items():
-        columns[origins] = columns[passages] = rows.column(origins).to_pylist()
-        columns[snippets] = _statuses_alone(rows, snippets).to_pylist()
+        columns[origins] = columns[passages] = rows.column(origins)
+        columns[snippets] = _statuses_alone(rows, snippets)
         for column in (ranks, *(f"{side}_{kind}" for kind in FURTHER)):
             if column in rows.column_names:
-                columns[column] = rows.column(column).to_pylist()
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, values, strict=True))
+                columns[column] = rows.column(column)
+    return pa.table(columns)
+
+
+def _lists_differ(rows: pa.Table, others: pa.Table, column: str) -> Any:
+    """The rows in which two lists of origins differ."""
+    (counts, found), (wanted, made) = (flat_lists(table, column) for table in (rows, others))
+    wrong = counts != wanted
+    here, there = np.flatnonzero(np.repeat(~wrong, counts)), pa.array(np.flatnonzero(np.repeat(~wrong, wanted)))
+    for name, type in (("label", pa.string()), ("position", pa.int32())):
+        one, other = field_of(found, name, type).take(pa.array(here)), field_of(made, name, type).take(there)
+        wrong[rows_of(counts)[here[_differ(one, other)]]] = True
+    return wrong
+
+
+def _differ(one: pa.Array, other: pa.Array) -> Any:
+    """Where two arrays differ; null equals null."""
+    unequal = pc.fill_null(pc.not_equal(one, other), True)
+    both = pc.and_(pc.is_null(one), pc.is_null(other))
+    return pc.and_not(unequal, both).to_numpy(zero_copy_only=False)
 
 
 def _statuses_alone(rows: pa.Table, column: str) -> pa.Array:
@@ -436,8 +498,8 @@ def _statuses_alone(rows: pa.Table, column: str) -> pa.Array:
     return lists_of(counts, statuses, absent=absent if absent.any() else None)
 
 
-def _place(origin: Mapping[str, Any]) -> tuple[str, int]:
-    return origin["label"], origin["position"]
+def _places(origins: pa.Scalar) -> list[tuple[str, int]]:
+    return [(origin["label"], origin["position"]) for origin in origins.as_py()]
 
 
 def _moved(
@@ -504,14 +566,15 @@ def _check_contents(folder: Folder, record: _Record, progress: bool) -> None:
     rank_by = _at(folder.run, "parameters", "ranks").get("rank_by", "snippet")
     expected = _at(folder.run, "source", "rows")
 
-    def read(formats: _Formats) -> Iterator[Dataset]:
+    with tempfile.TemporaryDirectory(prefix="arhn-verify-", ignore_cleanup_errors=True) as scratch:
+        formats, tally = _Formats(folder, Path(scratch), record), Tally()
         for split in folder.splits:
             first, passages, kept = 0, 0, folder.count(split)
             try:
                 formats.begin(split)
                 with _bar(split, expected.get(split), progress) as advance:
                     for table in folder.tables(split):
-                        yield from _check_rows(table, split, first, kept, options, rank_by, record)
+                        tally.add(_check_rows(table, split, first, kept, options, rank_by, record))
                         if first < kept:
                             formats.write(table)
                         first += table.num_rows
@@ -523,12 +586,8 @@ def _check_contents(folder: Folder, record: _Record, progress: bool) -> None:
                 message = f"{shorten(str(error), 500)} What comes after it in this split was not checked."
                 record.violated(PASSAGES, message, split=split)
                 formats.abandoned = True
-
-    with tempfile.TemporaryDirectory(prefix="arhn-verify-", ignore_cleanup_errors=True) as scratch:
-        formats = _Formats(folder, Path(scratch), record)
-        report = build_report(read(formats))
         formats.close()
-    _check_counts(folder, report, record)
+    _check_counts(folder, tally.report(), record)
 
 
 class _Formats:
@@ -673,8 +732,8 @@ def _at(run: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 def _check_rows(
     table: pa.Table, split: str, first: int, kept: int, options: Decision | None, rank_by: str, record: _Record
-) -> Iterator[Dataset]:
-    """Check a batch; yields what of it can be counted."""
+) -> pa.Table:
+    """Check a batch; those of its rows that can be counted."""
     # A rule over other evidence needs no snippets.
     optional = OPTIONAL if options is None or SNIPPETS in options.evidence_kinds else (*OPTIONAL, *SNIPPET_COLUMNS)
     missing = [column for column in EVIDENCE_TYPES if column not in (*table.column_names, *optional)]
@@ -710,7 +769,7 @@ def _check_rows(
         record.done(LABELS, table.num_rows)
         found(LABELS, wrong_labels(table, options))
     found(LABELS, _in_the_wrong_part(table, first + numbers, kept))
-    yield _countable(table)
+    return table
 
 
 def _count_of(table: pa.Table, status: str) -> int:
@@ -730,19 +789,6 @@ def _in_the_wrong_part(table: pa.Table, numbers: Integers, kept: int) -> Iterato
     for at in np.flatnonzero(dropped != (numbers >= kept)):
         part = DATA if numbers[at] < kept else DROPPED
         yield int(at), f"its decision is {statuses[at].as_py()}, and it stands in {part}/."
-
-
-def _countable(table: pa.Table) -> Dataset:
-    """What :func:`~arhn_datasets.report.build_report` counts, without any text."""
-    from datasets import Dataset
-
-    snippets = [column for _, column, _, _ in SIDES.values()]
-    judged = [f"{side}_{kind}" for kind in ("verdicts", "grades") for side in SIDES]
-    names = [SUBSET, DECISION, RANKING, *(origins for _, _, _, origins in SIDES.values())]
-    slim = table.select([name for name in names if name in table.column_names])
-    for column in (*snippets, *(column for column in judged if column in table.column_names)):
-        slim = slim.append_column(column, _statuses_alone(table, column))
-    return Dataset(slim, fingerprint="verify")
 
 
 def _check_sizes(folder: Folder, split: str, rows: int, passages: int, record: _Record) -> None:

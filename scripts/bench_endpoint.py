@@ -4,8 +4,9 @@ usage: bench_endpoint.py [--json] [--quick] [--peers] [--only SECTION ...]
 
 Sections: utilisation (how busy the server is kept), cpu (processor time of the client for each request), paid_twice
 (requests asked again after kill -9), tokens (prompt tokens for each query), store (look-ups among stored replies) and
-memory (of a long map; only where it is named or in the full run with --memory-rows). Every client runs in a process of
-its own. ``--peers`` makes an environment for each foreign client with venv and pip, and needs a package index.
+memory (of a long map; only where it is named or in the full run with --memory-rows), ray (what Ray adds to a run; only
+where it is named). Every client runs in a process of its own. ``--peers`` makes an environment for each foreign client
+with venv and pip, and needs a package index.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import os
 import random
 import resource
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import venv
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -32,7 +35,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
-SECTIONS = ("utilisation", "cpu", "paid_twice", "tokens", "store", "memory")
+SECTIONS = ("utilisation", "cpu", "paid_twice", "tokens", "store", "memory", "ray")
 MODES = ("row", "batched", "streaming", "num_proc")
 BATCH_ROWS = 64
 SLOTS, PERMITS = 128, 256  # the size of the batch, and what may wait for it
@@ -44,6 +47,7 @@ SERVICE = {"overhead": 0.2, "prefill": 0.00025, "tail": 0.02, "tail_factor": 5.0
 MODEL = "emulated/lexical"
 
 LEAST_UTILISATION = 0.95
+MOST_OVER_SINGLE = 1.5
 MOST_OVER_AIOHTTP, MOST_OVER_HUB = 2.0, 1 / 3
 LEAST_LOOKUPS = 20_000
 MOST_MEMORY_MB = 300
@@ -178,7 +182,8 @@ def map_job(
     import arhn_datasets as arhn
 
     datasets.disable_progress_bars()
-    transform = arhn.Snippets(endpoint=url, cache=cache, concurrency=concurrency)
+    processes = 2 if mode == "num_proc" else 1
+    transform = arhn.Snippets(annotator=arhn.Endpoint(url, cache=cache, concurrency=concurrency, processes=processes))
     if warm:
         mapped(
             datasets.Dataset.from_list(list(synthetic_rows(warm, seed + 9000, passages, characters))), transform, mode
@@ -363,8 +368,6 @@ def store_job(*, cache: str, replies: int, lookups: int) -> Json:
 
 def memory_job(*, url: str, cache: str, rows: int, distinct: int) -> Json:
     """A long map over few distinct rows: memory after a tenth of it, and the most until its end."""
-    import threading
-
     import datasets
 
     import arhn_datasets as arhn
@@ -395,6 +398,30 @@ def memory_job(*, url: str, cache: str, rows: int, distinct: int) -> Json:
     return {"rows": rows, "base_mb": base, "growth_mb": most - base, "rows_per_s": rows / (time.perf_counter() - start)}
 
 
+def refine_job(*, url: str, cache: str, rows: int, actors: int, concurrency: int | None = CPU_CONCURRENCY) -> Json:
+    """A whole run, in one process or on so many Ray actors."""
+    import arhn_datasets as arhn
+    from arhn_datasets.cluster import refine_on_ray
+    from arhn_datasets.inputs import Input
+    from arhn_datasets.refine import Stages, refine
+
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    given = Path(cache) / "rows.jsonl"
+    with given.open("w", encoding="utf-8") as file:
+        for row in synthetic_rows(rows, characters=padded(PROMPT_BYTES)):
+            file.write(json.dumps(row) + "\n")
+    annotator = arhn.Endpoint(url, cache=cache, concurrency=concurrency)
+    stages = Stages(
+        snippets=arhn.Snippets(annotator=annotator), ranks=arhn.Ranks(annotator=annotator), relabel=arhn.Relabel()
+    )
+    start = time.perf_counter()
+    if actors:
+        refine_on_ray(Input(name=str(given)), Path(cache) / "out", stages, address="local", actors=actors)
+    else:
+        refine(Input(name=str(given)), Path(cache) / "out", stages)
+    return {"wall": time.perf_counter() - start, "cpu": time.process_time()}
+
+
 JOBS: Mapping[str, Callable[..., Json]] = {
     "map": map_job,
     "chat": chat_job,
@@ -403,6 +430,7 @@ JOBS: Mapping[str, Callable[..., Json]] = {
     "curator": curator_job,
     "store": store_job,
     "memory": memory_job,
+    "refine": refine_job,
 }
 
 
@@ -657,11 +685,36 @@ def second_policy(server: Any, cache: str, rows: int) -> int:
     return counts[1]
 
 
+class Tap:
+    """A port on loopback that passes everything on to another one, and counts the bytes in both directions."""
+
+    def __init__(self, url: str) -> None:
+        self.sent = self.received = 0
+        self._host, _, self._port = url.removeprefix("http://").partition(":")
+        self._loop = asyncio.new_event_loop()
+        server = self._loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, there = await asyncio.open_connection(self._host, int(self._port))
+        await asyncio.gather(self._passed(reader, there, "sent"), self._passed(back, writer, "received"))
+
+    async def _passed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                setattr(self, way, getattr(self, way) + len(data))
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
 def tokens_per_query(rows: int) -> Json:
     """Prompt tokens as the server counts them, ours and with every passage ranked whole in every row."""
     import datasets
 
     import arhn_datasets as arhn
+    from arhn_datasets.answers import flush_all
     from arhn_datasets.testing import EmulatorProcess
 
     datasets.disable_progress_bars()
@@ -684,7 +737,8 @@ def tokens_per_query(rows: int) -> Json:
         return [[sorted(passage["docid"] for passage in row[side] or ()) for side in sides] for row in refined]
 
     with EmulatorProcess(prefix_block=16, max_input_tokens=32_000, max_total_tokens=33_000) as server:
-        stages: Json = {"endpoint": server.url, "cache": "none"}
+        tap, cache = Tap(server.url), folder()
+        stages: Json = {"endpoint": tap.url, "cache": cache}
 
         def counted(name: str, make: Callable[[], Any]) -> Any:
             server.reset_stats()
@@ -693,11 +747,17 @@ def tokens_per_query(rows: int) -> Json:
             found[name] = stats.prompt_tokens / rows
             found[f"{name}_cached"] = stats.cached_tokens / rows
             found[f"{name}_requests"] = stats.requests / rows
+            found[f"{name}_completion"] = stats.generated_tokens / rows
             return result
 
         PROGRESS.show("tokens", 0, 1, time.monotonic())
         snippets = counted("snippets", lambda: dataset.map(arhn.Snippets(**stages)))
         ranked = counted("arhn_ranking", lambda: snippets.map(arhn.Ranks(**stages)))
+        found["sent_bytes"], found["received_bytes"] = tap.sent / rows, tap.received / rows
+        flush_all()
+        with sqlite3.connect(next(Path(cache).glob("*.sqlite3"))) as store:
+            store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        found["stored_bytes"] = next(Path(cache).glob("*.sqlite3")).stat().st_size / rows
         whole = counted("naive_ranking", lambda: ranked_whole(arhn.Ranks(**stages), snippets))
         served = [labels(one.map(arhn.Relabel())) for one in (ranked, whole)]
     # With ties kept: the server's replies are a strict order, and break ties by the order shown.
@@ -714,6 +774,60 @@ def tokens_per_query(rows: int) -> Json:
         "equal_labels_served": sum(a == b for a, b in zip(*served, strict=True)) / rows,
         "moved_rows": sum(len(row[0]) > 1 or bool(row[2]) for row in ours) / rows,
     }
+
+
+def tree_cpu(root: int) -> dict[str, float]:
+    """Processor seconds of a process, and of what descends from it: the actors, and whatever else Ray runs."""
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(fields[1])
+            seconds[int(path.parent.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    found = {"client": seconds.get(root, 0.0), "actors": 0.0, "Ray's own": 0.0}
+    for pid, used in seconds.items():
+        above = pid
+        while above and above != root:
+            above = parents.get(above, 0)
+        if above == root != pid:
+            with suppress(OSError):
+                actor = b"_Refiner" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                found["actors" if actor else "Ray's own"] += used
+    return found
+
+
+def ray_cost(requests: int) -> Json:
+    """Milliseconds of processor time for each request of a whole run, without what it takes to start.
+
+    Of all processes of the client: with Ray its daemons, the reader and the driver with its writer, too. There it is
+    measured half-way through, when all actors are there and do everything at once.
+    """
+    from arhn_datasets.testing import EmulatorProcess
+
+    rows = max(1, requests // PASSAGES)
+    found: Json = {}
+    for name, actors, window in (("single process", 0, (0.1,)), ("ray, 2 actors", 2, (0.5, 0.9))):
+        with EmulatorProcess(reply=ANSWER, slots=PERMITS, max_concurrent_requests=PERMITS) as server:
+            process = start_job("refine", url=server.url, cache=folder(), rows=rows, actors=actors)
+            since, seen = time.monotonic(), []
+            for share in window:
+                while (served := server.stats.served) < share * requests and process.poll() is None:
+                    PROGRESS.show(f"ray, {name}", served, requests, since)
+                    time.sleep(0.05)
+                seen.append((served, tree_cpu(process.pid)))
+            PROGRESS.clear()
+            output = process.communicate()[0]
+            if process.returncode:
+                raise RuntimeError(f"{name} ended with {process.returncode}")
+            job = json.loads(output.strip().splitlines()[-1])
+            if not actors:
+                seen.append((server.stats.served, {**seen[0][1], "client": job["cpu"]}))
+        (first, before), (last, after) = seen
+        parts = {part: 1000 * (after[part] - before[part]) / max(1, last - first) for part in after}
+        found[name] = {"ms": sum(parts.values()), "parts": parts, "wall": job["wall"]}
+    found["ratio"] = found["ray, 2 actors"]["ms"] / found["single process"]["ms"]
+    return found
 
 
 def memory(rows: int) -> Json:
@@ -850,6 +964,18 @@ def show_tokens(found: Json) -> None:
         ("stage", "tokens", "of them in the prefix cache", "requests"),
         lines,
     )
+    asked = found["snippets_requests"] + found["arhn_ranking_requests"]
+    amounts = {
+        "completion tokens": found["snippets_completion"] + found["arhn_ranking_completion"],
+        "bytes to the server, with HTTP's own": found["sent_bytes"],
+        "bytes from the server": found["received_bytes"],
+        "bytes in the store of replies": found["stored_bytes"],
+    }
+    print_table(
+        f"Traffic and store of both stages (arhn) for each query, {asked:.2f} requests",
+        ("what", "a query", "a request"),
+        [(name, f"{value:,.0f}", f"{value / asked:,.1f}") for name, value in amounts.items()],
+    )
     print(
         f"\nEqual labels in {found['equal_labels']:.1%} of the rows with the lexical baseline, which keeps ties "
         f"({found['equal_labels_served']:.1%} through the server, whose replies order ties as they are shown); labels "
@@ -883,6 +1009,18 @@ def show_memory(found: Json) -> None:
     )
 
 
+def show_ray(found: Json) -> None:
+    target = f"<= {MOST_OVER_SINGLE} x: {verdict(found['ratio'] <= MOST_OVER_SINGLE)}"
+    lines = [
+        (name, f"{one['ms']:.3f}", *(f"{part:.3f}" for part in one["parts"].values()), f"{one['wall']:.1f}")
+        for name, one in found.items()
+        if name != "ratio"
+    ]
+    head = ("engine", "CPU ms/request", *found["single process"]["parts"], "wall s")
+    print_table("Ray: what a request costs the client", head, lines)
+    print(f"\n{found['ratio']:.2f} times the single process, {target}")
+
+
 def run(options: argparse.Namespace) -> Json:
     result: Json = {"requests": options.requests, "cores": os.cpu_count()}
     wanted = options.only or SECTIONS
@@ -907,6 +1045,9 @@ def run(options: argparse.Namespace) -> Json:
         what: Json = {"replies": options.replies, "lookups": min(options.replies, 200_000)}
         result["store"] = run_job("store", cache=folder(), **what)
         show_store(result["store"], options.replies)
+    if "ray" in (options.only or ()):
+        result["ray"] = ray_cost(2 * options.cpu_requests)
+        show_ray(result["ray"])
     if "memory" in wanted and options.memory_rows:
         result["memory"] = memory(options.memory_rows)
         show_memory(result["memory"])

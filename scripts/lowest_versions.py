@@ -7,7 +7,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("local",)
+EXTRAS = ("local", "ray")
 
 
 def main() -> None:

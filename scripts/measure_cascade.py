@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import arhn_datasets as arhn
+from arhn_datasets.inputs import Input, load_input
 from arhn_datasets.records import (
     DECISION,
     GROUNDED,
@@ -35,7 +36,7 @@ from arhn_datasets.records import (
     VerdictRequest,
     text_of,
 )
-from arhn_datasets.refine import Input, load_input, silent
+from arhn_datasets.refine import silent
 from arhn_datasets.report import format_table
 
 FLOORS = "0.5,0.6,0.7,0.8,0.9,1"

@@ -170,9 +170,9 @@ def encoder(tmp_path_factory):
 def script(hub, monkeypatch, capsys):
     """Run a script as a command: (exit code, stdout, stderr)."""
 
-    def run(name, **options):
-        arguments = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
-        monkeypatch.setattr(sys, "argv", [name, *(str(part) for part in arguments if part is not True)])
+    def run(name, *given, **options):
+        named = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+        monkeypatch.setattr(sys, "argv", [name, *(str(part) for part in (*given, *named) if part is not True)])
         spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

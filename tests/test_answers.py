@@ -792,3 +792,21 @@ def test_a_user_without_a_home(monkeypatch):
     monkeypatch.setenv("ARHN_CACHE", "~/there")
     with pytest.raises(StoreError, match="ARHN_CACHE"):
         default_directory()
+
+
+def test_pages_of_what_is_new(tmp_path):
+    """Each reply once, in the order of storing; what comes later is on the next page."""
+    assert answers.page(tmp_path / "none", 7, 10) == ([], 7)
+    store = Answers(tmp_path)
+    for number in range(5):
+        store.put(f"{number:032x}", {"text": str(number)}, model="some/model")
+        store.flush()
+    first, last = answers.page(tmp_path, 0, 3)
+    second, last = answers.page(tmp_path, last, 3)
+    assert [int.from_bytes(stored.key, "big") for stored in (*first, *second)] == [0, 1, 2, 3, 4]
+    assert answers.page(tmp_path, last, 3) == ([], last)
+    store.put(f"{9:032x}", {"text": "9"})
+    store.flush()
+    [stored], _ = answers.page(tmp_path, last, 3)
+    assert (stored.origin, stored.reply) == (None, '{"text": "9"}')
+    assert answers.add_replies(tmp_path / "other", first) == (3, 3)

@@ -51,7 +51,7 @@ pytest.importorskip("sklearn")
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A refined folder of the sample, with rows that a guard dropped."""
-    lexical = arhn.Lexical()
+    lexical = arhn.Lexical(of_best=0)
     stages = Stages(
         snippets=arhn.Snippets(annotator=lexical),
         ranks=arhn.Ranks(annotator=lexical),

@@ -29,7 +29,7 @@ from arhn_datasets.card import (
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.evidence import canonical_of, evidence_of
 from arhn_datasets.export import table_of
-from arhn_datasets.report import Counts, Report, build_report, changed_rows
+from arhn_datasets.report import Counts, Report, build_report, changed_rows, tables_of
 from tests.conftest import snippet
 
 CONFIGS = {
@@ -199,7 +199,7 @@ def test_the_chart_has_a_light_and_a_dark_image():
 def test_changed_rows_show_each_moved_passage_before_and_after(sample):
     """The query, the labels from and to, the rank and the marked snippet; unmoved negatives are a number."""
     dataset = refined(sample[:20])
-    rows = changed_rows(dataset, 5)
+    rows = changed_rows(tables_of(dataset), 5)
     _, body = rendered(changed=rows)
     assert body.count("**Query:**") == len(rows) == 5
     moved = sum(row["decision"]["relabelled"] + row["decision"]["filtered"] for row in rows)

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import pickle
+import re
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.estimate import estimate
-from arhn_datasets.records import GROUNDED, NO_ANSWER, SNIPPET_STATUSES, Ranking, Snippet
+from arhn_datasets.records import GROUNDED, NO_ANSWER, SNIPPET_STATUSES, Ranking, Snippet, SnippetRequest
 from arhn_datasets.refine import Input, Stages, refine
 from arhn_datasets.testing import Emulator
 from tests.conftest import SAMPLE, SCRIPTS
@@ -118,16 +119,16 @@ def test_a_lexical_screen_compares_with_the_best_positive(negatives, positives, 
     lexical, strong = arhn.Lexical.fitted([row_of(TEXTS, [])]), Known()
     cascade = arhn.Cascade(lexical, strong, floor=floor)
     row = arhn.Snippets(annotator=cascade)(row_of(positives, negatives))
-    whole = arhn.Snippets(annotator=lexical.__class__(frequencies=lexical.frequencies, documents=5, threshold=0))
+    background = tuple(sorted(positives + negatives))
 
     def coverage(text):
-        (snippet,) = whole(row_of([text], []))["positive_snippets"]
-        return float(snippet["detail"].removeprefix("coverage "))
+        return lexical.coverage(
+            SnippetRequest(query=QUERY, passage={"text": text}, task="question", background=background)
+        )
 
     best = max(map(coverage, positives), default=0.0)
     for text, snippet in zip(negatives, row["negative_snippets"], strict=True):
-        if abs(coverage(text) - floor * best) > 0.001:  # coverage as it is printed
-            assert (snippet["detail"] is None) == (coverage(text) > floor * best)
+        assert (snippet["detail"] is None) == (coverage(text) >= floor * best)
     asked = sum(snippet["detail"] is None for snippet in row["negative_snippets"])
     assert len(strong.asked) == (asked + len(positives) if asked or not negatives else 0)
 
@@ -135,7 +136,7 @@ def test_a_lexical_screen_compares_with_the_best_positive(negatives, positives, 
 def test_without_a_floor_the_screens_own_snippets_decide():
     """Its threshold, not the best positive."""
     strong = Known()
-    cascade = arhn.Cascade(arhn.Lexical.fitted([row_of(TEXTS, [])], threshold=0.9), strong, floor=None)
+    cascade = arhn.Cascade(arhn.Lexical.fitted([row_of(TEXTS, [])], threshold=0.95), strong, floor=None)
     arhn.Snippets(annotator=cascade)(row_of([QUERY], TEXTS))
     assert strong.asked == [QUERY, QUERY]
 
@@ -166,7 +167,7 @@ def test_identity_statistics_and_description():
     assert both.statistics() == {"requests": 0, "waiting_for_servers": True, "screened": 0}
     described = arhn.Cascade(arhn.Lexical(), Known()).description()
     assert described["annotator"] == "cascade: lexical baseline, then Known"
-    assert (described["baseline"], described["screen_threshold"], described["screen_floor"]) == (False, 0.3, 0.7)
+    assert (described["baseline"], described["screen_threshold"], described["screen_floor"]) == (False, 0.3, 0.6)
     assert arhn.Cascade(Known(), arhn.Lexical()).baseline
     assert (made[0].awaits, arhn.Cascade(Waiting(), Known()).awaits) == (False, True)
     copy = pickle.loads(pickle.dumps(made[3]))
@@ -219,7 +220,8 @@ def test_it_saves_requests_and_changes_few_labels(sample):
     changed = sum(len(set(one) ^ set(other)) for one, other in zip(alone, found, strict=True))
     assert changed <= 0.01 * sum(len(row["negative_passages"]) for row in sample)
     assert asked["replies"] - whole <= 0.67 * whole
-    assert asked["screened"] >= whole - (asked["replies"] - whole)
+    saved = whole - (asked["replies"] - whole)  # rankings of rows in which the screen flags nothing are among them
+    assert saved - len(sample) <= asked["screened"] <= saved
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])
@@ -278,6 +280,41 @@ def test_the_script_measures_both(monkeypatch, capsys, verdicts):
         (int(floors[floor][0]) for floor in floors), reverse=True
     )
     assert int(alone[2]) >= int(floors["1"][0])
+
+
+def test_it_saves_and_changes_what_its_docstring_states(monkeypatch, capsys):
+    """On the sample, against a perfect strong annotator: the two figures of the docstring, printed by the script."""
+    truth = SAMPLE.with_name("questions.truth.jsonl")
+    printed = measured(monkeypatch, capsys, str(SAMPLE), "--truth", str(truth), "--floors", f"{arhn.Cascade.floor}")
+    (saved, changed) = next(line[3:5] for line in printed if line[:1] == ["floor"])
+    said = " ".join(arhn.Cascade.__doc__.split())
+    stated = re.search(r"on the sample of this package, .*?, (\d+) % and (\d+) %", said)
+    assert (round(float(saved[:-1])), round(float(changed[:-1]))) == tuple(map(int, stated.groups()))
+
+
+def test_where_answers_share_the_words_of_the_query_no_label_changes(monkeypatch, capsys, tmp_path):
+    """Hand-written: half of the requests are saved, and every false negative still leaves."""
+    rows, judged = tmp_path / "rows.jsonl", tmp_path / "truth.jsonl"
+    made, truth = [], []
+    for metal, degrees in (("tin", 232), ("lead", 328), ("zinc", 420), ("gold", 1064)):
+        texts = [
+            f"The temperature at which {metal} melts is {degrees} degrees.",
+            f"{metal.title()} is sold by the kilogram.",
+            "Copper is red.",
+            "Rain fell on the hills all week.",
+            "The harbour was closed in winter.",
+        ]
+        query = f"At what temperature does {metal} melt?"
+        made.append({**row_of([f"{metal.title()} melts at a temperature of {degrees} degrees."], texts, query)})
+        made[-1]["query_id"] = metal
+        negatives = [{"docid": f"n{i}", "relevant": int(i == 0)} for i in range(len(texts))]
+        truth.append({"query_id": metal, "negatives": negatives})
+    for path, lines in ((rows, made), (judged, truth)):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    printed = measured(monkeypatch, capsys, str(rows), "--truth", str(judged), "--floors", f"{arhn.Cascade.floor}")
+    (found,) = [line for line in printed if line[:1] == ["floor"]]
+    assert float(found[3][:-1]) >= 50
+    assert found[4:] == ["0.00%", "4", "0", "0"]
 
 
 def test_the_script_with_a_truth_file(monkeypatch, capsys):

@@ -19,7 +19,7 @@ from arhn_datasets.figures import levels_of, resampled
 from arhn_datasets.folder import open_folder, read_rows
 from arhn_datasets.judged import contains, covered, is_exact, normalised, token_f1
 from arhn_datasets.publication import build_publication
-from arhn_datasets.refine import Input, Stages, refine
+from arhn_datasets.refine import Input, Stages, refine, save
 from arhn_datasets.truth import JUDGED, LABELLED, QRELS, read_truth
 from tests.conftest import SAMPLE, snippet
 
@@ -196,6 +196,40 @@ def test_every_form_of_truth_says_the_same(tmp_path):
         either = {"precision": 0.5, "recall": 0.5, "f1": 0.5, "ci": {"precision": None, "recall": None, "f1": None}}
         assert figures["either"] == either, name
         assert (figures["true_negatives_lost"], figures["relabelled"]["precision"]) == (0.5, 1.0), name
+
+
+def test_the_command_takes_every_form_of_truth(folder, sample, tmp_path, capsys):
+    """Judged negatives, qrels and a second, labelled dataset of the sample: one JSON object, and the same labels."""
+    grades = {
+        (row["query_id"], one["docid"]): one["relevant"]
+        for row in truth_rows()
+        for side in ("positives", "negatives")
+        for one in row[side]
+    }
+    qrels = tmp_path / "qrels.tsv"
+    lines = [f"{query}\t{docid}\t{grade}\n" for (query, docid), grade in grades.items()]
+    qrels.write_text("".join(["query-id\tcorpus-id\tscore\n", *lines]), encoding="utf-8")
+    second = []
+    for row in sample:
+        passages = [*row["positive_passages"], *row["negative_passages"]]
+        sides = {
+            side: [passage for passage in passages if grades[row["query_id"], passage["docid"]] == grade]
+            for grade, side in ((1, "positive_passages"), (0, "negative_passages"))
+        }
+        second.append({"query_id": row["query_id"], "query": row["query"], **sides})
+    found = []
+    for truth in (TRUTH, qrels, written(tmp_path / "second.jsonl", second)):
+        assert cli.evaluate_command([str(folder), str(truth), "--json", "--samples", "20"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        found.append(json.loads(lines[-1])["all"])
+        assert len(lines) == 1
+    for way in WAYS:
+        assert set(found[0][way]) == {"precision", "recall", "f1", "ci"}
+        assert set(found[0][way]["ci"]) == {"precision", "recall", "f1"}
+    for name in (*WAYS, "true_negatives_lost", "kappa", "auc"):
+        assert found[0][name] == found[1][name] == found[2][name] is not None, name
+    assert found[0]["snippets"]["pairs"] > 0
+    assert found[1]["snippets"] is None
 
 
 @pytest.mark.parametrize(
@@ -433,6 +467,44 @@ def test_bootstrap_draws_whole_queries():
         assert samples.std(axis=0) == pytest.approx(few.std(axis=0) * np.sqrt(len(few)), rel=0.1)
     assert (resampled(few, 50, 3) == resampled(few, 50, 3)).all()
     assert (resampled(few, 50, 3) != resampled(few, 50, 4)).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "positive", "values", "policies"),
+    [
+        # a becomes a positive, b leaves, c and d stay: of a and c, which are relevant, one is found.
+        ("verdicts", None, ["better", "worse", "no_match", None], {"relabel": 1, "filter": 2, "relabel+filter": 2}),
+        ("grades", 3, [3, 2, 1, None], {"relabel": 1, "filter": 2, "relabel+filter": 2}),
+    ],
+)
+def test_the_rules_over_verdicts_and_grades_are_evaluated(tmp_path, kind, positive, values, policies):
+    """From a dataset and from its folder, where the policies are those over the same evidence."""
+    import pyarrow as pa
+
+    from arhn_datasets.records import ALL_EVIDENCE_TYPES, PASSAGE_TYPE
+
+    def given(value):
+        return {kind.removesuffix("s"): value, "status": "error" if value is None else "judged", "detail": None}
+
+    row, types = {"query_id": "q", "query": "Which?"}, {"query_id": pa.string(), "query": pa.string()}
+    for side, docids, told in (("positive", "p", [positive]), ("negative", "abcd", values)):
+        row[f"{side}_passages"] = [{"docid": docid, "title": "", "text": f"The {docid}."} for docid in docids]
+        row[f"{side}_{kind}"] = [given(value) for value in told] if positive or side == "negative" else [None]
+        types[f"{side}_passages"] = pa.list_(PASSAGE_TYPE)
+        types[f"{side}_{kind}"] = ALL_EVIDENCE_TYPES[f"{side}_{kind}"]
+    rule = arhn.Relabel(evidence=kind)
+    rows = Dataset(pa.Table.from_pylist([row], pa.schema(types.items()))).map(rule, batched=True)
+    truth = [judged({"a": 1, "b": 0, "c": 1, "d": 0})]
+    save(rows, tmp_path / "refined", transforms=[rule])
+    whole = evaluate(tmp_path / "refined", truth, samples=0, curves=True)
+    assert {name: finding.moved for name, finding in whole.policies.items()} == policies
+    assert {curve.name for curve in whole.curves} == {kind}
+    for found in (whole.total, evaluate(rows, truth, samples=0).total):
+        either, relabelled = found.either, found.relabelled
+        assert (either.precision, either.recall, either.f1) == (0.5, 0.5, 0.5)
+        assert (relabelled.precision, relabelled.recall, relabelled.f1) == (1.0, 0.5, pytest.approx(2 / 3))
+        assert (found.filtered.precision, found.true_negatives_lost, found.kappa) == (0.0, 0.5, 0.0)
+        assert list(found.aucs) == [kind]
 
 
 def test_the_policy_of_the_run_is_one_of_the_operating_points(folder):

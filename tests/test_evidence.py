@@ -19,7 +19,7 @@ from arhn_datasets.evidence import (
     wide_schema,
 )
 from arhn_datasets.records import EVIDENCE_TYPES, PASSAGE_TYPE
-from arhn_datasets.relabeling import Relabel, relabel_row
+from arhn_datasets.relabeling import Relabel
 from tests.conftest import snippet
 
 SCORED = pa.struct([*PASSAGE_TYPE, ("score", pa.float64())])
@@ -47,7 +47,7 @@ def relabelled(draw):
         row["ranking"] = {"status": "ranked", "candidates": 2, "permutations": 1, "agreement": None, "detail": None}
         row["ranking"] = row["ranking"] if ranked else None
         policy = draw(st.sampled_from(["relabel", "filter", "relabel+filter"]))
-        row |= relabel_row(row, Relabel(policy=policy, min_negatives=draw(st.integers(0, 1))))
+        row = Relabel(policy=policy, min_negatives=draw(st.integers(0, 1)))(row)
         rows.append(row)
     subset = draw(st.booleans())
     return table_of_rows([{**row, **({"subset": "s"} if subset else {})} for row in rows], subset, extra)

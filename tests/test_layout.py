@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import re
 import subprocess
@@ -20,15 +21,21 @@ LAYERS = [
     {"errors"},
     {"records"},
     {"columns"},
+    {"moves", "values"},
+    {"passages"},
+    {"schemas"},
     {"prompts", "endpoint", "answers", "background"},
-    {"transform", "annotators"},
+    {"transform", "annotators", "corpora"},
     {"annotation", "testing"},
     {"adapt", "extraction", "ranking", "verdicts", "grading", "scoring", "relabeling"},
     {"evidence", "formats", "rivals"},
     {"report", "progress", "folder"},
     {"chart", "card", "export"},
+    {"inputs", "output"},
+    {"streaming"},
     {"refine"},
-    {"publication", "estimate", "audit", "truth"},
+    {"merging"},
+    {"cluster", "publication", "estimate", "audit", "truth"},
     {"verify", "judged"},
     {"figures"},
     {"evaluation"},
@@ -76,7 +83,7 @@ PUBLIC = {
     "verify",
     "with_evidence",
 }
-HEAVY = {"aiohttp", "datasets", "huggingface_hub", "matplotlib", "pandas", "sklearn", "tenacity", "torch"}
+HEAVY = {"aiohttp", "datasets", "huggingface_hub", "matplotlib", "pandas", "ray", "sklearn", "tenacity", "torch"}
 HEAVY |= {"transformers", "yaml"}
 
 
@@ -87,7 +94,12 @@ def module_of(path):
 
 def imports_of(path):
     """The modules of the package that a file imports, in any spelling."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    gc.disable()  # what is finalised while it parses can end Python 3.11's parser
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative imports hide their layer"
             if node.module == "arhn_datasets":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -328,3 +329,26 @@ def test_no_more_than_a_few_begin_in_one_turn_of_the_loop():
         assert log == sorted(log)
 
     asyncio.run(main())
+
+
+def test_what_was_frozen_ends_in_the_order_in_which_it_was_made():
+    """A loop ends before its sockets also where one of several generations was frozen: else its end fails."""
+    ended = []
+
+    class Part:
+        def __init__(self, name):
+            self.name = name
+
+        def __del__(self):
+            ended.append(self.name)
+
+    gc.collect()
+    owner = Part("owner")
+    gc.collect(0)  # older by a generation than what it owns
+    owner.owned = Part("owned")
+    owner.owned.owner = owner
+    turns = Turns()
+    with turns:
+        del owner
+    gc.collect()
+    assert ended == ["owner", "owned"]

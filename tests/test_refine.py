@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
 import arhn_datasets as arhn
-from arhn_datasets import refine as refining
+from arhn_datasets import inputs, output
 from arhn_datasets.errors import InputError, OutputError, SchemaError
 from arhn_datasets.folder import is_refined, read_rows
-from arhn_datasets.refine import Input, Stages, check_output, refine
+from arhn_datasets.inputs import Input
+from arhn_datasets.output import check_output
+from arhn_datasets.refine import Stages, refine
 
 
 def stages(annotator=None, **options):
@@ -123,7 +126,7 @@ def test_rows_that_a_guard_drops_are_kept_apart(jsonl, tmp_path, sample):
 
 def test_large_results_are_sharded(jsonl, tmp_path, monkeypatch, sample):
     """Shards are named as on the Hub and hold all rows in order."""
-    monkeypatch.setattr(refining, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr(sys.modules["arhn_datasets.export"], "SHARD_BYTES", 40_000)  # the name is a function
     done = refine(Input(name=str(jsonl)), tmp_path / "out", stages(), num_proc=2, batch_size=7)
     names = sorted(path.name for path in (done.path / "data").iterdir())
     assert len(names) > 2
@@ -164,14 +167,14 @@ def test_a_failed_rename_or_write_leaves_the_old_run(jsonl, tmp_path, monkeypatc
     """When the new folder cannot take its place, the old one is back and no temporary folder is left."""
     out = tmp_path / "out"
     refine(Input(name=str(jsonl), limit=2), out, stages())
-    rename = refining.Path.rename
+    rename = output.Path.rename
 
     def failing(path, target):
         if path.name.startswith(".out-") and "old" not in path.name:
             raise OSError("no space left on device")
         return rename(path, target)
 
-    monkeypatch.setattr(refining.Path, "rename", failing)
+    monkeypatch.setattr(output.Path, "rename", failing)
     with pytest.raises(OutputError, match="no space left on device"):
         refine(Input(name=str(jsonl), limit=3), out, stages())
     assert len(list(read_rows(out))) == 2
@@ -180,7 +183,7 @@ def test_a_failed_rename_or_write_leaves_the_old_run(jsonl, tmp_path, monkeypatc
 
 def test_no_permission_is_told_before_any_work(jsonl, tmp_path, monkeypatch):
     """The message names the folder in which nothing may be written."""
-    monkeypatch.setattr(refining.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(output.os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="no permission in"):
         refine(Input(name=str(jsonl)), tmp_path / "deep" / "out", stages())
 
@@ -234,7 +237,7 @@ def test_a_hub_id_is_pinned_to_a_commit(monkeypatch, sample):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: Info())
-    _, provenance = refining.load_input(Input(name="user/rows", config="c"))
+    _, provenance = inputs.load_input(Input(name="user/rows", config="c"))
     assert asked == [("user/rows", "c", "c0ffee")]
     assert (provenance["kind"], provenance["name"], provenance["revision"]) == ("hub", "user/rows", "c0ffee")
 
@@ -242,7 +245,7 @@ def test_a_hub_id_is_pinned_to_a_commit(monkeypatch, sample):
         raise ConnectionError
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    assert refining.load_input(Input(name="user/rows", revision="v1"))[1]["revision"] == "v1"
+    assert inputs.load_input(Input(name="user/rows", revision="v1"))[1]["revision"] == "v1"
 
 
 def test_a_run_through_an_endpoint_records_the_model_and_no_secret(server, jsonl, tmp_path):
@@ -289,7 +292,7 @@ def test_the_terms_of_a_hub_source_are_recorded(monkeypatch, sample):
         tags, card_data = ["license:cc-by-4.0", "language:en", "language:de", "other"], None
 
     def read():
-        return refining.load_input(Input(name="user/rows"))[1]
+        return inputs.load_input(Input(name="user/rows"))[1]
 
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: DatasetDict({"train": Dataset.from_list(sample[:1])})

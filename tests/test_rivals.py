@@ -19,10 +19,11 @@ from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence import canonical_of, evidence_of, join_evidence
 from arhn_datasets.folder import open_folder
 from arhn_datasets.formats import Options, table_of
+from arhn_datasets.moves import EVIDENCE_KINDS
 from arhn_datasets.publication import build_publication
 from arhn_datasets.records import ALL_EVIDENCE_TYPES, BETTER, NO_MATCH, PASSAGE_TYPE, WORSE
 from arhn_datasets.refine import save
-from arhn_datasets.relabeling import EVIDENCE_KINDS, GUARDS, POLICIES
+from arhn_datasets.relabeling import GUARDS, POLICIES
 from arhn_datasets.rivals import METHODS, REFERENCE_SCORES, RULES, rule_of
 from arhn_datasets.verify import verify_folder
 from tests.conftest import snippet
@@ -444,6 +445,21 @@ def test_too_many_matches_drop_the_row():
     assert letters(many) == "-" * 10
     few = rule(judged_row("verdict", [None], [BETTER] * 4 + [WORSE] * 4 + [NO_MATCH]))
     assert letters(few) == "pppp-----"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "kept"),
+    [
+        ({"policy": "filter", "max_matches": 0}, "-----", False),  # "remove": a row with any match goes
+        ({"policy": "filter", "max_matches": 8}, "fff--", True),  # "hn_remove": the matches leave the negatives
+        ({"policy": "relabel", "max_matches": 8}, "pp---", True),  # "rlhn" of the matches that are no worse
+    ],
+)
+def test_the_techniques_of_rlhn_by_hand(options, expected, kept):
+    """A query with two negatives at least as good as the positive and one that is worse, as in the paper's method."""
+    row = judged_row("verdict", [None], [BETTER, BETTER, WORSE, NO_MATCH, NO_MATCH])
+    result = arhn.Relabel(evidence="verdicts", **options)(row)
+    assert (letters(result), arhn.is_kept(result)) == (expected, kept)
 
 
 def test_the_identity_of_arhn_is_what_it_was():

@@ -120,12 +120,12 @@ def test_columns_are_typed_when_the_first_rows_hold_only_nulls(batched, row):
     """A thousand rows without any snippet, then one with: the types are those of the evidence all along."""
     empty = {**row, "query": "zzz qqq", "positive_passages": row["positive_passages"][:1], "negative_passages": []}
     dataset = Dataset.from_list([{**empty, "query_id": str(i)} for i in range(1100)] + [row])
-    for transform in stages(arhn.Lexical()):
+    for transform in stages(arhn.Lexical(of_best=0)):
         dataset = dataset.map(transform, batched=batched)
     passages = dataset.features.arrow_schema.field("negative_passages").type  # older pyarrow sorts the fields of dicts
     for column, type in {**EVIDENCE_TYPES, "filtered_passages": passages}.items():
         assert dataset.features.arrow_schema.field(column).type == type, column
-    assert dataset[1100]["decision"]["relabelled"] == 1
+    assert dataset[1100]["decision"]["relabelled"] == 2
     assert set(evidence_features()) == set(EVIDENCE_TYPES)
 
 
@@ -314,7 +314,7 @@ def test_without_configuration_the_error_says_the_three_ways(row):
     for way in ("export ARHN_ENDPOINT=", "with_options(endpoint=", "with_options(annotator="):
         assert way in str(raised.value)
     with pytest.raises(errors.ConfigurationError, match=r"arhn\.ranks"):
-        Dataset.from_list([arhn.Snippets(annotator=arhn.Lexical())(row)]).map(arhn.ranks)
+        Dataset.from_list([arhn.Snippets(annotator=arhn.Lexical(of_best=0))(row)]).map(arhn.ranks)
 
 
 def test_the_environment_configures_the_instances(row, server, monkeypatch):
@@ -323,7 +323,7 @@ def test_the_environment_configures_the_instances(row, server, monkeypatch):
     monkeypatch.setenv("ARHN_ENDPOINT", f"{server.url}, {server.url}/v1")
     monkeypatch.setenv("ARHN_API_KEY", "secret")
     dataset = Dataset.from_list([row]).map(arhn.snippets).map(arhn.ranks).map(arhn.relabel)
-    assert dataset[0]["decision"]["relabelled"] == 1
+    assert dataset[0]["decision"]["relabelled"] == 2
     assert arhn.snippets.identity()["annotator"]["model"] == "some/model"
     monkeypatch.setenv("ARHN_MODEL", "another/model")
     with pytest.raises(errors.ConfigurationError, match="serves the model 'some/model', and 'another/model' was asked"):

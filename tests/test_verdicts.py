@@ -169,10 +169,14 @@ def test_an_annotator_without_verdicts(row):
 
 
 def test_the_lexical_baseline_gives_verdicts(row):
-    """Better is as good as the best positive or above it, by its own figure."""
-    result = arhn.Verdicts(annotator=arhn.Lexical(threshold=0.1))(row)
-    assert told(result) == ["better", "worse", "no_match"]
+    """Better is as good as the best positive or above it, by its own figure; a passage below is worse, or no match."""
+    lexical = arhn.Lexical(threshold=0.1, of_best=0)
+    result = arhn.Verdicts(annotator=lexical)(row)
+    assert told(result) == ["better", "better", "no_match"]
     assert set(told(result, "status")) == {"judged"}
+    full = {**row, "positive_passages": [{"docid": "p", "title": "Tin", "text": row["query"]}]}
+    assert told(arhn.Verdicts(annotator=lexical)(full)) == ["worse", "worse", "no_match"]
+    assert told(arhn.Verdicts(annotator=arhn.Lexical(of_best=0.9))(full)) == ["worse", "no_match", "no_match"]
 
 
 # -- the cascade ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from arhn_datasets import cli
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder import open_folder, read_rows, read_tables, sha256_of
 from arhn_datasets.publication import build_publication
+from arhn_datasets.records import PASSAGE_TYPE, SNIPPET_TYPE
 from arhn_datasets.refine import Input, Stages, refine
 from arhn_datasets.verify import (
     _Stored,
@@ -34,6 +35,7 @@ from arhn_datasets.verify import (
     wrong_labels,
 )
 from tests.conftest import SAMPLE
+from tests.test_evidence import in_other_buffers
 
 
 def refined(folder, source=SAMPLE, **options):
@@ -635,6 +637,53 @@ def test_stored_rows_are_compared_across_files(rows, takes, tmp_path_factory):
         assert difference is None
         first += take
     assert (stored.difference(None) is None) == (first == total)
+
+
+WORDS = st.text("aé€\U0001f600 ", max_size=4)
+PLACES = st.none() | st.integers(-1, 6)
+SNIPPETS = st.fixed_dictionaries(
+    {
+        "snippet": st.none() | WORDS,
+        "start": PLACES,
+        "end": PLACES,
+        "field": st.sampled_from(["text", "text", "title", "docid", None]),
+        "status": st.sampled_from(["grounded", "grounded", "grounded", "no_answer"]),
+    }
+)
+PASSAGES = st.fixed_dictionaries({"docid": st.just("d"), "title": st.none() | WORDS, "text": st.none() | WORDS})
+
+
+@given(
+    rows=st.lists(st.none() | st.lists(st.tuples(PASSAGES, SNIPPETS), max_size=3), max_size=4),
+    kind=st.sampled_from(["plain", "sliced", "chunked", "large"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_snippets_are_sought_in_characters(rows, kind):
+    """As Python slices the text, whatever bytes its characters have; nulls, offsets past the end, any memory layout."""
+    columns = {column: [] for side in EMPTY for column in (f"{side}_passages", f"{side}_snippets")}
+    expected = []
+    for at, pairs in enumerate(rows):
+        for side in EMPTY:
+            there = side == "negative"
+            passages = [{"text": "without evidence"}] if pairs is None else [p for p, _ in pairs]
+            columns[f"{side}_passages"].append(passages if there else [])
+            columns[f"{side}_snippets"].append((None if pairs is None else [s for _, s in pairs]) if there else [])
+        for passage, snippet in pairs or ():
+            text = passage.get(snippet["field"]) if snippet["field"] in ("text", "title") else None
+            words, start, end = (snippet[name] for name in ("snippet", "start", "end"))
+            if snippet["status"] != "grounded":
+                if any(snippet[name] is not None for name in ("snippet", "start", "end", "field")):
+                    expected.append((at, "none were expected"))
+            elif None in (text, words, start, end) or not 0 <= start < end:
+                expected.append((at, "words and their place"))
+            elif text[start:end] != words:
+                expected.append((at, "where there is"))
+    types = {"passages": pa.list_(PASSAGE_TYPE), "snippets": pa.list_(SNIPPET_TYPE)}
+    table = pa.table({name: pa.array(values, types[name.split("_")[1]]) for name, values in columns.items()})
+    found = sorted(ungrounded_snippets(in_other_buffers(table, kind)))
+    assert [row for row, _ in found] == sorted(row for row, _ in expected)
+    for row, message in found:
+        assert any(row == at and said in message for at, said in expected)
 
 
 @given(data=st.data())

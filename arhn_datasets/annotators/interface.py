@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from arhn_datasets.errors import ConfigurationError
@@ -94,6 +95,21 @@ class Annotator(ABC):
 
         ``stage`` is "snippets", "ranks", "verdicts" or "grades".
         """
+
+    def shared_by(self, processes: int) -> Annotator:
+        """The same annotator for each of so many processes, that together ask no more at once than this one alone.
+
+        Its identity is the same. By default, for an annotator without limits to share, itself.
+        """
+        return self
+
+    def most_processes(self) -> int | None:
+        """How many processes may share it without going beyond a limit; None for any number."""
+        return None
+
+    def kept_at(self, place: Callable[[Path], Path]) -> Annotator:
+        """The same annotator with its stores of replies, if it has any, where ``place`` says for the folder of each."""
+        return self
 
     def statistics(self) -> dict[str, Any]:
         """What was asked so far in this process, for the progress bar and ``run.json``; empty for none."""

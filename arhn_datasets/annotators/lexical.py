@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import groupby
-from typing import Any, ClassVar
+from functools import cached_property, lru_cache
+from itertools import groupby, pairwise
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from arhn_datasets.annotators.cues import cue_of
 from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.words import on_one_line, scaffold, sentences, sequence, stemmer, terms
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.records import (
     BETTER,
@@ -38,28 +38,37 @@ from arhn_datasets.records import (
     text_of,
 )
 
-VERSION = 1  # raised whenever the same text gets another figure
-FITTED_THRESHOLD, ROW_THRESHOLD = 0.4, 0.3
-DECIMALS = 9  # figures are compared rounded, so that the order of a sum cannot break a tie
+K = TypeVar("K")
 
-_WORD = re.compile(r"\w+")
-# Ends of sentences: a stop before white space and a new start, a stop of scripts without spaces, an empty line.
-_SENTENCE_END = re.compile(
-    r"(?<![.!?…])[.!?…]+[\"'”’»)\]]*(?=\s+[\"'“‘«(\[]*[^\W_a-z])|[。！？｡؟।]+[」』”）)]*|\n\s*\n"
-)
+_STOPS = ("", *".!?…。！？｡؟।")  # of a sentence; and no first line at all
+_CLOSING = " \t\r\"'”’»)]」』）"
+
+VERSION = 2  # raised whenever the same text gets another figure
+THRESHOLD, OF_BEST = 0.3, 0.85
+ORDER = 0.15  # the part of the figure that pairs of neighbouring terms have
+CUE = 0.3  # the part of the figure that the form of the sentence has, where the question tells which
+DECIMALS = 9  # figures are compared rounded, so that the order of a sum cannot break a tie
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Lexical(Annotator):
-    """Best sentence by IDF-weighted coverage of the query's terms; the ranking is by the same figure.
+    """Best sentence by weighted coverage of the query's terms; the ranking is by the same figure.
 
-    It cannot tell a passage that answers from one that talks about the subject, so its labels are a baseline to
-    compare an LLM with, or a way to try the pipeline without one.
+    A term weighs the geometric mean of its IDF in the collection and in the row: what all passages of a row hold tells
+    none of them from another. The figure of a sentence is the share of the query's weight that it covers; neighbouring
+    terms of the query that stand side by side count too (the sequential dependence model of Metzler and Croft, SIGIR
+    2005), and so does the form that the question asks for (a number, a date, a definition). A passage answers when its
+    best sentence reaches a share of the figure of the row's best passage.
+
+    It measures words and cannot tell a passage that answers from one that talks about the subject in the same words, so
+    its labels are a baseline to compare an LLM with, or a way to try the pipeline without one.
 
     Args:
-        threshold: Share of the query's IDF mass that a sentence must cover to be a snippet, from 0 to 1; below it the
-            passage has ``no_answer``. By default 0.4 with ``frequencies`` and 0.3 without.
+        threshold: The least figure of a snippet, from 0 to 1; below it the passage has ``no_answer``.
+        of_best: The least share of the best figure in the row, from 0 to 1. It applies where the passage is one of the
+            row's; 0 for the threshold alone.
         language: Snowball stemmer for the terms, ``None`` for none. Scripts without spaces are compared in bigrams.
+            The words of which questions are built, and the forms that they ask for, are known for English.
         frequencies: Document frequency of each term, from :meth:`fitted`. Without them the passages of the row are
             the collection, which is a poor one.
         documents: Size of that collection, in passages.
@@ -71,19 +80,19 @@ class Lexical(Annotator):
     awaits: ClassVar[bool] = False
     baseline: ClassVar[bool] = True
 
-    threshold: float | None = None
+    threshold: float = THRESHOLD
+    of_best: float = OF_BEST
     language: str | None = "english"
     frequencies: Mapping[str, int] | None = field(default=None, repr=False)
     documents: int = 0
 
     def __post_init__(self) -> None:
-        if self.threshold is None:
-            object.__setattr__(self, "threshold", ROW_THRESHOLD if self.frequencies is None else FITTED_THRESHOLD)
-        if not 0 <= self._least <= 1:
-            raise ConfigurationError(f"threshold is {self.threshold}; a share from 0 to 1 was expected.")
+        for name, share in (("threshold", self.threshold), ("of_best", self.of_best)):
+            if not 0 <= share <= 1:
+                raise ConfigurationError(f"{name} is {share}; a share from 0 to 1 was expected.")
         if self.frequencies is not None and self.documents < 1:
             raise ConfigurationError("frequencies were given without documents; use Lexical.fitted(dataset).")
-        _stemmer(self.language)
+        stemmer(self.language)
 
     @classmethod
     def fitted(cls, rows: Iterable[Mapping[str, Any]], **options: Any) -> Lexical:
@@ -101,77 +110,49 @@ class Lexical(Annotator):
         return cls(frequencies=dict(frequencies), documents=max(1, len(seen)), **options)
 
     async def snippet(self, request: SnippetRequest) -> Snippet:
-        """The sentence that covers most of the query; the first of equals."""
-        weights = self._weights(request.query, request.background)
-        name = _field_of(request.passage)
+        """The sentence of the highest figure; the first of equals."""
+        row, name = self._row(request), _field_of(request.passage)
         text = str(request.passage.get(name) or "")
-        best, span = -1.0, (0, 0)
-        for start, end in sentences(text):
-            figure = self._coverage(text[start:end], weights)
-            if figure > best:
-                best, span = figure, (start, end)
-        if best < self._least or best <= 0:
-            return Snippet(status=NO_ANSWER, detail=f"coverage {max(best, 0):.3f}")
-        start, end = span
-        return Snippet(
-            status=GROUNDED, snippet=text[start:end], start=start, end=end, field=name, detail=f"coverage {best:.3f}"
-        )
+        figure, start, end = row.best_in(text)
+        detail = f"coverage {figure:.3f}"
+        if not self._answers(figure, text_of(request.passage), row):
+            return Snippet(status=NO_ANSWER, detail=detail)
+        return Snippet(status=GROUNDED, snippet=text[start:end], start=start, end=end, field=name, detail=detail)
 
     async def ranking(self, request: RankingRequest) -> Ranking:
-        """The candidates by the coverage of their best sentence; equal figures share a tier."""
-        weights = self._weights(request.query, request.background)
-        figures = [
-            max((self._coverage(text[start:end], weights) for start, end in sentences(text)), default=0.0)
-            for text in request.candidates
-        ]
+        """The candidates by the figure of their best sentence; equal figures share a tier."""
+        row = self._row(request)
+        figures = [row.figure_of(text) for text in request.candidates]
         order = sorted(range(len(figures)), key=lambda i: -figures[i])
         tiers = tuple(tuple(tier) for _, tier in groupby(order, key=lambda i: figures[i]))
         return Ranking(status=RANKED, tiers=tiers)
 
-    def coverage(self, request: SnippetRequest) -> float:
-        """The share of the query's IDF mass that the best sentence of the passage covers."""
-        weights = self._weights(request.query, request.background)
-        text = str(request.passage.get(_field_of(request.passage)) or "")
-        return max((self._coverage(text[start:end], weights) for start, end in sentences(text)), default=0.0)
+    def coverage(self, request: SnippetRequest | GradeRequest) -> float:
+        """The figure of the best sentence of the passage."""
+        return self._row(request).best_in(str(request.passage.get(_field_of(request.passage)) or "")).figure
 
     async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
-        """A candidate with a snippet is ``better`` where that ranks with the best positive or above it."""
-        snippets = [await self._snippet_in(text, request) for text in (*request.positives, *request.candidates)]
-        held = [i for i, snippet in enumerate(snippets) if snippet.status == GROUNDED]
-        ranking = await self.ranking(
-            RankingRequest(
-                query=request.query,
-                candidates=tuple(str(snippets[i].snippet) for i in held),
-                task=request.task,
-                background=request.background,
-            )
-        )
-        tier_of = {held[at]: number for number, tier in enumerate(ranking.tiers) for at in tier}
-        first, none = len(request.positives), len(held)
-        best = min((tier_of.get(i, none) for i in range(first)), default=none)
+        """A candidate with a snippet is ``better`` where its figure is that of the best positive or above it."""
+        row = self._row(request)
+        figures = {text: row.figure_of(text) for text in (*request.positives, *request.candidates)}
+        answers = {text for text, figure in figures.items() if self._answers(figure, text, row)}
+        best = max((figures[text] for text in request.positives if text in answers), default=0.0)
         return tuple(
             Verdict(
                 status=JUDGED,
-                verdict=NO_MATCH if i not in tier_of else BETTER if tier_of[i] <= best else WORSE,
-                detail=snippets[i].detail,
+                verdict=NO_MATCH if text not in answers else BETTER if figures[text] >= best else WORSE,
+                detail=f"coverage {figures[text]:.3f}",
             )
-            for i in range(first, len(snippets))
+            for text in request.candidates
         )
 
     async def grade(self, request: GradeRequest) -> Grade:
-        """0 without a snippet, else 1 to 3 by the third of the way from the threshold to full coverage."""
-        snippet = await self._snippet_in(request.passage, request)
-        if snippet.status != GROUNDED:
-            return Grade(status=JUDGED, grade=0, detail=snippet.detail)
-        covered = self._coverage(str(snippet.snippet), self._weights(request.query, request.background))
-        share = (covered - self._least) / (1 - self._least) if self._least < 1 else 1.0
-        return Grade(status=JUDGED, grade=min(3, 1 + math.floor(3 * max(0.0, share))), detail=snippet.detail)
-
-    async def _snippet_in(self, shown: Passage | str, request: VerdictRequest | GradeRequest) -> Snippet:
-        passage = {"title": "", "text": shown} if isinstance(shown, str) else shown
-        return await self.snippet(
-            SnippetRequest(query=request.query, passage=passage, task=request.task, background=request.background)
-        )
+        """0 without a snippet, else 1 to 3 by the third of the way from the threshold to the full figure."""
+        figure, grade = self.coverage(request), 0
+        if self._answers(figure, text_of(request.passage), self._row(request)):
+            share = (figure - self.threshold) / (1 - self.threshold) if self.threshold < 1 else 1.0
+            grade = min(3, 1 + math.floor(3 * share))
+        return Grade(status=JUDGED, grade=grade, detail=f"coverage {figure:.3f}")
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The parameters, and a hash of the term statistics."""
@@ -180,6 +161,7 @@ class Lexical(Annotator):
             "annotator": "lexical",
             "version": VERSION,
             "threshold": self.threshold,
+            "of_best": self.of_best,
             "language": self.language,
             "statistics": statistics,
         }
@@ -190,73 +172,125 @@ class Lexical(Annotator):
             "annotator": "lexical baseline",
             "baseline": True,
             "threshold": self.threshold,
+            "of_best": self.of_best,
             "language": self.language,
             "fitted_on_passages": self.documents or None,
         }
 
-    @property
-    def _least(self) -> float:
-        assert self.threshold is not None  # set in __post_init__
-        return self.threshold
+    def _row(self, request: SnippetRequest | RankingRequest | VerdictRequest | GradeRequest) -> _Row:
+        return _row(self, request.query, request.background)
 
-    def _weights(self, query: str, background: tuple[str, ...]) -> dict[str, float]:
-        """The share of each query term in the query's IDF mass."""
-        wanted = sorted(terms(query, self.language))
-        if self.frequencies is None:
-            collection = [terms(text, self.language) for text in dict.fromkeys(background)]
-            size, counts = len(collection), {term: sum(term in found for found in collection) for term in wanted}
-        else:
-            size, counts = self.documents, {term: self.frequencies.get(term, 0) for term in wanted}
-        # A term that no passage holds tells none from another; its weight would only make every coverage small.
-        held = [term for term in wanted if counts[term]]
-        idf = {term: math.log(1 + (size - counts[term] + 0.5) / (counts[term] + 0.5)) for term in held}
-        mass = sum(idf.values())
-        return {term: value / mass for term, value in idf.items()} if mass else {}
-
-    def _coverage(self, sentence: str, weights: Mapping[str, float]) -> float:
-        found = terms(sentence, self.language)
-        return round(sum(weight for term, weight in weights.items() if term in found), DECIMALS)
+    def _answers(self, figure: float, text: str, row: _Row) -> bool:
+        """Whether the figure of a passage is one of an answer; ``text`` tells whether it is one of the row."""
+        least = max(self.threshold, self.of_best * row.best if row.holds(text) else 0.0)
+        return figure > 0 and figure >= least
 
 
-@lru_cache(maxsize=16384)
-def terms(text: str, language: str | None = "english") -> frozenset[str]:
-    """The distinct terms of ``text``: folded, stemmed words, and bigrams where a script has no spaces."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return frozenset(term for word in _WORD.findall(folded) for term in _terms_of_word(word, language))
+class _Best(NamedTuple):
+    """The best sentence of a text, and its figure."""
+
+    figure: float
+    start: int = 0
+    end: int = 0
 
 
-def sentences(text: str) -> list[tuple[int, int]]:
-    """The sentences of ``text`` as start and end offsets, without surrounding white space."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    spans = []
-    for start, end in zip([0, *ends], [*ends, len(text)], strict=True):
-        piece = text[start:end]
-        inner = piece.strip()
-        if inner:
-            first = start + piece.index(inner[0])
-            spans.append((first, first + len(inner)))
-    return spans
+class _Row:
+    """A query beside the passages of its row: what its terms weigh there, and how well a text covers them."""
+
+    def __init__(self, annotator: Lexical, query: str, background: tuple[str, ...]) -> None:
+        self._language = annotator.language
+        self._cue = cue_of(query, self._language)
+        self._bests: dict[str, _Best] = {}
+        self._passages = {on_one_line(text): text for text in background}
+        every = sequence(query, self._language)
+        asked = tuple(term for term in every if term not in scaffold(self._language)) or every
+        self._weights = self._weigh(annotator, sorted(set(asked)))
+        pairs = (pair for pair in pairwise(asked) if pair[0] != pair[1] and self._weights.keys() >= set(pair))
+        self._pairs = _shares({pair: min(self._weights[pair[0]], self._weights[pair[1]]) for pair in pairs})
+
+    def best_in(self, text: str) -> _Best:
+        """The best sentence; the first of equals."""
+        found = self._bests.get(text)
+        if found is None:
+            figures = (
+                _Best(self._figure(text[start:end], terms), start, end)
+                for start, end, terms in _read(text, self._language)
+            )
+            found = self._bests[text] = max(figures, key=lambda one: one.figure, default=_Best(0.0))
+        return found
+
+    def figure_of(self, shown: str) -> float:
+        """The figure of a text as it is shown to be ranked: of a passage of the row, title and all, or of words."""
+        known = self._passages.get(on_one_line(shown))
+        return self.best_in(shown if known is None else _body(known)).figure
+
+    def holds(self, text: str) -> bool:
+        """Whether this is the text of a passage of the row."""
+        return on_one_line(text) in self._passages
+
+    @cached_property
+    def best(self) -> float:
+        """The highest figure of a passage of the row."""
+        return max((self.best_in(_body(text)).figure for text in self._passages.values()), default=0.0)
+
+    def _figure(self, sentence: str, read: tuple[str, ...]) -> float:
+        """The figure of a sentence, which has the terms ``read``."""
+        figure = sum(weight for term, weight in self._weights.items() if term in read)
+        if not figure:
+            return 0.0
+        if self._pairs:
+            there = set(pairwise(term for term in read if term not in scaffold(self._language)))
+            beside = sum(weight for pair, weight in self._pairs.items() if pair in there)
+            figure = (1 - ORDER) * figure + ORDER * beside
+        if self._cue is not None:
+            figure = (1 - CUE) * figure + CUE * self._cue(sentence, self._weights)
+        return round(figure, DECIMALS)
+
+    def _weigh(self, annotator: Lexical, asked: list[str]) -> dict[str, float]:
+        """The share of each term in the weight of the query; a term that no passage holds tells none from another."""
+        row = [terms(text, self._language) for text in self._passages.values()]
+        found = {}
+        for term in asked:
+            here = sum(term in held for held in row)
+            idf = [_idf(here, len(row))] if row else []
+            if annotator.frequencies is not None:
+                there = annotator.frequencies.get(term, 0)
+                idf.append(_idf(there, annotator.documents) if there else 0.0)
+            if (here or not row) and idf:
+                found[term] = math.prod(idf) ** (1 / len(idf))
+        return _shares(found)
 
 
-@lru_cache(maxsize=65536)
-def _terms_of_word(word: str, language: str | None) -> tuple[str, ...]:
-    if not word.isascii() and any("\u3040" <= c <= "\u9fff" or "\uf900" <= c <= "\ufaff" for c in word):
-        return tuple(word[i : i + 2] for i in range(max(1, len(word) - 1)))
-    stemmer = _stemmer(language)
-    return (stemmer.stemWord(word) if stemmer else word,)
+@lru_cache(maxsize=32)
+def _row(annotator: Lexical, query: str, background: tuple[str, ...]) -> _Row:
+    """The row of a request: its requests come one after the other."""
+    return _Row(annotator, query, background)
 
 
-@lru_cache(maxsize=8)
-def _stemmer(language: str | None) -> Any:
-    import snowballstemmer
+@lru_cache(maxsize=4096)
+def _read(text: str, language: str | None) -> list[tuple[int, int, tuple[str, ...]]]:
+    """Start, end and terms of each sentence."""
+    return [(start, end, sequence(text[start:end], language)) for start, end in sentences(text)]
 
-    if language is None:
-        return None
-    try:
-        return snowballstemmer.stemmer(language)
-    except KeyError:
-        known = ", ".join(snowballstemmer.algorithms())
-        raise ConfigurationError(f"There is no stemmer for {language!r}; expected one of {known}, or None.") from None
+
+def _body(text: str) -> str:
+    """Title and text of a passage without the title: a first line that ends like no sentence, and is no paragraph.
+
+    :func:`~arhn_datasets.records.text_of` does not say whether there was a title.
+    """
+    title, _, rest = text.partition("\n")
+    ends = title.rstrip(_CLOSING)[-1:] in _STOPS
+    return text if ends or rest.startswith("\n") or not rest.strip() else rest
+
+
+def _shares(weights: dict[K, float]) -> dict[K, float]:
+    """The weights as shares of their sum, without those of nothing."""
+    total = sum(weights.values())
+    return {one: weight / total for one, weight in weights.items() if weight} if total else {}
+
+
+def _idf(held: int, documents: int) -> float:
+    return math.log(1 + (documents - held + 0.5) / (held + 0.5))
 
 
 def _field_of(passage: Passage) -> str:

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -271,6 +272,14 @@ class LLMAnnotator(Annotator):
             store.put(key, vars(completion), model=model["model"], revision=model.get("revision"))
         return completion
 
+    def kept_at(self, place: Callable[[Path], Path]) -> Annotator:
+        """The same annotator with its store of replies in the folder that ``place`` gives for it; none stays none."""
+        directory = self._directory()
+        return replace(self, cache="none" if directory is None else place(directory))
+
+    def _directory(self) -> Path | None:
+        return default_directory() if self.cache is None else directory_of(self.cache)
+
     def _store(self) -> Answers | None:
         named = os.environ.get("ARHN_CACHE") if self.cache is None else self.cache  # a notebook may set another one
         known: WeakKeyDictionary[LLMAnnotator, tuple[object, Answers | None]] = background.resource(
@@ -278,8 +287,7 @@ class LLMAnnotator(Annotator):
         )
         found = known.get(self)
         if found is None or found[0] != named:
-            directory = default_directory() if self.cache is None else directory_of(self.cache)
-            store = None
+            directory, store = self._directory(), None
             if directory is not None:
                 store = background.resource(("answers", str(directory)), lambda: Answers(directory))
             found = known[self] = named, store

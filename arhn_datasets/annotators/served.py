@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from arhn_datasets import background
+from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.llm import LLMAnnotator, stored_replies
 from arhn_datasets.endpoint import (
     APIS,
@@ -22,7 +23,7 @@ from arhn_datasets.endpoint import (
     base_url,
     shown_url,
 )
-from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.errors import ConfigurationError, EndpointError
 
 if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
@@ -49,6 +50,8 @@ class Endpoint(LLMAnnotator):
         deadline: Seconds for all attempts of a request, waiting for an overloaded or absent server included.
         give_up_after: Seconds without any server that answers before the run ends.
         concurrency: Requests in flight for each server; by default just below the server's own limit.
+        processes: How many processes share the servers, on one machine or on many: each takes that part of
+            ``concurrency``, or of the server's own limit, rounded down, and at least one request.
         attempts: Tries for each request, the first included; none is used up by an overloaded or absent server.
         backoff: Seconds before the second try, doubled and jittered after.
 
@@ -67,6 +70,7 @@ class Endpoint(LLMAnnotator):
     deadline: float = 3600.0
     give_up_after: float = 600.0
     concurrency: int | None = None
+    processes: int = 1
     attempts: int = 6
     backoff: float = 0.5
 
@@ -87,10 +91,9 @@ class Endpoint(LLMAnnotator):
                 raise ConfigurationError(f"{name} is {getattr(self, name)}; a number of seconds above 0 was expected.")
         if not 0 <= self.backoff < float("inf"):
             raise ConfigurationError(f"backoff is {self.backoff}; a number of seconds, 0 or more, was expected.")
-        if self.attempts < 1 or (self.concurrency is not None and self.concurrency < 1):
-            raise ConfigurationError(
-                f"attempts is {self.attempts} and concurrency is {self.concurrency}; both have to be 1 or more."
-            )
+        for name in ("attempts", "concurrency", "processes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; a number from 1 was expected.")
 
     def __repr__(self) -> str:
         where = tuple(shown_url(url) for url in self.urls) if self.client is None else "a client"
@@ -125,6 +128,23 @@ class Endpoint(LLMAnnotator):
                     f"Name the one that is served, or leave {name} out to take it."
                 )
         return served
+
+    def shared_by(self, processes: int) -> Annotator:
+        """This annotator with one of ``processes`` parts of its limit, and with the key that this process has."""
+        api_key = self.api_key or os.environ.get("ARHN_API_KEY")  # another machine has another environment
+        return replace(self, processes=self.processes * processes, api_key=api_key)
+
+    def most_processes(self) -> int | None:
+        """The requests that the narrowest of the servers takes at once: each process needs one."""
+
+        async def read() -> int | None:
+            try:
+                await self.server()
+            except EndpointError:  # nobody knows yet
+                return self.concurrency
+            return min(server.limit.ceiling for server in self._pool().servers)
+
+        return background.run(read())
 
     def statistics(self) -> dict[str, Any]:
         """Requests, retries and tokens so far in this process."""
@@ -176,6 +196,7 @@ class Endpoint(LLMAnnotator):
             timeout=self.timeout,
             deadline=self.deadline,
             concurrency=self.concurrency,
+            processes=self.processes,
             attempts=self.attempts,
             backoff=self.backoff,
             give_up_after=self.give_up_after,

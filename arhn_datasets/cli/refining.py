@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arhn_datasets.annotators import Annotator, Endpoint, Lexical, Local
@@ -17,8 +18,11 @@ from arhn_datasets.prompts import TASKS
 from arhn_datasets.relabeling import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
 
 if TYPE_CHECKING:
-    from arhn_datasets.refine import Input, Refinement, Stages
+    from arhn_datasets.inputs import Input, Shard
+    from arhn_datasets.output import Refinement
+    from arhn_datasets.refine import Stages
 
+ENGINES = ("datasets", "ray")
 ANNOTATORS = ("lexical", "local", "tgi")
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
@@ -27,14 +31,43 @@ BASELINE_WARNING = (
 
 
 def refine_command(arguments: Sequence[str] | None = None) -> int:
-    """``arhn-refine``."""
-    options = refine_parser().parse_args(arguments)
+    """``arhn-refine``, and ``arhn-refine merge``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["merge"]:
+        merging = merge_parser().parse_args(given[1:])
+        return guarded(lambda: _merge(merging), lambda: f"Nothing was written to {merging.output}.")
+    options = refine_parser().parse_args(given)
     return guarded(lambda: _refine(options), lambda: what_is_kept(options))
+
+
+def merge_parser() -> argparse.ArgumentParser:
+    """The arguments of ``arhn-refine merge``."""
+    parser = command_parser(
+        "arhn-refine merge", "Write the shards of one run as the one folder that the run would have written at once."
+    )
+    parser.add_argument("output", metavar="OUT", help="folder to write, laid out as a Hub dataset")
+    parser.add_argument(
+        "folders", metavar="SHARD_DIR", nargs="+", help="what --shard-index I --num-shards N has written, each once"
+    )
+    return parser
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from arhn_datasets.merging import merge
+    from arhn_datasets.report import format_report
+
+    done = merge(options.output, options.folders)
+    print(format_report(done.report))
+    print(f'\nmerged    {len(options.folders)} shards\nwritten   {done.path}   load_dataset("{done.path}") loads it')
+    return DONE
 
 
 def refine_parser() -> argparse.ArgumentParser:
     """The arguments of ``arhn-refine``."""
     parser = command_parser("arhn-refine", "Repair the hard negatives of a retrieval training set.")
+    parser.epilog = (
+        "arhn-refine merge OUT SHARD_DIR ... puts the shards of one run together (an INPUT of that name: ./merge)."
+    )
     parser.add_argument(
         "input",
         metavar="INPUT",
@@ -46,6 +79,11 @@ def refine_parser() -> argparse.ArgumentParser:
     source.add_argument("--split", help="only this split")
     source.add_argument("--revision", help="commit, branch or tag of a Hub dataset")
     source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each split")
+    source.add_argument(
+        "--streaming", action="store_true", help="read rows as they are needed, in bounded memory; goes on after an end"
+    )
+    source.add_argument("--shard-index", type=int, metavar="I", help="only this shard of each split, from 0")
+    source.add_argument("--num-shards", type=positive, metavar="N", help="of so many")
     annotator = parser.add_argument_group("annotator")
     annotator.add_argument(
         "--annotator",
@@ -93,8 +131,16 @@ def refine_parser() -> argparse.ArgumentParser:
     policy.add_argument("--max-relabeled", type=int, metavar="N", help="most new positives in a row")
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
     run = parser.add_argument_group("run")
-    run.add_argument("--num-proc", type=positive, metavar="N", help="processes")
+    run.add_argument("--num-proc", type=positive, metavar="N", help="processes, that share the limit of the endpoint")
     run.add_argument("--batch-size", type=positive, metavar="N", help="rows in a call")
+    run.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what runs the stages; default: datasets")
+    run.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of the Ray cluster that this machine belongs to, HOST:PORT or auto; default: RAY_ADDRESS, else Ray on "
+        "this machine alone",
+    )
+    run.add_argument("--ray-actors", type=positive, metavar="N", help="processes of the pool; default: one a node")
     run.add_argument("--estimate", action="store_true", help="annotate a sample, print what the run will cost, end")
     run.add_argument("--estimate-rows", type=positive, default=32, metavar="N", help="rows of that sample")
     run.add_argument("--price-per-hour", type=float, metavar="MONEY", help="of all endpoints together")
@@ -207,7 +253,8 @@ def _tasks(named: Sequence[str]) -> str | Mapping[str, str] | None:
 
 
 def _refine(options: argparse.Namespace) -> int:
-    from arhn_datasets.refine import Input, refine
+    from arhn_datasets.inputs import Input
+    from arhn_datasets.refine import refine
 
     stages = configured_stages(options)
     if stages.annotator.baseline:
@@ -218,16 +265,55 @@ def _refine(options: argparse.Namespace) -> int:
         split=options.split,
         revision=options.revision,
         limit=options.limit,
+        shard=_shard(options),
     )
     if options.estimate:
         return _estimate(source, stages, options)
     if not options.output:
         raise ConfigurationError("--output DIR is missing: the folder to write.")
-    done = refine(source, options.output, stages, num_proc=options.num_proc, batch_size=options.batch_size)
+    if options.engine == "ray":
+        return _summary(_refine_on_ray(source, stages, options), options)
+    if options.ray_address or options.ray_actors:
+        raise ConfigurationError("--ray-address and --ray-actors go with --engine ray; add it, or leave them out.")
+    done = refine(
+        source,
+        options.output,
+        stages,
+        num_proc=options.num_proc,
+        batch_size=options.batch_size,
+        streaming=options.streaming,
+    )
     return _summary(done, options)
 
 
+def _refine_on_ray(source: Input, stages: Stages, options: argparse.Namespace) -> Refinement:
+    from arhn_datasets.cluster import refine_on_ray
+
+    given = {"--num-proc": options.num_proc, "--batch-size": options.batch_size, "--streaming": options.streaming}
+    if others := [name for name, value in given.items() if value]:
+        raise ConfigurationError(
+            f"{', '.join(others)} belongs to the engine datasets; with --engine ray only --ray-actors N says how many "
+            "processes there are. Leave it out."
+        )
+    return refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
+
+
+def _shard(options: argparse.Namespace) -> Shard | None:
+    from arhn_datasets.inputs import Shard
+
+    given = (options.shard_index, options.num_shards)
+    if given == (None, None):
+        return None
+    if None in given:
+        raise ConfigurationError("--shard-index I and --num-shards N go together; give both, or neither.")
+    return Shard(index=options.shard_index, of=options.num_shards)
+
+
 def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int:
+    if options.streaming or source.shard:
+        raise ConfigurationError(
+            "--estimate reads the whole input and tells of the whole run; leave --streaming and the shard out."
+        )
     from arhn_datasets.estimate import Prices, estimate, format_estimate
 
     per_in, per_out = options.price_per_million or (None, None)
@@ -239,9 +325,12 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
 
 
 def _summary(done: Refinement, options: argparse.Namespace) -> int:
+    from arhn_datasets.folder import open_folder
     from arhn_datasets.report import changed_rows, format_report, format_row
 
-    for row in changed_rows(done.rows(), options.show) if options.show else ():
+    folder = open_folder(done.path)
+    tables = (table for split in folder.splits for table in folder.tables(split))
+    for row in changed_rows(tables, options.show) if options.show else ():
         print(format_row(row), end="\n\n")
     print(format_report(done.report))
     seconds = sum(done.run["durations_seconds"].values())
@@ -268,8 +357,14 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
 
 def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
+    from arhn_datasets.streaming import work_folder
+
     named = default_directory() if options.cache is None else directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
+    if options.streaming and (unfinished := work_folder(Path(options.output))).exists():
+        nothing += f" What is finished of it is kept in {unfinished}."
+        if options.annotator == "lexical" or named is None:
+            return f"{nothing} Run the same command to go on from there."
     if options.annotator == "lexical" or named is None:
         return f"{nothing} Run the same command to start again."
     return f"{nothing} Every reply so far is kept in {named}; run the same command again and only the rest is asked."

@@ -105,15 +105,16 @@ class ConnectionOptions:
     """How to reach servers; none of it changes a reply, so none of it enters an identity.
 
     ``timeout`` is in seconds for each attempt and ``deadline`` for all attempts of a request; ``concurrency`` in
-    requests for each server, None for what it allows; ``attempts`` counts the first one, and none while a server is
-    overloaded or away; ``backoff`` is the first pause in seconds, doubled and jittered; ``give_up_after`` seconds
-    without any server that answers end the run; ``api`` is None to find out.
+    requests for each server, None for what it allows, and shared by so many ``processes``; ``attempts`` counts the
+    first one, and none while a server is overloaded or away; ``backoff`` is the first pause in seconds, doubled and
+    jittered; ``give_up_after`` seconds without any server that answers end the run; ``api`` is None to find out.
     """
 
     api_key: str | None = field(default=None, repr=False)
     timeout: float = 300.0
     deadline: float = 3600.0
     concurrency: int | None = None
+    processes: int = 1
     attempts: int = 6
     backoff: float = 0.5
     give_up_after: float = 600.0
@@ -243,6 +244,14 @@ def parse_tokens(body: bytes) -> int | None:
     except (ValueError, RecursionError):
         return None
     return len(listed) if isinstance(listed, list) else None
+
+
+def slice_of(slots: int, processes: int) -> int:
+    """The slots of one of ``processes`` that share a server; together they have no more than there are.
+
+    With more processes than slots there is none left to share, and each has one.
+    """
+    return max(1, slots // processes)
 
 
 def slots_of(info: ServerInfo) -> int:

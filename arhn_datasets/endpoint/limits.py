@@ -133,6 +133,7 @@ class Turns:
         # Requests in flight make the collector look through the whole process again and again, for an eighth of the
         # client's processor time. While there are any, what was there before them is left out.
         if not gc.get_freeze_count():  # else somebody else did, and means it
+            gc.collect(1)  # or the young would be frozen before the old, and sockets end before the loops that own them
             gc.freeze()
             self._froze = True
 

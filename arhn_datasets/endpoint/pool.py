@@ -16,6 +16,7 @@ from arhn_datasets.endpoint.contract import (
     Completion,
     ConnectionOptions,
     ServerInfo,
+    slice_of,
     slots_of,
 )
 from arhn_datasets.endpoint.limits import AdaptiveLimit
@@ -81,13 +82,14 @@ class Server:
 
     def __init__(self, transport: Transport, options: ConnectionOptions) -> None:
         self.transport = transport
-        self.limit = AdaptiveLimit(options.concurrency or DEFAULT_CONCURRENCY)
+        self.limit = AdaptiveLimit(slice_of(options.concurrency or DEFAULT_CONCURRENCY, options.processes))
         self.breaker = Breaker(transport.name, self._reopen)
         self.info: ServerInfo | None = None
         self.expected: ServerInfo | None = None  # the run's model, also where this server was away at first
         self.changed: ConfigurationError | None = None
         self.load = 0
         self._fixed = options.concurrency is not None
+        self._processes = options.processes
 
     async def open(self) -> ServerInfo:
         """Read what the server says of itself."""
@@ -95,7 +97,7 @@ class Server:
         if self.info is None or found.api == self.info.api:  # a gateway may hide /info for a while
             self.info = found
         if not self._fixed:
-            self.limit.resize(slots_of(found))
+            self.limit.resize(slice_of(slots_of(found), self._processes))
         return found
 
     async def send(self, asking: _Asking) -> Completion:
