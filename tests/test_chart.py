@@ -116,6 +116,7 @@ def test_any_name_is_drawn_as_it_is(name, tmp_path, monkeypatch):
     """No mathematics, no markup, no control, no warning: one short line."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of the loops that `datasets` leaves open in other tests
         found = texts_and_bars(Report(total=COUNTS, subsets={name: COUNTS, "x": COUNTS}), monkeypatch, tmp_path)
     assert label_of(name) in [text.get_text() for text in found["texts"]]
     assert 0 < len(label_of(name)) <= LABEL_CHARACTERS
