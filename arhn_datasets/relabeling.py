@@ -281,7 +281,8 @@ class Relabel(Decision):
     The evidence is that of ARHN, snippets and ranks (section 3.3), or that of a rival:
 
     * ``"verdicts"`` of RLHN (arXiv 2505.16967): ``better`` than the positives is above, ``worse`` is below. There, the
-      technique ``rlhn`` is the policy ``"relabel"`` with ``max_matches=8``.
+      technique ``rlhn`` on verdicts of ``better`` alone is the policy ``"relabel"`` with ``max_matches=8``; the release
+      of two stages made positives of what is ``worse``, too, which no policy here does.
     * ``"grades"``: a grade from ``threshold`` on is above where it is at least the reference's, else below.
 
     Args:
