@@ -200,7 +200,8 @@ def test_one_of_two_replicas_dead(rows, clean, when):
     with Emulator(latency=WORK) as living, Emulator(latency=WORK, faults=away) as dying:
         second = dying.url if away else dead_url()
         assert pipeline(rows, living.url, second, concurrency=8) == clean[:2]
-        assert living.stats.served + dying.stats.served == clean[2]
+        lost = living.stats.served + dying.stats.served - clean[2]  # replies that were sent into broken connections
+        assert 0 <= lost <= (8 if away else 0)
         assert (dying.stats.served > 0) == bool(away)
 
 
