@@ -119,8 +119,9 @@ def naive_changed(rows, most):
     seen, keyed = Counter(), []
     for at, row in enumerate(rows):
         if row["decision"]["status"] == "changed":
-            keyed.append(((row["decision"]["relabelled"] == 0, seen[row.get("subset")], at), row))
-            seen[row.get("subset")] += 1
+            of = row["decision"]["relabelled"] == 0, row.get("subset")
+            keyed.append(((of[0], seen[of], at), row))
+            seen[of] += 1
     return [row for _, row in heapq.nsmallest(most, keyed, key=lambda pair: pair[0])]
 
 
