@@ -5,10 +5,10 @@ rows, so that one writer writes them as any other engine's. What nodes share is 
 
 * Each actor takes one slice of the endpoint's limit. The pool has a fixed size, so the slices are known before it
   starts and their sum never goes beyond the limit.
-* Actors on the driver's machine use its store of replies. Those of another node have a store there, which a new actor
-  brings up to date first. What is new in it is handed over while the run goes on and at its end: keys name the content,
-  so a merge is a union. An actor that is lost is started again and finds its replies; a lost node takes with it the
-  replies of the last `HAND_OVER_SECONDS`.
+* Actors on the driver's machine use its store of replies. Those of another node have a store there. A new actor brings
+  the store of its node up to date first. What is new on the nodes is handed over while the run goes on and at its end:
+  keys name the content, so a merge is a union. An actor that is lost is started again, on any node, and finds its
+  replies; a lost node takes with it the replies of the last `HAND_OVER_SECONDS`.
 """
 
 from __future__ import annotations
@@ -482,13 +482,13 @@ def _handing_over(keeper: Any) -> Iterator[None]:
 
 
 def _at_home(stages: Stages, keeper: Any) -> Stages:
-    """The stages with the store of replies of this node, brought up to date; the driver's own on its machine."""
+    """The stages with the store of replies of this node, which is brought up to date; on its machine the driver's."""
     import ray
 
     node, run, folders = ray.get(keeper.facts.remote())
+    ray.get(keeper.gather.remote())  # an actor that was lost may have left something on another node
     if ray.get_runtime_context().get_node_id() == node:
         return stages
-    ray.get(keeper.gather.remote())  # what an actor that was lost has left on its node
     for folder in folders:
         _fetch(keeper, folder, run)
     return stages.asking(stages.annotator.kept_at(_on_this_node))

@@ -400,8 +400,8 @@ def write_run(path: Path, run: Mapping[str, Mapping[str, float]], tag: str) -> N
     def word(text: str) -> str:
         return re.sub(r"\s", lambda space: quote(space[0]), text) or "-"
 
-    lines = (
-        f"{word(query_id)} Q0 {word(docid)} {rank} {score:.6f} {word(tag)}\n"
+    lines = (  # nine digits tell any two floats of 32 bits apart: none are tied that were not
+        f"{word(query_id)} Q0 {word(docid)} {rank} {score:.9g} {word(tag)}\n"
         for query_id, hits in run.items()
         for rank, (docid, score) in enumerate(hits.items(), 1)
     )

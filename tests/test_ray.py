@@ -155,6 +155,24 @@ def test_a_killed_actor(on_ray, plain, tmp_path):
     same_rows(tmp_path / "refined", expected)
 
 
+def test_a_new_actor_knows_what_was_answered(on_ray, tmp_path):
+    """On each node, the driver's included: an actor that was lost may be started again on any of them."""
+    import ray
+
+    stages = stages_of(arhn.Endpoint("http://127.0.0.1:9", cache=tmp_path))
+    keeper = cluster._start_keeper([tmp_path])
+    key = bytes(32)
+    answers.add_replies(cluster._on_this_node(tmp_path), [answers.Stored(key, None, 0, "{}")])
+    here = cluster._there(ray.get_runtime_context().get_node_id())
+    actor = ray.remote(cluster._Refiner).options(num_cpus=0, scheduling_strategy=here).remote(stages, keeper)
+    try:
+        ray.get(actor.__ray_ready__.remote())
+        assert [reply.key for reply in answers.read_replies(tmp_path)] == [key]
+    finally:
+        ray.kill(actor)
+        ray.kill(keeper)
+
+
 def kill_one(server, after):
     while server.stats.served < after:
         time.sleep(0.05)
