@@ -458,8 +458,7 @@ def read_replies(directory: Path) -> Iterator[Stored]:
     """
     with _existing(directory) as connection:
         query = f"SELECT r.k, o.model, o.revision, o.kind, r.stored, r.v {_ROWS} ORDER BY r.rowid"
-        for key, model, revision, kind, stored, reply in connection.execute(query):
-            yield Stored(key, None if model is None else Origin(model, revision, kind), stored, reply)
+        yield from (_stored(*found) for found in connection.execute(query))
 
 
 def page(directory: Path, after: int, most: int) -> tuple[list[Stored], int]:
@@ -475,11 +474,11 @@ def page(directory: Path, after: int, most: int) -> tuple[list[Stored], int]:
     with _existing(directory) as connection:
         query = f"SELECT r.rowid, r.k, o.model, o.revision, o.kind, r.stored, r.v {_ROWS} WHERE r.rowid > ? "
         found = connection.execute(f"{query} ORDER BY r.rowid LIMIT ?", (after, most)).fetchall()
-    replies = [
-        Stored(key, None if model is None else Origin(model, revision, kind), stored, reply)
-        for _, key, model, revision, kind, stored, reply in found
-    ]
-    return replies, found[-1][0] if found else after
+    return [_stored(*columns) for _, *columns in found], found[-1][0] if found else after
+
+
+def _stored(key: Any, model: Any, revision: Any, kind: Any, stored: Any, reply: Any) -> Stored:
+    return Stored(key, None if model is None else Origin(model, revision, kind), stored, reply)
 
 
 def add_replies(directory: Path, replies: Iterable[Stored]) -> tuple[int, int]:

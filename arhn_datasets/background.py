@@ -11,8 +11,9 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -79,6 +80,24 @@ def resource(key: Hashable, make: Callable[[], T]) -> T:
         resources[key] = make()
     value: T = resources[key]
     return value
+
+
+@contextmanager
+def every(seconds: float, act: Callable[[], object], *, name: str) -> Iterator[None]:
+    """Do something every so many seconds, in a thread of its own, until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def close() -> None:

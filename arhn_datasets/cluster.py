@@ -33,11 +33,12 @@ import pyarrow as pa
 
 from arhn_datasets import answers
 from arhn_datasets.annotators import Annotator, Local
+from arhn_datasets.background import every
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
-from arhn_datasets.inputs import Input, load_input, sharded
+from arhn_datasets.inputs import Input
 from arhn_datasets.output import Refinement, check_output, describe_run, write_run
 from arhn_datasets.progress import live
-from arhn_datasets.refine import TOTALS, Stages, fitted, silent, unfitted
+from arhn_datasets.refine import Stages, prepared, spent_since_now
 from arhn_datasets.report import Report
 from arhn_datasets.streaming import Position, annotated
 
@@ -84,15 +85,11 @@ def refine_on_ray(
     check_output(target)
     library()
     stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
+    durations: dict[str, float] = {}
+    splits, stages, provenance = prepared(source, stages, durations)
     started = time.monotonic()
-    with silent():
-        splits, provenance = load_input(source)
-    durations = {"load": time.monotonic() - started}
-    if unfitted(stages.annotator) is not None:
-        stages = fitted(stages, splits)
-        durations["fit"] = time.monotonic() - started - durations["load"]
-    splits, shard = sharded(splits, source)
     with running(splits, stages, address=address, actors=actors) as run:
+        spent = spent_since_now(run.statistics)
         rows = sum(map(len, splits.values()))
         with live("refine", run.statistics), tqdm(total=rows, unit=" rows", desc="refine") as bar:
 
@@ -102,11 +99,9 @@ def refine_on_ray(
                     bar.update(table.num_rows)
 
             def described(report: Report, rows: Mapping[str, int]) -> Mapping[str, Any]:
-                seconds = {**durations, "ray": time.monotonic() - started - sum(durations.values())}
-                asked = run.statistics()
-                spent = {name: asked[name] for name in TOTALS if name in asked}
-                where = {**provenance, **shard, "rows": dict(rows)}
-                described = describe_run(where, stages.transforms, report, seconds, spent)
+                seconds = {**durations, "ray": time.monotonic() - started}
+                where = {**provenance, "rows": dict(rows)}
+                described = describe_run(where, stages.transforms, report, seconds, spent())
                 return {**described, "engine": run.description()}
 
             return write_run(target, {name: counted(tables) for name, tables in run.tables().items()}, described)
@@ -458,22 +453,16 @@ def _handing_over(keeper: Any) -> Iterator[None]:
     """Take over what is new on the nodes from time to time, and once more at the end, whatever that is."""
     import ray
 
-    ended = threading.Event()
-
     def gather() -> None:
-        while not ended.wait(HAND_OVER_SECONDS):
-            try:
-                ray.get(keeper.gather.remote())
-            except Exception as error:  # the run itself will tell
-                logger.info("no replies were handed over: %s", error)
+        try:
+            ray.get(keeper.gather.remote())
+        except Exception as error:  # the run itself will tell
+            logger.info("no replies were handed over: %s", error)
 
-    thread = threading.Thread(target=gather, name="arhn-hand-over", daemon=True)
-    thread.start()
     try:
-        yield
+        with every(HAND_OVER_SECONDS, gather, name="arhn-hand-over"):
+            yield
     finally:
-        ended.set()
-        thread.join()
         try:
             ray.get(keeper.gather.remote())
         except ray.exceptions.RayError as error:

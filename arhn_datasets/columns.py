@@ -28,6 +28,11 @@ def flat_lists(table: pa.Table, column: str) -> tuple[Integers, pa.Array]:
     return lengths_of(values), values.flatten()
 
 
+def is_list(type: pa.DataType) -> bool:
+    """Whether a type is one of lists with offsets."""
+    return bool(pa.types.is_list(type) or pa.types.is_large_list(type))
+
+
 def lists_in(table: pa.Table, column: str) -> pa.Array:
     """A column of lists of any kind as one array of lists with offsets.
 
@@ -44,7 +49,7 @@ def lists_in(table: pa.Table, column: str) -> pa.Array:
         views = one_array(values)  # the cast to lists of pyarrow 26 loses values
         absent = is_null(views)
         return lists_of(np.where(absent, 0, views.sizes.to_numpy()), views.flatten(), absent=absent)
-    if not (pa.types.is_list(type) or pa.types.is_large_list(type)):
+    if not is_list(type):
         raise SchemaError(
             f"Column {column!r} holds {type}; a list was expected. Bring the rows into the canonical form: "
             "ds.map(arhn.adapt) or arhn.adapt_dataset(ds)."
@@ -88,7 +93,7 @@ def flat_field(table: pa.Table, column: str, name: str, type: pa.DataType) -> tu
         SchemaError: the column does not hold lists.
     """
     values = table.column(column)
-    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+    if not is_list(values.type):
         lengths, structs = flat_lists(table, column)
         return lengths, field_of(structs, name, type)
     lengths = one_array(pc.fill_null(pc.list_value_length(values), 0)).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-BATCH_ROWS = 64
 RESHARDED_FILES = 1000  # more take too long to look into first
 UNPUBLISHED: Mapping[str, Any] = {
     "revision": None,
@@ -81,7 +80,7 @@ def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
     canonical = {}
     for name, dataset in splits.items():
         if DECISION in dataset.column_names:  # an earlier result: from its source rows on
-            dataset = dataset.map(Revert(keep_evidence=False), batched=True, batch_size=BATCH_ROWS)
+            dataset = dataset.map(Revert(keep_evidence=False), batched=True)
         if source.limit and keeps_rows(dataset.column_names):
             dataset = dataset.select(range(min(source.limit, len(dataset))))
         adapted = adapt_dataset(dataset)

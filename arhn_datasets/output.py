@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.annotators import Annotator
 from arhn_datasets.card import CHANGED_ROWS, CardContent, Config, render_card
-from arhn_datasets.columns import field_of
+from arhn_datasets.columns import field_of, is_list
 from arhn_datasets.errors import OutputError, SchemaError
 from arhn_datasets.export import Shards
 from arhn_datasets.folder import CARD_FILE, DATA, DROPPED, RUN_FILE, describe_files, is_refined, read_rows
@@ -379,15 +379,11 @@ def united(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         for field in other:
             found[field.name] = united(found[field.name], field.type) if field.name in found else field.type
         return pa.struct(list(found.items()))
-    if _is_list(one) and _is_list(other):
+    if is_list(one) and is_list(other):
         large = pa.types.is_large_list(one) or pa.types.is_large_list(other)
         return (pa.large_list if large else pa.list_)(united(one.value_type, other.value_type))
     schemas = [pa.schema([("value", type)]) for type in (one, other)]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-
-
-def _is_list(type: pa.DataType) -> bool:
-    return bool(pa.types.is_list(type) or pa.types.is_large_list(type))
 
 
 def _features_of(schema: pa.Schema) -> Features:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+
+from arhn_datasets.background import every
 
 REFRESH_SECONDS = 0.5
 
@@ -33,24 +34,15 @@ def format_statistics(now: Mapping[str, Any], before: Mapping[str, Any], seconds
 @contextmanager
 def live(description: str, statistics: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
     """Keep the bar of `datasets` that begins with ``description`` up to date with ``statistics``."""
-    before, started, ended = statistics(), time.monotonic(), threading.Event()
+    before, started = statistics(), time.monotonic()
 
     def refresh() -> None:
-        while not ended.wait(REFRESH_SECONDS):
-            text = format_statistics(statistics(), before, time.monotonic() - started)
-            for bar in _bars(description):
-                bar.set_postfix_str(text)
+        text = format_statistics(statistics(), before, time.monotonic() - started)
+        for bar in _bars(description):
+            bar.set_postfix_str(text)
 
-    if not before:
+    with every(REFRESH_SECONDS, refresh, name="arhn-progress") if before else nullcontext():
         yield
-        return
-    thread = threading.Thread(target=refresh, name="arhn-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _bars(description: str) -> list[Any]:

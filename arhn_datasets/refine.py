@@ -32,12 +32,13 @@ from arhn_datasets.relabeling import POLICIES, Decision, Relabel
 from arhn_datasets.report import Report
 from arhn_datasets.scoring import Scores
 from arhn_datasets.streaming import read, refine_stream, through
-from arhn_datasets.transform import Transform
+from arhn_datasets.transform import ColumnTransform, Transform
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 WAITING_ROWS, MAPPED_ROWS = 16, 64  # of a call, where the annotator waits in a stream, and where it does not wait
+COLUMN_ROWS = 1000  # of a call, where a stage is a function of columns
 Statistics = Callable[[], Mapping[str, Any]]
 TOTALS = (
     "requests",
@@ -94,7 +95,8 @@ def refine(
         output: A folder that does not exist, is empty, or holds an earlier run, which is replaced.
         stages: The configured transforms.
         num_proc: Processes of ``Dataset.map``, that share the limits of the endpoint; no more than it takes requests.
-        batch_size: Rows in a call; by default one where the annotator waits, 64 where it does not.
+        batch_size: Rows in a call; by default one where a stage waits, 64 where its annotator does not, and 1,000 where
+            it has none.
         streaming: Read rows as they are needed and keep none of them, neither in memory nor in a cache. What is
             written so far is kept in a hidden folder beside ``output``, from which the same call goes on. A lexical
             annotator is fitted in a pass over the stream before the one that refines.
@@ -116,21 +118,16 @@ def refine(
     if streaming:
         return _refine_stream(source, target, stages, batch_size)
     durations: dict[str, float] = {}
-    with _timed(durations, "load"), silent():
-        splits, provenance = load_input(source)
-    if unfitted(stages.annotator) is not None:
-        with _timed(durations, "fit"):
-            stages = fitted(stages, splits)
-    splits, shard = sharded(splits, source)
+    splits, stages, provenance = prepared(source, stages, durations)
     statistics: Statistics = stages.annotator.statistics
     if num_proc is not None and num_proc > 1:
         statistics = dict  # other processes ask
         num_proc = min(num_proc, stages.annotator.most_processes() or num_proc)
         stages = stages.asking(stages.annotator.shared_by(num_proc))
     with tempfile.TemporaryDirectory(prefix="arhn-", ignore_cleanup_errors=True) as scratch:
-        spent = _spent(statistics)
-        options = _map_options(stages.annotator, num_proc, batch_size)
+        spent = spent_since_now(statistics)
         for stage in stages.transforms:
+            options = _map_options(stage, num_proc, batch_size)
             with _timed(durations, stage.NAME), live(stage.NAME, statistics):
                 splits = {
                     name: _map(dataset, stage, Path(scratch) / f"{name}-{stage.NAME}.arrow", options)
@@ -141,9 +138,22 @@ def refine(
                 target,
                 {name: _relabelled(dataset, stages.transforms) for name, dataset in splits.items()},
                 lambda report, rows: describe_run(
-                    {**provenance, **shard, "rows": dict(rows)}, stages.transforms, report, durations, spent()
+                    {**provenance, "rows": dict(rows)}, stages.transforms, report, durations, spent()
                 ),
             )
+
+
+def prepared(
+    source: Input, stages: Stages, durations: dict[str, float]
+) -> tuple[dict[str, Dataset], Stages, dict[str, Any]]:
+    """The canonical rows to refine, the stages, fitted on the whole input, and where the rows came from."""
+    with _timed(durations, "load"), silent():
+        splits, provenance = load_input(source)
+    if unfitted(stages.annotator) is not None:
+        with _timed(durations, "fit"):
+            stages = fitted(stages, splits)
+    splits, shard = sharded(splits, source)
+    return splits, stages, {**provenance, **shard}
 
 
 def _refine_stream(source: Input, target: Path, stages: Stages, batch_size: int | None) -> Refinement:
@@ -176,7 +186,7 @@ def _refine_stream(source: Input, target: Path, stages: Stages, batch_size: int 
         },
         batch_rows=batch_rows,
         statistics=stages.annotator.statistics,
-        spent=_spent(stages.annotator.statistics),
+        spent=spent_since_now(stages.annotator.statistics),
         describe=described,
     )
 
@@ -191,7 +201,7 @@ def _rows_of(stream: IterableDataset, source: Input) -> Iterator[Row]:
             bar.update(table.num_rows)
 
 
-def _spent(statistics: Statistics) -> Any:
+def spent_since_now(statistics: Statistics) -> Callable[[], dict[str, int]]:
     """A function that tells what an annotator was asked since now."""
     before = statistics()
 
@@ -321,11 +331,12 @@ def fitted(stages: Stages, splits: Mapping[str, Iterable[Row]]) -> Stages:
     return stages.asking(fitted)
 
 
-def _map_options(annotator: Annotator, num_proc: int | None, batch_size: int | None) -> dict[str, Any]:
-    batched = batch_size is not None or not annotator.awaits
+def _map_options(stage: Transform, num_proc: int | None, batch_size: int | None) -> dict[str, Any]:
+    batched = batch_size is not None or not stage.awaits
+    rows = COLUMN_ROWS if isinstance(stage, ColumnTransform) else MAPPED_ROWS
     return {
         "batched": batched,
-        **({"batch_size": batch_size or MAPPED_ROWS} if batched else {}),
+        **({"batch_size": batch_size or rows} if batched else {}),
         **({"num_proc": num_proc} if num_proc and num_proc > 1 else {}),
         # The store of replies makes a rerun cheap; the cache of `map` would serve failed requests again.
         "load_from_cache_file": False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ from arhn_datasets.records import (
 )
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 ALL = "all"
 NO_SUBSET = "(no subset)"
@@ -63,7 +63,6 @@ _JUDGEMENTS = {
     "grades": (POSITIVE_GRADES, NEGATIVE_GRADES, FILTERED_GRADES),
 }
 COUNTED = (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS, *(c for columns in _JUDGEMENTS.values() for c in columns))
-_BATCH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,22 +170,6 @@ class Tally:
         if name not in self._subsets and len(self._subsets) >= MOST_SUBSETS:
             name = OTHER_SUBSETS
         return self._subsets.setdefault(name, Counter())
-
-
-def build_report(splits: Iterable[Dataset]) -> Report:
-    """Count the relabelled rows of some splits; rows that a guard dropped count as well."""
-    tally = Tally()
-    for dataset in splits:
-        for table in tables_of(dataset, COUNTED):
-            tally.add(table)
-    return tally.report()
-
-
-def tables_of(dataset: Dataset, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a dataset in tables, with those of ``columns`` that it has."""
-    if columns is not None:
-        dataset = dataset.select_columns([column for column in columns if column in dataset.column_names])
-    yield from dataset.with_format("arrow").iter(_BATCH)
 
 
 def format_report(report: Report) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.columns import Integers, aligned, flat_lists, is_null, rows_of, taken
+from arhn_datasets.columns import Integers, aligned, flat_lists, is_list, is_null, rows_of, taken
 from arhn_datasets.errors import SchemaError
 from arhn_datasets.passages import Side
 from arhn_datasets.records import NEGATIVES, PASSAGE_TYPE, POSITIVES, QUERY, QUERY_ID, SUBSET
@@ -33,7 +33,6 @@ from arhn_datasets.values import (
     array_of,
     each,
     found_as,
-    is_list,
     lengths,
     list_in,
     read,

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.columns import Integers, flat_lists, is_null, one_array, taken
+from arhn_datasets.columns import Integers, flat_lists, is_list, is_null, one_array, taken
 from arhn_datasets.errors import SchemaError
 from arhn_datasets.records import QUERY, QUERY_ID, shorten
 
@@ -141,11 +141,6 @@ def blank(texts: pa.Array) -> Any:
         trimmed = pc.utf8_trim_whitespace(taken(texts, np.flatnonzero(found)))
         found[found] = pc.equal(trimmed, "").to_numpy(zero_copy_only=False)
     return found
-
-
-def is_list(type: pa.DataType) -> bool:
-    """Whether a type is one of lists that are read without a look at each."""
-    return bool(pa.types.is_list(type) or pa.types.is_large_list(type))
 
 
 def list_in(value: Any, column: str, of: str) -> list[Any]:

@@ -20,6 +20,7 @@ import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets import background
+from arhn_datasets.report import Tally
 from tests.hub import running
 from tests.server import Server, lexical_reply
 
@@ -164,6 +165,20 @@ def encoder(tmp_path_factory):
     BertModel(BertConfig(vocab_size=len(fast), max_position_embeddings=128, **shape)).save_pretrained(folder)
     fast.save_pretrained(folder)
     return str(folder)
+
+
+def tables_of(dataset):
+    """The rows of a dataset in tables."""
+    yield from dataset.with_format("arrow").iter(1000)
+
+
+def build_report(splits):
+    """The counts of some splits."""
+    tally = Tally()
+    for dataset in splits:
+        for table in tables_of(dataset):
+            tally.add(table)
+    return tally.report()
 
 
 @pytest.fixture

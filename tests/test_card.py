@@ -29,8 +29,8 @@ from arhn_datasets.card import (
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.evidence import canonical_of, evidence_of
 from arhn_datasets.export import table_of
-from arhn_datasets.report import Counts, Report, build_report, changed_rows, tables_of
-from tests.conftest import snippet
+from arhn_datasets.report import Counts, Report, changed_rows
+from tests.conftest import build_report, snippet, tables_of
 
 CONFIGS = {
     "default": Config(splits={"train": "data/train-*"}),

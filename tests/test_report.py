@@ -25,13 +25,12 @@ from arhn_datasets.records import (
 from arhn_datasets.report import (
     ChangedRows,
     Tally,
-    build_report,
     changed_rows,
     format_report,
     format_row,
     format_table,
-    tables_of,
 )
+from tests.conftest import build_report, tables_of
 from tests.test_evidence import in_other_buffers
 
 SIDES = ("positive", "negative", "filtered")

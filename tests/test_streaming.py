@@ -23,22 +23,13 @@ from arhn_datasets.annotators import Annotator
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.inputs import Input, Shard, open_input
 from arhn_datasets.records import NO_ANSWER, RANKED, Ranking, Snippet
-from arhn_datasets.refine import Stages, refine, save
+from arhn_datasets.refine import refine, save
 from arhn_datasets.streaming import CHECKPOINT, read, work_folder
 from arhn_datasets.testing import Emulator, Latency
 from tests.test_push import REPO
+from tests.test_refine import stages
 
 EXPORT = "arhn_datasets.export"  # the package's name is the function
-
-
-def stages(annotator=None, **options):
-    """The stages of a run, with the lexical baseline unless said otherwise."""
-    annotator = annotator or arhn.Lexical()
-    return Stages(
-        snippets=arhn.Snippets(annotator=annotator),
-        ranks=arhn.Ranks(annotator=annotator),
-        relabel=arhn.Relabel(**options),
-    )
 
 
 def files(root):

@@ -328,10 +328,11 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     from arhn_datasets.folder import open_folder
     from arhn_datasets.report import changed_rows, format_report, format_row
 
-    folder = open_folder(done.path)
-    tables = (table for split in folder.splits for table in folder.tables(split))
-    for row in changed_rows(tables, options.show) if options.show else ():
-        print(format_row(row), end="\n\n")
+    if options.show:
+        folder = open_folder(done.path)
+        tables = (table for split in folder.splits for table in folder.tables(split))
+        for row in changed_rows(tables, options.show):
+            print(format_row(row), end="\n\n")
     print(format_report(done.report))
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
