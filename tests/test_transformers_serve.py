@@ -1,7 +1,7 @@
 """The whole command against real servers that we did not write.
 
 `transformers serve` runs with two tiny random models. llama.cpp's `llama-server` joins where LLAMA_SERVER names its
-binary and LLAMA_SERVER_MODEL a GGUF file (CONTRIBUTING.md tells how to build it).
+binary (CONTRIBUTING.md tells how to build it), with the tiny Llama in its format, or the file of LLAMA_SERVER_MODEL.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def served(request, tiny_models, tmp_path_factory):
     environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     where = ["--host", "127.0.0.1", "--port", str(port)]
     if request.param == "llama-server":
-        if not (LLAMA_SERVER and LLAMA_MODEL):
-            pytest.skip("LLAMA_SERVER and LLAMA_SERVER_MODEL name no llama-server and no GGUF file")
+        if not LLAMA_SERVER:
+            pytest.skip("LLAMA_SERVER names no llama-server")
+        file = LLAMA_MODEL or converted(Path(tiny_models["llama"]), tmp_path_factory.mktemp("gguf") / "tiny.gguf")
         model = "any"
-        command = [LLAMA_SERVER, "-m", LLAMA_MODEL, "-c", "16384", "-np", "8", "--no-ui", "--alias", model, *where]
+        command = [LLAMA_SERVER, "-m", str(file), "-c", "16384", "-np", "8", "--no-ui", "--alias", model, *where]
     else:
         model = tiny_models[request.param]
         command = [str(BIN / "transformers"), "serve", model, *where]
@@ -66,6 +67,43 @@ def served(request, tiny_models, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(20)
+
+
+def converted(folder, path):
+    """The tiny Llama as a GGUF file; llama.cpp's own converter refuses a tokenizer that it does not know."""
+    gguf = pytest.importorskip("gguf", reason="the tiny model is written by gguf, or name one by LLAMA_SERVER_MODEL")
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokens = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if one in special else gguf.TokenType.NORMAL for one in tokens])
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in tokenizer["model"]["merges"]])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_add_bos_token(False)
+    writer.add_chat_template((folder / "chat_template.jinja").read_text())
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, values in load_file(folder / "model.safetensors").items():  # random, in any order
+        writer.add_tensor(names.get_name(name, (".weight",)), values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @pytest.mark.parametrize("mode", [[], ["--batch-size", "2"]], ids=["rows", "batches"])
