@@ -302,7 +302,7 @@ def _mapped(ds: Dataset, reading: Reading) -> Dataset:
 
 
 def _adapted_table(table: pa.Table, numbers: Sequence[int], *, schema: pa.Schema, revision: int) -> pa.Table:
-    tables, first = [schema.empty_table()], 0
+    tables, first = [empty_table(schema)], 0
     for part in parts_of(table):
         adapted = adapt_columns(part, numbers[first:])
         columns = [adapted[name] if name in CANONICAL else part[name] for name in schema.names]
@@ -334,7 +334,12 @@ def _dataset_of(rows: list[Row]) -> Dataset:
 def _dataset(tables: Iterable[pa.Table], features: Features, split: NamedSplit | None = None) -> Dataset:
     from datasets import Dataset
 
-    return Dataset(pa.concat_tables([features.arrow_schema.empty_table(), *tables]), split=split)
+    return Dataset(pa.concat_tables([empty_table(features.arrow_schema), *tables]), split=split)
+
+
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """A table without rows; that of Arrow's schemas cannot be made of JSON inside of lists and structs."""
+    return pa.Table.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
 def _features_of(features: Features, reading: Reading) -> Features:

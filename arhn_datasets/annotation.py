@@ -1,7 +1,8 @@
-"""What the two annotated stages share: whose evidence it is, and which task a row has."""
+"""What the annotated stages share: whose evidence it is, which task a row has, and what no option and no row may be."""
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,9 +10,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from arhn_datasets.annotators import Annotator, Endpoint
+from arhn_datasets.endpoint.contract import shown_url
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.prompts import SUBSET_TASKS, check_tasks, task_of
-from arhn_datasets.records import DECISION, NEGATIVES, POSITIVES, QUERY, SUBSET, Row, passages_of, text_of
+from arhn_datasets.records import (
+    DECISION,
+    NEGATIVES,
+    POSITIVES,
+    QUERY,
+    QUERY_ID,
+    SUBSET,
+    Row,
+    passages_of,
+    shorten,
+    text_of,
+)
 from arhn_datasets.transform import Transform, gather
 
 if TYPE_CHECKING:
@@ -63,6 +76,8 @@ class AnnotatedTransform(Transform):
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
+        check_annotator("annotator", self.annotator)
+        self._check_connection()
         if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
             raise ConfigurationError(
                 f"arhn.{self.NAME} got several of annotator=, endpoint= and client=; one of them was expected. "
@@ -73,7 +88,7 @@ class AnnotatedTransform(Transform):
         if self.endpoint is not None or self.client is not None:
             self._served(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = (SUBSET, DECISION)
+    OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, SUBSET, DECISION)
 
     def __repr__(self) -> str:
         who: object = self.annotator or "the environment's"
@@ -123,9 +138,10 @@ class AnnotatedTransform(Transform):
         """The evidence on each row; all requests of all rows are under way together.
 
         Raises:
-            SchemaError: a row was relabelled, so that its lists are no longer those of the source.
+            SchemaError: a row has no query, or was relabelled, so that its lists are no longer those of the source.
         """
         for row in rows:
+            check_query(self.NAME, row)
             if row.get(DECISION) is not None:
                 raise SchemaError(
                     f"arhn.{self.NAME} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
@@ -165,6 +181,21 @@ class AnnotatedTransform(Transform):
         """The task of a row."""
         return task_of(row.get(SUBSET), self.tasks)
 
+    def _check_connection(self) -> None:
+        """Refuse what the annotator behind ``endpoint`` could only stumble over."""
+        urls = self.endpoint if isinstance(self.endpoint, (list, tuple)) else (self.endpoint,)
+        if self.endpoint is not None and not all(isinstance(url, str) for url in urls):
+            advice = 'endpoint="http://localhost:8080", or several of the same model'
+            if isinstance(self.endpoint, (type, Annotator)):
+                advice = 'endpoint="http://localhost:8080", or an annotator as annotator=arhn.Endpoint(url, ...)'
+            found = [_shown(one) for one in urls] if isinstance(self.endpoint, (list, tuple)) else self.endpoint
+            raise ConfigurationError(f"endpoint is {shorten(repr(found))}; the URL of a server was expected: {advice}.")
+        if self.concurrency is not None:
+            check_integer("concurrency", self.concurrency, least=1)
+        seconds = self.timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+            raise ConfigurationError(f"timeout is {seconds!r}; a number of seconds above 0 was expected.")
+
     def _served(self, urls: str | tuple[str, ...] | None, model: str | None) -> Endpoint:
         made: dict[Any, Endpoint] = self.__dict__.setdefault("_endpoints", {})  # no field: it is not pickled
         endpoint = made.get((urls, model))
@@ -180,6 +211,67 @@ class AnnotatedTransform(Transform):
                 concurrency=self.concurrency,
             )
         return endpoint
+
+
+def check_annotator(name: str, given: object) -> None:
+    """Refuse what is neither an annotator nor None, as the option ``name``.
+
+    Raises:
+        ConfigurationError: says what was given, and how to say it.
+    """
+    if given is None or isinstance(given, Annotator):
+        return
+    if isinstance(given, type) and issubclass(given, Annotator):
+        own = "arhn." if given.__module__.startswith("arhn_datasets.") else ""
+        raise ConfigurationError(
+            f"{name} is the class {given.__name__}; an instance was expected: {name}={own}{given.__name__}(...)."
+        )
+    advice = f"such as {name}=arhn.Lexical() or {name}=arhn.Endpoint(url)"
+    if isinstance(given, str):
+        alone = 'endpoint="http://localhost:8080"'
+        advice = f'{name}=arhn.Endpoint("http://localhost:8080") for the LLM behind a URL'
+        advice += f", or {alone} instead of it" if name == "annotator" else ""
+    raise ConfigurationError(f"{name} is {shorten(repr(_shown(given)))}; an arhn.Annotator was expected: {advice}.")
+
+
+def _shown(given: object) -> object:
+    """The same for a message, where a URL may hold a password."""
+    if not isinstance(given, str) or "://" not in given:
+        return given
+    try:
+        return shown_url(given)
+    except ValueError:
+        return "a URL that cannot be read"
+
+
+def check_integer(name: str, value: object, least: int | None = None, *, optional: bool = False) -> None:
+    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where it is ``optional``.
+
+    Raises:
+        ConfigurationError: says what was given, and what was expected.
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        expected = "a whole number" + ("" if least is None else f" from {least}") + (", or None," if optional else "")
+        raise ConfigurationError(f"{name} is {value!r}; {expected} was expected.")
+
+
+def check_query(stage: str, row: Row) -> None:
+    """Refuse a row without a query.
+
+    Raises:
+        SchemaError: names the row, and what to do.
+    """
+    query = row[QUERY]
+    if isinstance(query, str):
+        return
+    found = "null" if query is None else f"a value of the type {type(query).__name__}"
+    named = f"{QUERY_ID} {row[QUERY_ID]!r}" if row.get(QUERY_ID) is not None else f"the row has no {QUERY_ID}"
+    raise SchemaError(
+        f"arhn.{stage} got a row whose {QUERY!r} holds {found} ({named}); a text was expected. Correct the row, or "
+        f'leave such rows out first: ds.filter(lambda row: isinstance(row["{QUERY}"], str)).'
+    )
 
 
 def background_of(row: Row) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -67,6 +67,20 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run ``coroutine`` on the background loop and await it from another loop."""
     return await asyncio.wrap_future(submit(coroutine))
+
+
+async def gathered(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all at once, in order.
+
+    The first error ends the others: what is left of a call that fails must neither ask on nor be waited for.
+    """
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
 
 
 def resource(key: Hashable, make: Callable[[], T]) -> T:

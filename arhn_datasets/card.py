@@ -680,12 +680,13 @@ def audit_sentence(audit: Mapping[str, Any] | None) -> str:
     said = f"A human audit of {audit['rows']:,} rows"
     if audit.get("kappa") is None:
         return f"{said} was made; all answers and all labels in it are the same, so that kappa is not defined."
-    interval = f" (interval {audit['low']:.3f} to {audit['high']:.3f})" if audit.get("low") is not None else ""
+    known = None not in (audit.get("low"), audit.get("high"))
+    interval = f" (interval {audit['low']:.3f} to {audit['high']:.3f})" if known else ""
     answering = audit.get("answering") or {}
     shares = [
         f"{share['value']:.0%} of the {name} (interval {share['low']:.0%} to {share['high']:.0%})"
         for name, share in answering.items()
-        if share.get("value") is not None
+        if None not in (share.get("value"), share.get("low"), share.get("high"))
     ]
     estimated = f" By it these passages answer their query: {', '.join(shares)}." if shares else ""
     return f"{said} agrees with the annotator with kappa {audit['kappa']:.3f}{interval}.{estimated}"

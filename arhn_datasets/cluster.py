@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from arhn_datasets import answers
+from arhn_datasets.adapt import empty_table
 from arhn_datasets.annotators import Annotator, Local
 from arhn_datasets.background import every
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
@@ -141,7 +142,7 @@ class Run:
     def _split(self, dataset: Dataset) -> Iterator[pa.Table]:
         schema = dataset.features.arrow_schema
         if not len(dataset):
-            yield relabelled(self._stages, schema.empty_table())
+            yield relabelled(self._stages, empty_table(schema))
             return
         wanted = len(dataset)
         while wanted:

@@ -57,6 +57,18 @@ def lists_in(table: pa.Table, column: str) -> pa.Array:
     return one_array(values)
 
 
+def lengths_in(table: pa.Table, column: str) -> tuple[Integers, Mask]:
+    """The length of each list of a column, and where it is null; the values are not copied.
+
+    Raises:
+        SchemaError: the column does not hold lists.
+    """
+    values = table.column(column)
+    lengths = pc.list_value_length(values if is_list(values.type) else lists_in(table, column))
+    absent: Mask = is_null(one_array(lengths))
+    return one_array(pc.fill_null(lengths, 0)).to_numpy(zero_copy_only=False).astype(np.int64), absent
+
+
 def lengths_of(lists: pa.Array) -> Integers:
     """The length of each list, 0 where it is null."""
     ends = lists.offsets.to_numpy().astype(np.int64)
@@ -96,7 +108,7 @@ def flat_field(table: pa.Table, column: str, name: str, type: pa.DataType) -> tu
     if not is_list(values.type):
         lengths, structs = flat_lists(table, column)
         return lengths, field_of(structs, name, type)
-    lengths = one_array(pc.fill_null(pc.list_value_length(values), 0)).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths, _ = lengths_in(table, column)
     return lengths, one_array(field_of(pc.list_flatten(values), name, type))
 
 
@@ -183,21 +195,32 @@ def extremes(values: Numbers, rows: Integers, count: int, *, largest: bool) -> N
     return extreme
 
 
-def shaped(values: pa.Array, type: pa.DataType) -> pa.Array:
-    """Values with a type: fields of structs by their names, null where there is none of that name."""
+def shaped(values: pa.Array, type: pa.DataType, name: str = "") -> pa.Array:
+    """Values with a type: fields of structs by their names, null where there is none of that name.
+
+    Raises:
+        SchemaError: a value has no place in the type; the message names its field, within ``name``.
+    """
     if values.type == type:
         return values
     if pa.types.is_null(values.type):
         return pa.nulls(len(values), type)
     if pa.types.is_struct(type) and pa.types.is_struct(values.type):
-        fields = [shaped(_field(values, field), field.type) for field in type]
+        inside = f"{name}." if name else ""
+        fields = [shaped(_field(values, field), field.type, inside + field.name) for field in type]
         mask = pc.is_null(values) if values.null_count else None
         return pa.StructArray.from_arrays(fields, fields=list(type), mask=mask)
     if hasattr(type, "value_type") and pa.types.is_nested(values.type):
         absent = is_null(values) if values.null_count else None
-        lists = lists_of(lengths_of(values), shaped(values.flatten(), type.value_type), absent=absent)
+        lists = lists_of(lengths_of(values), shaped(values.flatten(), type.value_type, name), absent=absent)
         return lists if lists.type == type else lists.cast(type)
-    return values.cast(type)
+    try:
+        return values.cast(type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise SchemaError(
+            f"Field {name!r} holds {values.type} and shall stand in one column of {type}, as all lists of a row do: "
+            f"{error}. Cast the field to one type on both sides, as to string, or remove it."
+        ) from error
 
 
 def _field(structs: pa.Array, field: pa.Field) -> pa.Array:

@@ -133,6 +133,8 @@ def format_estimate(found: Estimate, *, command: str = "the same command without
             ("duration", f"{_duration(found.seconds)} at the {found.requests_per_second:.1f} requests/s of the sample")
         )
         lines.append(("GPU-hours", f"{found.gpu_hours:.2f}, at one GPU an endpoint"))
+    elif found.requests:
+        lines.append(("duration", _unmeasured(found)))
     if found.price is not None:
         lines.append(("price", f"{found.price:,.2f}"))
     for name, share in (("relabelled", found.relabelled), ("filtered", found.filtered)):
@@ -141,6 +143,19 @@ def format_estimate(found: Estimate, *, command: str = "the same command without
         lines.append(("failed", f"{found.errors:,} requests of the sample"))
     lines.append(("next", f"{command} goes on from these replies"))
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def _unmeasured(found: Estimate) -> str:
+    """Why there is no duration, and what to do."""
+    if found.requests <= found.stored:
+        return "none: every request of the run is in the store"
+    if not found.stored:
+        return "cannot be told: no request of the sample was replied to"
+    return (
+        "duration, GPU-hours and a price by the hour cannot be told: every reply of the sample was in the store, so "
+        f"nothing was measured. --estimate-rows above {found.sampled_rows} asks for rows that are not there yet; so "
+        "does another --cache"
+    )
 
 
 def _size(splits: Mapping[str, Dataset]) -> tuple[int, int]:

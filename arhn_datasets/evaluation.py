@@ -19,6 +19,7 @@ from arhn_datasets.errors import ConfigurationError, InputError, MissingDependen
 from arhn_datasets.figures import WAYS, Curve, Figures, Finding, Interval, curve_of, figures_of, findings, levels_of
 from arhn_datasets.folder import Folder, open_folder
 from arhn_datasets.judged import COLUMNS, EITHER, SIGNALS, STATUS, Reader
+from arhn_datasets.moves import check_origins
 from arhn_datasets.relabeling import POLICIES, Relabel
 from arhn_datasets.report import ALL, NO_SUBSET, format_table
 from arhn_datasets.truth import Truth, read_truth
@@ -89,7 +90,7 @@ def evaluate(
 
     Raises:
         InputError: the dataset or the truth is not there or in no known form, or they have nothing in common.
-        SchemaError: the rows were not relabelled.
+        SchemaError: the rows were not relabelled, or their passages were changed after it.
         ConfigurationError: the folder is none of this package, or an option is out of range.
         MissingDependencyError: scikit-learn is not installed.
     """
@@ -103,6 +104,7 @@ def evaluate(
     known = read_truth(truth, relevant_from=relevant_from)
     reader = Reader(known, _policies_of(opened) if curves else {})
     for table in _tables(opened):
+        check_origins(table)
         reader.read(table)
     judged = reader.judged("The dataset" if isinstance(opened, list) else str(dataset))
     levels = levels_of(known.grades[known.relevant >= 0])
@@ -240,7 +242,13 @@ def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | l
             f"evaluate got {type(dataset).__name__}; expected a folder of arhn-refine, the name of a repository, or a "
             "relabelled Dataset or DatasetDict."
         )
-    return list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+    splits = list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+    if any(split.column_names is None for split in splits):
+        raise InputError(
+            "evaluate got a stream that has no column names, as after map; a relabelled Dataset or DatasetDict was "
+            "expected. Take its rows into memory: Dataset.from_list(list(stream))."
+        )
+    return splits
 
 
 def _policies_of(opened: Folder | list[Any]) -> dict[str, Relabel]:

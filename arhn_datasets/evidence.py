@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arhn_datasets.adapt import empty_table
 from arhn_datasets.columns import (
     Integers,
     check_canonical,
@@ -315,7 +316,7 @@ def _joined(dataset: Dataset, evidence: Dataset) -> Dataset:
     added = Features.from_arrow_schema(pa.schema([types.field(name) for name in _wide(further)]))
     features = Features({**rows.features, **added})
     if not len(rows):
-        return Dataset(features.arrow_schema.empty_table(), split=dataset.split)
+        return Dataset(empty_table(features.arrow_schema), split=dataset.split)
 
     def joined(batch: pa.Table, indices: list[int]) -> pa.Table:
         return join_evidence(batch, facts[int(starts[indices[0]]) : int(starts[indices[-1] + 1])])

@@ -24,6 +24,7 @@ from arhn_datasets.columns import check_canonical, flat_lists, one_array, taken
 from arhn_datasets.errors import ConfigurationError, OutputError, SchemaError
 from arhn_datasets.folder import BATCH_BYTES, BATCH_ROWS, CARD_FILE, DATA, Folder, open_folder
 from arhn_datasets.formats import CORPUS, QRELS, QUERIES, Options, check_formats, columns_of, schema_of, table_of
+from arhn_datasets.moves import ORIGINS, check_origins
 from arhn_datasets.records import DECISION, POSITIVES, QUERY_ID
 
 if TYPE_CHECKING:
@@ -93,11 +94,12 @@ def export(
         grades: See :class:`Options`.
         separator: See :class:`Options`.
         labels: See :class:`Options`.
-        split: Only this one.
+        split: Only this one. A Dataset without a split name may be given any.
 
     Raises:
         ConfigurationError: an unknown format, split or folder.
-        SchemaError: rows that are not canonical, or an id that stands for two different texts.
+        SchemaError: rows that are not canonical, an id that stands for two different texts, or columns of relabelling
+            beside the passages of before.
         OutputError: ``output`` cannot be written.
     """
     options = Options(negatives=negatives, short=short, grades=grades, separator=separator, labels=labels)
@@ -566,7 +568,10 @@ class _DatasetSource:
         average = dataset.data.nbytes / max(1, dataset.data.num_rows)
         size = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(1, average))))
         kept = [column for column in columns if column in dataset.column_names]
-        yield from dataset.select_columns(kept).with_format("arrow").iter(size)
+        origins = [column for column in ORIGINS if column in dataset.column_names]
+        for table in dataset.select_columns([*kept, *origins]).with_format("arrow").iter(size):
+            check_origins(table, shortened=True)
+            yield table.select(kept)
 
 
 def _source_of(source: Any, split: str | None) -> Source:
@@ -578,7 +583,8 @@ def _source_of(source: Any, split: str | None) -> Source:
 
     if isinstance(source, Dataset):
         named = _ANY_SPLIT.match(str(source.split or "train"))
-        source = {split or (named[0] if named else "train"): source}
+        name = split if split is not None and source.split is None else named[0] if named else "train"
+        source = {name: source}
     elif not isinstance(source, DatasetDict):
         raise ConfigurationError(
             f"export got {type(source).__name__}; expected a Dataset, a DatasetDict or a folder that arhn-refine has "

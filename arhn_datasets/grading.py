@@ -18,6 +18,7 @@ from arhn_datasets.records import (
     GRADE_TYPE,
     GRADES,
     JUDGED,
+    JUDGEMENT_STATUSES,
     NEGATIVE_GRADES,
     POSITIVE_GRADES,
     UNPARSED,
@@ -45,6 +46,7 @@ class Grades(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "grades"
+    VERSION: ClassVar[int] = 2
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Lists of :data:`~arhn_datasets.records.GRADE_TYPE`."""
@@ -62,6 +64,10 @@ class Grades(AnnotatedTransform):
 
 def checked(reply: Grade) -> Grade:
     """The reply of any annotator; unparsed where it is no known grade."""
+    if not isinstance(reply, Grade):
+        return Grade(status=UNPARSED, detail=shorten(f"{reply!r}; a Grade was expected"))
+    if reply.status not in JUDGEMENT_STATUSES:
+        return Grade(status=UNPARSED, detail=shorten(f"grade {reply.grade!r} with status {reply.status!r}"))
     if reply.status != JUDGED:
         return reply if reply.grade is None else Grade(status=reply.status, detail=reply.detail)
     if type(reply.grade) is int and reply.grade in GRADES:

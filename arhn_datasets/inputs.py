@@ -197,10 +197,13 @@ def _provenance(source: Input, kind: str, published: Mapping[str, Any]) -> dict[
 
 
 def _splits_of(loaded: Any, source: Input) -> dict[str, Any]:
-    splits = dict(loaded) if isinstance(loaded, dict) else {source.split or "train": loaded}
+    if isinstance(loaded, dict):
+        splits = dict(loaded)
+    else:  # of save_to_disk it may have another name of its own
+        splits = {source.split if source.split and source.split == str(loaded.split) else "train": loaded}
     if source.split and source.split in splits:
         return {source.split: splits[source.split]}
-    if source.split and isinstance(loaded, dict):
+    if source.split:
         raise InputError(f"{source.name} has no split {source.split!r}; its splits are {sorted(splits)}.")
     return splits
 
@@ -229,17 +232,30 @@ def _load(source: Input, *, streaming: bool) -> tuple[Any, str, dict[str, Any]]:
             f"There is nothing at {source.name}. Expected a {', '.join(LOADERS)} file, a folder of them, a folder "
             "written by save_to_disk, or the id of a dataset on the Hub (user/name)."
         )
+    saved = path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    _check_options(source, path, saved)
     options: dict[str, Any] = {"streaming": True} if streaming else {}
     with reading(source):
         if path.is_file():
             loaded = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train", **options)
             return loaded, "file", dict(UNPUBLISHED)
-        if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        if saved:
             return load_from_disk(str(path)), "folder", dict(UNPUBLISHED)
         if path.is_dir():
             return load_dataset(str(path), source.config, **options), "folder", _inherited(path)
         published = _hub_facts(source)
         return load_dataset(source.name, source.config, revision=published["revision"], **options), "hub", published
+
+
+def _check_options(source: Input, path: Path, saved: bool) -> None:
+    """Refuse what would be ignored and yet stand in ``run.json``, and a file without content."""
+    kind = "a file" if path.is_file() else "a folder of save_to_disk" if saved else "a folder"
+    if source.config is not None and (saved or path.is_file()):
+        raise ConfigurationError(f"--config names a part of a Hub dataset, and {path} is {kind}; leave it out.")
+    if source.revision is not None and path.exists():
+        raise ConfigurationError(f"--revision names a state of a Hub dataset, and {path} is {kind}; leave it out.")
+    if path.is_file() and not path.stat().st_size:
+        raise InputError(f"{path} is empty; rows were expected. Name another file, or make this one again.")
 
 
 @contextmanager
@@ -250,9 +266,20 @@ def reading(source: Input) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        path = Path(source.name).expanduser()
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise InputError(f"{source.name} holds no rows; nothing can be refined. Name another input.") from error
+        cause: BaseException = error
+        while path.exists() and cause.__cause__ is not None:  # datasets says only that something was wrong
+            cause = cause.__cause__
+        advice = "Check the name, the --config and the --revision, and that the file is what its suffix says."
+        if path.is_file():
+            advice = "Check that the file is what its suffix says."
+        elif path.exists():
+            advice = "Check that its files are what their suffixes say, and the --config where it has several."
         raise InputError(
-            f"{source.name} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:400]}. "
-            "Check the name, the --config and the --revision, and that the file is what its suffix says."
+            f"{source.name} cannot be read: {type(cause).__name__}: {' '.join(str(cause).split())[:400].rstrip('.')}. "
+            f"{advice}"
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from arhn_datasets.adapt import empty_table
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.folder import REFINED, RUN_FILE, Folder, open_folder
 from arhn_datasets.output import Refinement, check_output, describe_run, write_run
@@ -124,7 +125,7 @@ def _told(folder: Folder) -> dict[str, Any]:
 def _tables(shards: Sequence[Folder], split: str) -> Iterator[pa.Table]:
     # All types are there before the first row, whatever is null in one shard alone.
     for shard in shards:
-        yield shard.features_schema(split).empty_table()
+        yield empty_table(shard.features_schema(split))
     for shard in shards:
         yield from shard.tables(split)
 

@@ -23,9 +23,11 @@ from arhn_datasets.columns import (
     Mask,
     Numbers,
     aligned,
+    check_canonical,
     field_of,
     gathered,
     is_null,
+    lengths_in,
     lengths_of,
     lists_in,
     lists_of,
@@ -91,6 +93,9 @@ LABELS = ("positive", "negative")  # of these
 def column_of(side: str, kind: str) -> str:
     """The column of a kind of evidence on a list of passages."""
     return f"{side.removesuffix('_passages')}_{kind}"
+
+
+ORIGINS = tuple(column_of(side, "origins") for side in SIDES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +220,7 @@ class Source:
             wrong &= self._decided
         if wrong.any():
             row = int(np.argmax(wrong))
-            raise self._misaligned(column, int(found[row]), side, int(counts[row]), row)
+            raise _misaligned(self._table, column, int(found[row]), side, int(counts[row]), row)
         return absent
 
     def _check_needed(self, kind: str) -> None:
@@ -225,14 +230,7 @@ class Source:
             wrong = np.where(self._decided, both, absent[side]) & (self._counts[side] > 0)
             if wrong.any():
                 row = int(np.argmax(wrong))
-                raise self._misaligned(column_of(side, kind), 0, side, int(self._counts[side][row]), row)
-
-    def _misaligned(self, column: str, found: int, side: str, count: int, row: int) -> SchemaError:
-        return SchemaError(
-            f"Column {column!r} has {found} values for {count} passages in {side!r} (query "
-            f"{self._table.column(QUERY)[row].as_py()!r}); one each was expected. Run the stages before again on these "
-            "rows."
-        )
+                raise _misaligned(self._table, column_of(side, kind), 0, side, int(self._counts[side][row]), row)
 
     def _as_they_are(self) -> tuple[Mapping[str, Integers], Mapping[str, Integers]]:
         sizes = [int(self._read[side].sum()) for side in self._sides]
@@ -257,7 +255,7 @@ class Source:
         values = lists.flatten()
         if ((found != counts) & self._decided).any():
             row = int(np.argmax((found != counts) & self._decided))
-            raise self._misaligned(column, int(found[row]), side, int(counts[row]), row)
+            raise _misaligned(self._table, column, int(found[row]), side, int(counts[row]), row)
         values = aligned(values, found, counts)
         labels = pc.index_in(field_of(values, "label", pa.string()), value_set=_array_of(LABELS))
         positions = field_of(values, "position", pa.int32())
@@ -306,6 +304,43 @@ def decided_rows(table: pa.Table) -> Mask:
     return decided
 
 
+def check_origins(table: pa.Table, *, shortened: bool = False) -> None:
+    """Whether the origins that rows have are those of the passages beside them, or of more where lists may be shorter.
+
+    They are not where a function of the user's has called ``arhn.revert``: `datasets` lays its result over the columns
+    that are there. Lengths tell, since whatever a rule moves, it moves out of the negatives.
+
+    Raises:
+        SchemaError: they are not, or the rows are not canonical.
+    """
+    check_canonical(table.column_names)
+    for side in SIDES:
+        column = column_of(side, "origins")
+        if not {side, column} <= set(table.column_names):
+            continue
+        (found, absent), (counts, _) = lengths_in(table, column), lengths_in(table, side)
+        wrong = ((found < counts) if shortened else (found != counts)) & ~absent
+        if DECISION in table.column_names:
+            wrong &= decided_rows(table)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise _misaligned(table, column, int(found[row]), side, int(counts[row]), row)
+
+
+def _misaligned(table: pa.Table, column: str, found: int, side: str, count: int, row: int) -> SchemaError:
+    advice = "Run the stages before again on these rows."
+    if column in ORIGINS:
+        advice = (
+            "The passages were changed after arhn.relabel and these columns were not, as by a function that calls "
+            "arhn.revert in ds.map: map arhn.revert itself, or drop what is left from before it with "
+            "ds.remove_columns(arhn.revert.dropped(ds.column_names))."
+        )
+    return SchemaError(
+        f"Column {column!r} has {found} values for {count} passages in {side!r} (query "
+        f"{table.column(QUERY)[row].as_py()!r}); one each was expected. {advice}"
+    )
+
+
 def moved_columns(table: pa.Table, moves: Moves, types: Mapping[str, pa.DataType | None]) -> dict[str, pa.Array]:
     """The lists of a table, with all that goes along, after the moves: those of :data:`types`, in its order."""
     lengths = {side: lengths_of(lists_in(table, side)) for side in SIDES if side in table.column_names}
@@ -332,7 +367,7 @@ def _flat(table: pa.Table, column: str, counts: Integers, type: pa.DataType) -> 
     if column not in table.column_names:
         return pa.nulls(int(counts.sum()), type)
     lists = lists_in(table, column)
-    return aligned(shaped(lists.flatten(), type), lengths_of(lists), counts)
+    return aligned(shaped(lists.flatten(), type, column), lengths_of(lists), counts)
 
 
 def _written(moves: Moves) -> dict[str, pa.Array]:

@@ -10,6 +10,7 @@ Memory is bounded by the tables and a row group or two, whatever the number of r
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -35,7 +36,7 @@ from arhn_datasets.card import CHANGED_ROWS, CardContent, Config, render_card
 from arhn_datasets.columns import field_of, is_list
 from arhn_datasets.errors import OutputError, SchemaError
 from arhn_datasets.export import Shards
-from arhn_datasets.folder import CARD_FILE, DATA, DROPPED, RUN_FILE, describe_files, is_refined, read_rows
+from arhn_datasets.folder import CARD_FILE, DATA, DROPPED, RUN_FILE, RUN_FORMAT, describe_files, is_refined, read_rows
 from arhn_datasets.prompts import Prompts
 from arhn_datasets.records import DECISION, Row, digest
 from arhn_datasets.records import DROPPED as DROPPED_STATUS
@@ -46,7 +47,6 @@ from arhn_datasets.transform import Transform
 if TYPE_CHECKING:
     from datasets import Features
 
-RUN_FORMAT = 1
 VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
 # Of the first rows of a split, from which its columns get their types.
 TYPED_BYTES = 32_000_000
@@ -455,11 +455,17 @@ def _prompt_texts(annotator: Annotator | None) -> dict[str, dict[str, str]]:
 
 
 def check_output(target: Path) -> None:
-    """Refuse to write over anything but an earlier run.
+    """Refuse to write over anything but an earlier run, and where nothing can be written; before any work.
 
     Raises:
-        OutputError: ``target`` is a file, or holds something else.
+        OutputError: ``target`` is a file, holds something else, or cannot be made.
     """
+    with _told(target):
+        _check_output(target)
+        _try(target)
+
+
+def _check_output(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; --output takes the name of a folder to make.")
     if target.is_dir() and any(target.iterdir()) and not is_refined(target):
@@ -470,6 +476,23 @@ def check_output(target: Path) -> None:
         )
     if not os.access(_existing_parent(target), os.W_OK):
         raise OutputError(f"{target} cannot be written: no permission in {_existing_parent(target)}.")
+
+
+def _try(target: Path) -> None:
+    """Make the folder of a run, as one is made, but below a temporary one: other runs may be making the same parents.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    parent = target.absolute().parent
+    there = _existing_parent(parent)
+    scratch = Path(tempfile.mkdtemp(prefix=".arhn-", dir=there))
+    try:
+        below = scratch / parent.relative_to(there)
+        below.mkdir(parents=True, exist_ok=True)
+        tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=below)  # the longest name that a run makes
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _swap(fresh: Path, target: Path) -> None:
@@ -500,4 +523,13 @@ def _told(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}. Free some space or name another folder.") from error
+        raise OutputError(f"{target} cannot be written: {error}. {_ADVICE.get(error.errno, _OTHERWISE)}") from error
+
+
+_OTHERWISE = "Name another folder, in which you may write."
+_FULL = "Free some space or name another folder."
+_ADVICE: Mapping[int | None, str] = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.ENAMETOOLONG: "Name another folder, with a shorter name.",
+}

@@ -12,11 +12,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import index
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotation import AnnotatedTransform, background_of
+from arhn_datasets.annotation import AnnotatedTransform, background_of, check_integer
 from arhn_datasets.annotators import Annotator
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.records import (
@@ -80,12 +81,13 @@ class Ranks(AnnotatedTransform):
         super().__post_init__()
         if self.rank_by not in RANK_BY:
             raise ConfigurationError(f"rank_by is {self.rank_by!r}; one of {', '.join(RANK_BY)} was expected.")
+        for name in ("window", "stride", "seed"):
+            check_integer(name, getattr(self, name))
+        check_integer("permutations", self.permutations, least=1)
         if not 1 <= self.stride < self.window:
             raise ConfigurationError(
                 f"stride is {self.stride} and window is {self.window}; windows overlap only with 1 <= stride < window."
             )
-        if self.permutations < 1:
-            raise ConfigurationError(f"permutations is {self.permutations}; 1 or more was expected.")
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -275,9 +277,14 @@ def consensus(positions: Sequence[Mapping[int, int]], reference: set[int]) -> tu
 
 def _checked(reply: Ranking, shown: int) -> Ranking:
     """The reply of any annotator, without tiers where it failed or gives positions that there are not, or twice."""
-    given = [position for tier in reply.tiers for position in tier]
+    if not isinstance(reply, Ranking):
+        return Ranking(status=UNPARSED, detail=shorten(f"{reply!r}; a Ranking was expected"))
     if reply.status not in (RANKED, PARTIAL):
         return replace(reply, tiers=())
+    try:
+        given = [index(position) for tier in reply.tiers for position in tier]
+    except TypeError:
+        return Ranking(status=UNPARSED, detail=shorten(f"tiers of positions were expected: {reply.tiers!r}"))
     if len(set(given)) < len(given) or not set(given) <= set(range(shown)):
         return Ranking(status=UNPARSED, detail=shorten(f"positions of {shown} candidates were expected: {given}"))
     return reply
@@ -329,6 +336,12 @@ def _snippets_of(row: Row, passages: str, snippets: str) -> Sequence[Mapping[str
             f"Column {snippets!r} has {count} snippets for {len(row[passages])} passages in {passages!r} "
             f"(query {row[QUERY]!r}); one each was expected. Run ds.map(arhn.snippets) again on these rows."
         )
+    for snippet in found:
+        if not isinstance(snippet, Mapping) or (snippet["status"] == GROUNDED and not snippet["snippet"]):
+            raise SchemaError(
+                f"Column {snippets!r} holds {shorten(repr(snippet))} (query {row[QUERY]!r}); a snippet with a status, "
+                f"and with words where that is {GROUNDED!r}, was expected. Run ds.map(arhn.snippets) on these rows."
+            )
     return list(found)
 
 

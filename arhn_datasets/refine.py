@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arhn_datasets.adapt import empty_table
 from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.annotators import Annotator, Cascade, Lexical
 from arhn_datasets.columns import field_of
@@ -363,7 +364,7 @@ def _relabelled(dataset: Dataset, transforms: Sequence[Transform]) -> Iterator[p
     if len(dataset):
         yield from _tables_of(dataset)
         return
-    yield through(dataset.features.arrow_schema.empty_table(), transforms)
+    yield through(empty_table(dataset.features.arrow_schema), transforms)
 
 
 def _tables_of(rows: Dataset | IterableDataset) -> Iterator[pa.Table]:
@@ -375,11 +376,11 @@ def _tables_of(rows: Dataset | IterableDataset) -> Iterator[pa.Table]:
     if not isinstance(rows, Dataset):
         batches = rows.with_format(None).iter(MAPPED_ROWS)
         tables = (_table_of(batch) if schema is None else pa.table(batch, schema=schema) for batch in batches)
-        yield from tables if schema is None else chain([schema.empty_table()], tables)
+        yield from tables if schema is None else chain([empty_table(schema)], tables)
         return
     average = rows.data.nbytes / max(1, rows.data.num_rows)
     size = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(1, average))))
-    yield schema.empty_table()
+    yield empty_table(schema)
     yield from rows.with_format("arrow").iter(size)
 
 

@@ -10,7 +10,8 @@ A rule is computed on whole columns: from the evidence on the passages of all ro
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arhn_datasets.annotation import check_integer
 from arhn_datasets.columns import (
     Codes,
     Integers,
@@ -68,7 +70,7 @@ from arhn_datasets.records import (
     UNCHANGED,
     Row,
 )
-from arhn_datasets.transform import ColumnTransform
+from arhn_datasets.transform import ColumnTransform, is_batch
 
 POLICIES = ("relabel", "filter", "relabel+filter")
 REFERENCES = ("best", "worst")
@@ -139,11 +141,8 @@ class Decision(ColumnTransform):
 
     def __post_init__(self) -> None:
         self._check_choices({"on_shortage": GUARDS, "on_excess": GUARDS})
-        if self.min_negatives < 0 or (self.max_relabeled is not None and self.max_relabeled < 0):
-            raise ConfigurationError(
-                f"min_negatives is {self.min_negatives} and max_relabeled is {self.max_relabeled}; "
-                "numbers from 0 were expected."
-            )
+        check_integer("min_negatives", self.min_negatives, 0)
+        check_integer("max_relabeled", self.max_relabeled, 0, optional=True)
 
     @property
     @abstractmethod
@@ -226,6 +225,10 @@ class Decision(ColumnTransform):
         }
         decision = pa.StructArray.from_arrays([fields[one.name] for one in DECISION_TYPE], fields=list(DECISION_TYPE))
         return source.moves(targets, decision)
+
+    def _write(self, rows: Any, results: Sequence[Row], *, owned: bool) -> Any:
+        with _named_fields(rows):
+            return super()._write(rows, results, owned=owned)
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
@@ -327,10 +330,9 @@ class Relabel(Decision):
             }
         )
         super().__post_init__()
-        if self.threshold not in GRADES[1:]:
+        if type(self.threshold) is not int or self.threshold not in GRADES[1:]:
             raise ConfigurationError(f"threshold is {self.threshold!r}; a grade from 1 to {GRADES[-1]} was expected.")
-        if self.max_matches is not None and self.max_matches < 0:
-            raise ConfigurationError(f"max_matches is {self.max_matches}; a number from 0, or None, was expected.")
+        check_integer("max_matches", self.max_matches, 0, optional=True)
 
     @property
     def label(self) -> str:
@@ -376,6 +378,7 @@ class Revert(ColumnTransform):
             without them the rows are the source rows.
 
     Raises:
+        ConfigurationError: a value is none of its own.
         SchemaError: the rows were not relabelled.
     """
 
@@ -383,6 +386,10 @@ class Revert(ColumnTransform):
     OPTIONAL: ClassVar[tuple[str, ...]] = Decision.OPTIONAL
 
     keep_evidence: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.keep_evidence, bool):
+            raise ConfigurationError(f"keep_evidence is {self.keep_evidence!r}; True or False was expected.")
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -401,7 +408,7 @@ class Revert(ColumnTransform):
             return moved_columns(table, Source(table).moves(), types)
         # The others were never relabelled, and concatenated with rows that were: they stay as they are.
         own = {
-            column: shaped(lists_in(table, column), type)
+            column: shaped(lists_in(table, column), type, column)
             for column, type in types.items()
             if column in table.column_names
         }
@@ -421,6 +428,10 @@ class Revert(ColumnTransform):
             for i, row in zip(decided, moved_rows(found, Source(table_of_rows(found)).moves()), strict=True):
                 back[i] = {column: row[column] for column in columns}
         return back
+
+    def _write(self, rows: Any, results: Sequence[Row], *, owned: bool) -> Any:
+        with _named_fields(rows):
+            return super()._write(rows, results, owned=owned)
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
@@ -448,17 +459,34 @@ class Revert(ColumnTransform):
         return "Only rows that arhn.relabel has written, with all their columns, can be reverted."
 
 
+@contextmanager
+def _named_fields(rows: Any) -> Iterator[None]:
+    """Python objects whose values have no place in a type that they shall share are told as columns are."""
+    try:
+        yield
+    except pa.ArrowInvalid:
+        table = getattr(rows, "pa_table", rows)
+        if isinstance(table, pa.Table):
+            for side in (side for side in SIDES if side in table.column_names):
+                shaped(lists_in(table, side), passage_list_type(table.schema), side)
+        raise
+
+
 def is_kept(rows: Any) -> Any:
     """Whether a guard did not drop this relabelled row: ``ds.filter(arhn.is_kept)`` leaves what trainers can take.
 
     Of a batch or a table, as in ``ds.filter(arhn.is_kept, batched=True)``, it is a list or an array, and nothing but
-    the decisions is read.
+    the decisions is read. Rows that no rule has decided upon are kept.
     """
     if isinstance(rows, pa.Table):
+        if DECISION not in rows.column_names:
+            return pa.repeat(True, rows.num_rows)
         statuses = field_of(one_array(rows.column(DECISION)), "status", pa.string())
         return pc.fill_null(pc.not_equal(statuses, DROPPED), True)
     decision = rows.get(DECISION)
-    if isinstance(decision, list):
+    if decision is None and is_batch(rows):
+        return [True] * len(rows[next(iter(rows))])
+    if isinstance(decision, list) or hasattr(decision, "tolist"):  # of NumPy or pandas
         return [one is None or one["status"] != DROPPED for one in decision]
     return decision is None or bool(decision["status"] != DROPPED)
 

@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from arhn_datasets.annotation import check_integer
 from arhn_datasets.columns import Codes, Integers, Mask, Numbers, extremes, starts_of, within
-from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.moves import Evidence, Names
 from arhn_datasets.records import QUERY_ID
 from arhn_datasets.relabeling import ABOVE, BELOW, NOTHING, Decision, Relabel, states_of
@@ -60,6 +61,22 @@ class ScoreRule(Decision):
     @abstractmethod
     def verdicts(self, references: Numbers, negatives: Evidence, names: Names) -> Codes:
         """The verdicts on negatives by their scores and the reference of each row; NaN is no score."""
+
+    def _inputs(self, columns: Any) -> list[str]:
+        found = list(columns)
+        missing = [column for column in self.required if column not in found]
+        if missing:  # the name of all rules is that of the stage, which nobody called
+            package = "arhn." if type(self) in RULES.values() else ""
+            raise SchemaError(
+                f"{package}{type(self).__name__} needs the columns {missing}; the columns found are {found}. "
+                f"{self._advice(missing)}"
+            )
+        return super()._inputs(found)
+
+    def _advice(self, missing: Sequence[str]) -> str:
+        if all(column.endswith("_scores") for column in missing):
+            return "Run arhn.Scores first: ds.map(arhn.Scores(model)), or with columns= or field= for scores of yours."
+        return super()._advice(missing)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,8 +125,7 @@ class PositiveAware(ScoreRule):
         super().__post_init__()
         _check_numbers(self, "threshold", "absolute_margin", "percentage_margin")
         _check_share(self, "percentage_margin")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigurationError(f"top_k is {self.top_k}; a number from 1, or None, was expected.")
+        check_integer("top_k", self.top_k, least=1, optional=True)
 
     @property
     def label(self) -> str:
@@ -230,11 +246,10 @@ class AmbiguousSampling(ScoreRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_numbers(self, "a", "b")
-        if self.a < 0 or self.num_hard_negatives < 1:
-            raise ConfigurationError(
-                f"a is {self.a} and num_hard_negatives is {self.num_hard_negatives}; numbers from 0 and from 1 were "
-                "expected."
-            )
+        check_integer("num_hard_negatives", self.num_hard_negatives, least=1)
+        check_integer("seed", self.seed)
+        if self.a < 0:
+            raise ConfigurationError(f"a is {self.a}; a number from 0 was expected.")
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from arhn_datasets.annotation import check_integer, check_query
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
 from arhn_datasets.records import (
     ALL_EVIDENCE_TYPES,
@@ -22,6 +23,7 @@ from arhn_datasets.records import (
     POSITIVE_SCORES,
     POSITIVES,
     QUERY,
+    QUERY_ID,
     Row,
     digest,
     passages_of,
@@ -78,7 +80,7 @@ class Scores(Transform):
     """
 
     NAME: ClassVar[str] = "scores"
-    OPTIONAL: ClassVar[tuple[str, ...]] = (DECISION, POSITIVE_SCORES, NEGATIVE_SCORES)
+    OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, DECISION, POSITIVE_SCORES, NEGATIVE_SCORES)
 
     model: str | None = None
     _: KW_ONLY
@@ -125,8 +127,7 @@ class Scores(Transform):
                 )
         if self.kind == CROSS_ENCODER and self.similarity is not None:
             raise ConfigurationError("A cross-encoder has no similarity; leave it out, or name a bi-encoder.")
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size is {self.batch_size}; 1 or more was expected.")
+        check_integer("batch_size", self.batch_size, least=1)
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -160,9 +161,11 @@ class Scores(Transform):
         """The scores of each row; all texts of all rows go through the model together.
 
         Raises:
-            SchemaError: a row was relabelled, or lacks its scores.
+            SchemaError: a row was relabelled, or lacks its scores, or the query that a model reads.
         """
         for row in rows:
+            if self.model is not None:
+                check_query(self.NAME, row)
             if row.get(DECISION) is not None:
                 raise SchemaError(
                     f"arhn.scores got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
@@ -251,8 +254,8 @@ class _Texts:
         self.queries: dict[str, int] = {}
         self.passages: dict[str, int] = {}
 
-    def query(self, text: str | None) -> int:
-        return self.queries.setdefault(text or "", len(self.queries))
+    def query(self, text: str) -> int:
+        return self.queries.setdefault(text, len(self.queries))
 
     def passage(self, passage: Mapping[str, Any], separator: str) -> int:
         title, text = passage.get("title") or "", passage.get("text") or ""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from arhn_datasets import background
-from arhn_datasets.adapt import adapt, keeps_rows
+from arhn_datasets.adapt import adapt, empty_table, keeps_rows
 from arhn_datasets.errors import InputError, SchemaError
 from arhn_datasets.inputs import Input, reading
 from arhn_datasets.output import Refinement, RunWriter
@@ -263,7 +263,7 @@ def _empty(dataset: IterableDataset, source: Input, split: str, transforms: Sequ
             f"The split {split!r} of {source.name} has no rows, and columns that nothing tells. Name the splits that "
             "have rows with --split, or run without streaming."
         )
-    return through(canonical(dataset.features.arrow_schema.empty_table()), transforms)
+    return through(canonical(empty_table(dataset.features.arrow_schema)), transforms)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

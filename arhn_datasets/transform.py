@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import uuid
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -27,7 +28,7 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from arhn_datasets import background
-from arhn_datasets.errors import SchemaError
+from arhn_datasets.errors import ArhnError, SchemaError
 from arhn_datasets.records import QUERY, Row, canonical_json
 
 MOST_BYTES = 256_000_000  # of the rows of a table that are computed at once; Arrow's strings end at 2 GB
@@ -103,6 +104,7 @@ class Transform(ABC):
     def __call__(self, rows: Any) -> Any:
         """The rows with the new columns; an awaitable where `datasets` awaits it."""
         caller = sys._getframe(1)
+        self._check(rows, caller.f_globals)
         if self.awaits and _awaits(caller.f_globals, caller.f_code):
             return self._call_async(rows)
         return self._transformed(rows, owned=_is_datasets(caller.f_globals))
@@ -124,6 +126,30 @@ class Transform(ABC):
 
     def _run(self, inputs: Sequence[Row]) -> list[Row]:
         return background.run(self.apply(inputs)) if self.awaits else _finish(self.apply(inputs))
+
+    def _check(self, rows: Any, caller: Mapping[str, Any]) -> None:
+        """Refuse what holds no rows, and rows whose values a format has turned into others.
+
+        In numpy, pandas and torch a null is another value, and `datasets` drops no column from such rows.
+        """
+        if isinstance(rows, pa.Table) or _is_lazy(rows):
+            return
+        kind = type(rows)
+        plain = isinstance(rows, Mapping) and kind.__module__.partition(".")[0] != "datasets"
+        query = type(rows.get(QUERY)) if plain else kind
+        formatted = plain and hasattr(query, "__array__")
+        if formatted or caller.get("__name__") == "datasets.arrow_dataset":
+            found = query if formatted else kind
+            raise SchemaError(
+                f"arhn.{self.NAME} was given formatted rows ({found.__module__}.{found.__qualname__}); the values as "
+                'they are stored were expected. Map ds.with_format(None), or ds.with_format("arrow").'
+            )
+        if not plain:
+            raise SchemaError(
+                f"arhn.{self.NAME} was called with {'nothing' if rows is None else f'a {kind.__qualname__}'}; a row "
+                "(a dict of values), a batch (a dict of lists) or a pyarrow.Table was expected. A dataset calls it: "
+                f"ds.map(arhn.{self.NAME}, batched=True)."
+            )
 
     def _inputs(self, columns: Iterable[str]) -> list[str]:
         found = list(columns)
@@ -207,7 +233,11 @@ class Transform(ABC):
     def __reduce_ex__(self, protocol: Any) -> Any:
         pickler = sys._getframe(1).f_locals.get("self")
         if type(pickler).__module__ == "datasets.utils._dill":
-            return str, (canonical_json({"transform": self.NAME, "version": self.VERSION, **self.identity()}),)
+            try:
+                identity = self.identity()
+            except ArhnError:  # the first row will tell; `datasets` would only say that it cannot hash this
+                identity = {"unknown": uuid.uuid4().hex}
+            return str, (canonical_json({"transform": self.NAME, "version": self.VERSION, **identity}),)
         return _rebuild, (type(self), {field.name: getattr(self, field.name) for field in fields(self)})
 
 
@@ -353,7 +383,7 @@ async def gather(awaitables: Iterable[Awaitable[T]], *, concurrently: bool) -> l
     listed = list(awaitables)
     if len(listed) == 1:  # needs no task of its own
         return [await listed[0]]
-    return list(await asyncio.gather(*listed))
+    return await background.gathered(listed)
 
 
 def _loop_runs() -> bool:

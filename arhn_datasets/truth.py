@@ -5,6 +5,7 @@ It comes from judged negatives, from qrels, or from a second, human-labelled dat
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -134,11 +135,13 @@ def read_truth(truth: Any, *, relevant_from: float = 1) -> Truth:
         return truth
     if isinstance(truth, (str, os.PathLike)):
         return _truth_at(os.fspath(truth), relevant_from)
-    if hasattr(truth, "column_names"):  # Dataset, DatasetDict
+    if hasattr(truth, "column_names") and hasattr(truth, "with_format"):  # Dataset, DatasetDict
         splits = truth if isinstance(truth, Mapping) else {"": truth}
-        return _truth_of_splits(splits, "the truth", relevant_from)
+        return _truth_of_splits({n: rows.with_format(None) for n, rows in splits.items()}, "the truth", relevant_from)
     if isinstance(truth, Mapping):
         return _truth_of_rows([truth], "the truth", relevant_from)
+    if isinstance(truth, (bytes, bytearray)) or not isinstance(truth, Iterable):
+        raise InputError(f"The truth is {shorten(repr(truth), 60)}, of the type {type(truth).__name__}. {EXPECTED}")
     return _truth_of_rows(truth, "the truth", relevant_from)
 
 
@@ -305,31 +308,48 @@ def _add_grade(query_id: str, docid: Any, grade: Any, pairs: _Pairs, relevant_fr
 
 def _truth_of_lines(lines: Iterable[str], name: str, relevant_from: float) -> Truth:
     """Qrels as text: three columns or TREC's four, with or without a header."""
-    pairs, places = _Pairs(), None
+    pairs, places, separator = _Pairs(), None, None
     for number, line in enumerate(lines, 1):
-        fields = _fields_of(line)
-        if not fields:
+        if not line.strip():
             continue
-        if places is None:
-            places = _header(fields)
-            if places is not None:
-                continue
-            places = {3: (0, 1, 2), 4: (0, 2, 3)}.get(len(fields), ())
         try:
+            if places is None:
+                separator = _separator_of(line)
+            fields = _fields_of(line, separator)
+            if places is None:
+                places = _header(fields)
+                if places is not None:
+                    continue
+                places = {3: (0, 1, 2), 4: (0, 2, 3)}.get(len(fields), ())
             if len(fields) <= max(places, default=len(fields)):
                 raise ValueError(f"{len(fields)} columns")
             query_id, docid, grade = (fields[place] for place in places)
             _add_grade(query_id, docid, grade, pairs, relevant_from)
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:
             found = f"{name}: line {number} is {shorten(line, 80)!r} ({error})"
             raise InputError(f"{found}; a query, a docid and a grade were expected. {EXPECTED}") from error
     return pairs.truth(name, QRELS)
 
 
-def _fields_of(line: str) -> list[str]:
+def _separator_of(line: str) -> str | None:
+    """What stands between the columns, as the first line has it; None for any white space."""
     if "\t" in line:
-        return [value.strip() for value in line.rstrip("\r\n").split("\t")] if line.strip() else []
-    return line.split() if len(line.split()) > 1 or "," not in line else [part.strip() for part in line.split(",")]
+        return "\t"
+    words = line.split()
+    spaced = all(word.endswith(",") for word in words[:-1])
+    quoted = line.lstrip().startswith('"') or ',"' in line
+    return "," if "," in line and (spaced or quoted or len(words) < 3) else None
+
+
+def _fields_of(line: str, separator: str | None) -> list[str]:
+    if separator is None or separator not in line:
+        return line.split()
+    fields = line.rstrip("\r\n").split(separator)
+    if '"' in line:
+        quoted = next(csv.reader([line.rstrip("\r\n")], delimiter=separator, skipinitialspace=True))
+        # Nobody has a tab in an id: where one would be, the quotes are not those of CSV.
+        fields = quoted if separator == "," or len(quoted) == len(fields) else fields
+    return [field.strip() for field in fields]
 
 
 def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
@@ -363,6 +383,8 @@ def _truth_of_splits(splits: Mapping[str, Any], name: str, relevant_from: float)
     from arhn_datasets.adapt import adapt_dataset
 
     pairs = _Pairs()
+    if any(rows.column_names is None for rows in splits.values()):  # streams that were mapped: the rows tell
+        return _truth_of_rows((row for split in splits.values() for row in split), name, relevant_from)
     for rows in splits.values():
         if _is_judged(rows.column_names) or _is_qrels(rows.column_names):
             return _truth_of_rows((row for split in splits.values() for row in split), name, relevant_from)

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotation import AnnotatedTransform, background_of
+from arhn_datasets.annotation import AnnotatedTransform, background_of, check_annotator, check_integer
 from arhn_datasets.annotators import Annotator, Cascade
-from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.records import (
     JUDGED,
+    JUDGEMENT_STATUSES,
     NEGATIVE_VERDICTS,
     NEGATIVES,
     PARTIAL,
@@ -62,6 +62,7 @@ class Verdicts(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "verdicts"
+    VERSION: ClassVar[int] = 2
 
     screen: Annotator | None = None
     window: int = 20
@@ -69,8 +70,9 @@ class Verdicts(AnnotatedTransform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1:
-            raise ConfigurationError(f"window is {self.window}; 1 or more negatives were expected.")
+        check_annotator("screen", self.screen)
+        check_integer("window", self.window, least=1)
+        check_integer("seed", self.seed)
 
     @property
     def source(self) -> Annotator:
@@ -131,16 +133,20 @@ class Verdicts(AnnotatedTransform):
 
 def checked(reply: Sequence[Verdict], candidates: int) -> list[Verdict]:
     """The reply of any annotator; unparsed where it is not one known verdict a candidate."""
-    if len(reply) != candidates:
-        detail = shorten(f"{len(reply)} verdicts on {candidates} candidates")
-        return [Verdict(status=UNPARSED, detail=detail)] * candidates
-    return [
-        verdict
-        if (verdict.status in (JUDGED, PARTIAL) and verdict.verdict in VERDICTS)
-        or (verdict.status not in (JUDGED, PARTIAL) and verdict.verdict is None)
-        else Verdict(status=UNPARSED, detail=shorten(f"{verdict.verdict!r} with status {verdict.status!r}"))
-        for verdict in reply
-    ]
+    if not isinstance(reply, (list, tuple)) or len(reply) != candidates:
+        said = f"{len(reply)} verdicts" if isinstance(reply, (list, tuple)) else f"{reply!r} and no verdicts"
+        return [Verdict(status=UNPARSED, detail=shorten(f"{said} on {candidates} candidates"))] * candidates
+    return [_checked(verdict) for verdict in reply]
+
+
+def _checked(reply: Verdict) -> Verdict:
+    if not isinstance(reply, Verdict):
+        return Verdict(status=UNPARSED, detail=shorten(f"{reply!r}; a Verdict was expected"))
+    if reply.status in JUDGEMENT_STATUSES:
+        says = reply.status in (JUDGED, PARTIAL)
+        if reply.verdict in VERDICTS if says else reply.verdict is None:
+            return reply
+    return Verdict(status=UNPARSED, detail=shorten(f"{reply.verdict!r} with status {reply.status!r}"))
 
 
 def _words(text: str) -> str:

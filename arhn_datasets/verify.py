@@ -40,8 +40,8 @@ from arhn_datasets.folder import (
     PUBLISHED,
     RUN_FILE,
     Folder,
-    is_refined,
     open_folder,
+    read_run,
     read_tables,
     sha256_of,
 )
@@ -168,7 +168,7 @@ def verify(
 
     Raises:
         InputError: there is no such folder or repository, or it cannot be downloaded.
-        ConfigurationError: it was not written by this package.
+        ConfigurationError: it was not written by this package, or its ``run.json`` cannot be read.
     """
     if Path(dataset).is_dir():
         if revision is not None:
@@ -187,15 +187,10 @@ def verify_folder(path: str | os.PathLike[str], *, progress: bool = False, name:
         name: What messages call the folder.
 
     Raises:
-        ConfigurationError: it was not written by this package.
+        ConfigurationError: it was not written by this package, or its ``run.json`` cannot be read.
     """
     root, record = Path(path), _Record()
-    if not is_refined(root):
-        raise ConfigurationError(
-            f"{name or path} has no {RUN_FILE} of arhn_datasets; expected what arhn-refine or arhn-push has written. "
-            "Name its folder or its repository."
-        )
-    run = json.loads((root / RUN_FILE).read_text(encoding="utf-8"))
+    run = read_run(root, name)
     _check_files(root, run, record, progress)
     try:
         folder = open_folder(root)
@@ -892,17 +887,23 @@ def downloaded(repo_id: str, revision: str | None = None, token: str | None = No
     Raises:
         InputError: there is no such repository, or it cannot be downloaded.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
         # The commit first: a download alone would fall back to a cached copy where access is denied or there is no net.
         commit = str(HfApi(token=token).dataset_info(repo_id, revision=revision).sha)
         return Path(snapshot_download(repo_id, repo_type="dataset", revision=commit, token=token)), commit
-    except (HFValidationError, OSError) as error:
+    except Exception as error:  # no public name covers what the transports of hub 0.x, 1.x and 2.x raise
+        hint = "Check the name, the --revision, and the --token where it is private."
+        if not isinstance(error, HFValidationError) and getattr(error, "response", None) is None:
+            hint = (
+                f"Check the connection to {constants.ENDPOINT} (HF_ENDPOINT), and the room in the cache "
+                f"{constants.HF_HUB_CACHE} (HF_HOME), then run this again: what was downloaded is kept."
+            )
         raise InputError(
             f"{repo_id}{f' at {revision}' if revision else ''} is no folder and cannot be downloaded: "
-            f"{shorten(str(error), 300)} Check the name, the --revision, and the --token where it is private."
+            f"{type(error).__name__}: {shorten(' '.join(str(error).split()), 300).rstrip('.')}. {hint}"
         ) from error
 
 

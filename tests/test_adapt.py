@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -1108,3 +1109,43 @@ def test_passages_of_a_corpus_of_dicts_and_of_a_dataset_are_the_same() -> None:
 
     assert texts(adapted[0][0]["negative_passages"]) == ["passage 3", "passage 2"]
     assert all(found == adapted[0] for found in adapted)
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="these datasets have no type for values of several types")
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("meta", [[1, "a"], {"a": [1, {"b": 2}]}])
+def test_values_of_several_types_pass_through(grouped, meta):
+    """JSON inside of lists and structs, of which Arrow makes no empty table: in mapped rows and in grouped ones."""
+    rows = [{"anchor": QUERY, "positive": YES, "negative": negative, "meta": meta} for negative in (NO, ALSO_NO)]
+    if not grouped:
+        rows = [{**row, "anchor": f"{QUERY} {at}"} for at, row in enumerate(rows)]
+    of_lists = datasets.List(datasets.Json())
+    features = Features(
+        {
+            **dict.fromkeys(("anchor", "positive", "negative"), Value("string")),
+            "meta": of_lists if isinstance(meta, list) else {"a": of_lists},
+        }
+    )
+    found = adapt_dataset(Dataset.from_list(rows, features=features))
+    assert [row["meta"] for row in found] == [meta] * (1 if grouped else 2)
+    assert found.features["meta"] == features["meta"]
+    none = adapt_dataset(Dataset.from_list(rows, features=features).select([]))
+    assert (len(none), none.features) == (0, found.features)
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="these datasets have no type for values of several types")
+def test_passages_may_hold_fields_of_several_types():
+    """A score that is a number in one passage and a string in another stays what it is."""
+    row = canonical()
+    scored = [{**one, "score": score} for one, score in zip(row["negative_passages"], (0.5, "high"), strict=True)]
+    one = {"docid": Value("string"), "title": Value("string"), "text": Value("string"), "score": datasets.Json()}
+    sides = dict.fromkeys(("positive_passages", "negative_passages"), datasets.List(one))
+    features = Features({"query_id": Value("string"), "query": Value("string"), **sides})
+    given = {
+        **row,
+        "positive_passages": [{**p, "score": 1} for p in row["positive_passages"]],
+        "negative_passages": scored,
+    }
+    found = adapt_dataset(Dataset.from_list([given], features=features))
+    assert [p["score"] for p in found[0]["negative_passages"]] == [0.5, "high"]
+    assert found[0]["positive_passages"][0]["score"] == 1

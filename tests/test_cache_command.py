@@ -250,6 +250,7 @@ def test_a_model_that_sqlite_cannot_hold_is_taken(tmp_path):
         (["prune"], "Nothing was named to go"),
         (["prune", "--model", "gpt"], r"No reply of the model 'gpt'.*qwen@r1"),
         (["info", "--cache", "none"], "No store of replies is in use"),
+        (["info", "--cache", "there.jsonl"], "there.jsonl is a file.*folder"),
         (["export", "there.jsonl"], "There is a file there.jsonl already"),
         (["export", "nowhere/replies.jsonl"], "nowhere/replies.jsonl cannot be written"),
         (["export", "replies.jsonl", "--cache", "empty"], "There is no store of replies in empty"),

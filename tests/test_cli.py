@@ -18,6 +18,7 @@ from arhn_datasets import cli
 from arhn_datasets.annotators import Endpoint, Lexical, Local
 from arhn_datasets.answers import Answers
 from arhn_datasets.cli.refining import what_is_kept
+from arhn_datasets.cli.running import guarded
 from arhn_datasets.push import Pushed
 from tests.conftest import SAMPLE
 
@@ -62,7 +63,21 @@ def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsy
         (["--annotator", "lexical", "--stride", "30"], "stride is 30 and window is 20"),
         (["--annotator", "lexical", "--task", "poem"], "Unknown task 'poem'"),
         (["--annotator", "lexical", "--task", "claim", "--task", "qa=claim"], "expected one task for all rows"),
-        (["--annotator", "lexical", "--min-negatives", "-1"], "numbers from 0"),
+        (["--annotator", "lexical", "--min-negatives", "-1"], "a whole number from 0"),
+        (["--annotator", "lexical", "--model", "m"], "--model goes with an LLM, not with --annotator lexical"),
+        (["--annotator", "lexical", "--concurrency", "4", "--api", "tgi"], "--api, --concurrency go with"),
+        (["--annotator", "lexical", "--constrained"], "--constrained goes with"),
+        (["--annotator", "lexical", "--timeout", "300"], "--timeout goes with"),
+        (["--annotator", "lexical", "--give-up-after", "600"], "--give-up-after goes with"),
+        (["--annotator", "lexical", "--api-key", "k"], "--api-key goes with"),
+        (["--annotator", "local", "--model", "m", "--api-key", "k"], "--api-key goes with .* --annotator local"),
+        (["--annotator", "lexical", "--estimate-rows", "9"], "--estimate-rows goes with --estimate"),
+        (["--annotator", "lexical", "--price-per-hour", "4"], "--price-per-hour goes with --estimate"),
+        (["--annotator", "lexical", "--price-per-million", "1", "2"], "--price-per-million goes with --estimate"),
+        (
+            ["--annotator", "lexical", "--estimate", "--price-per-hour", "4", "--price-per-million", "1", "2"],
+            "--price-per-hour and --price-per-million",
+        ),
     ],
 )
 def test_arguments_that_cannot_work_exit_with_2(arguments, message, tmp_path, capsys):
@@ -79,7 +94,11 @@ def test_arguments_that_cannot_work_exit_with_2(arguments, message, tmp_path, ca
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--limit", "0"], ["--limit", "x"], ["--policy", "all"], ["--annotator", "gpt"], ["--endpoints", "http://x"]],
+    [
+        *(["--limit", "0"], ["--limit", "x"], ["--policy", "all"], ["--annotator", "gpt"], ["--endpoints", "http://x"]),
+        *(["--batch-size", "9" * 20], ["--show", "-3"], ["--permutations", "101"], ["--price-per-hour", "-4"]),
+        *(["--price-per-hour", "nan"], ["--price-per-million", "1", "-2"], ["--timeout", "nan"]),
+    ],
 )
 def test_arguments_that_argparse_refuses_exit_with_2(arguments, tmp_path, capsys):
     """Also what the parser itself refuses is wrong usage."""
@@ -87,6 +106,132 @@ def test_arguments_that_argparse_refuses_exit_with_2(arguments, tmp_path, capsys
         cli.refine_command([str(SAMPLE), "--output", str(tmp_path / "out"), *arguments])
     assert ended.value.code == 2
     assert "usage: arhn-refine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "c"], "--config .* is a file"),
+        (["--revision", "r"], "--revision .* is a file"),
+        (["--split", "foo"], r"has no split 'foo'; its splits are \['train'\]"),
+    ],
+)
+def test_what_a_single_file_does_not_have_is_wrong_usage(arguments, message, tmp_path, capsys):
+    """A configuration, a revision, and another split than train."""
+    lexical = ["--annotator", "lexical", "--output", str(tmp_path / "out")]
+    assert cli.refine_command([str(SAMPLE), *lexical, *arguments]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_split_of_a_single_file_is_train(tmp_path, capsys):
+    """--split train of a file is all of it."""
+    command = [str(SAMPLE), "--annotator", "lexical", "--limit", "2", "--split", "train"]
+    assert cli.refine_command([*command, "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/data/train-00000-of-00001.parquet").exists()
+
+
+def test_names_that_the_system_refuses_are_wrong_usage(refined, tmp_path, capsys):
+    """A name of 300 characters gives a message with the name, and no traceback, wherever it is given."""
+    long = "x" * 300
+    lexical = ["--annotator", "lexical", "--output"]
+    for command in (
+        lambda: cli.refine_command([f"{long}.jsonl", *lexical, str(tmp_path / "out")]),
+        lambda: cli.refine_command([str(SAMPLE), *lexical, str(tmp_path / long)]),
+        lambda: cli.refine_command([str(SAMPLE), *lexical, str(tmp_path / long[:250])]),  # a hidden one is longer
+        lambda: cli.export_command([str(refined), "--format", "pair", "--output", str(tmp_path / long)]),
+        lambda: cli.audit_command([str(refined), "--output", str(tmp_path / f"{long}.csv")]),
+        lambda: cli.verify_command([str(tmp_path / long)]),
+    ):
+        assert command() == 2
+        error = capsys.readouterr().err
+        assert "xxx" in error
+        assert "error: " in error
+    assert [path.name for path in tmp_path.iterdir()] == ["refined"]
+
+
+def test_errors_of_the_system_are_messages_and_those_of_the_program_are_not(capsys):
+    """What could not be done, with its file and reason; a mistake of ours keeps its traceback."""
+
+    def fails(error):
+        def command():
+            raise error
+
+        return lambda: guarded(command, str)
+
+    assert fails(PermissionError(13, "Permission denied", "/some/file"))() == 1
+    assert re.search("^error: .*/some/file.*Permission denied", capsys.readouterr().err)
+    assert fails(OSError("told otherwise"))() == 1
+    assert "told otherwise" in capsys.readouterr().err
+    with pytest.raises(KeyError):
+        fails(KeyError("ours"))()
+
+
+@pytest.mark.parametrize("command", ["verify", "refine", "cache", "help"])
+def test_a_closed_pipe_ends_a_command_quietly(command, refined, tmp_path):
+    """`| true`: no traceback, also none at the interpreter's end, exit code 1, and what was written stays.
+
+    A long --help is given up by argparse itself, without an error.
+    """
+    out = tmp_path / "out"
+    given = {
+        "verify": ["arhn-verify", refined],
+        "refine": ["arhn-refine", SAMPLE, "--annotator", "lexical", "--show", "69", "--output", out],
+        "cache": ["arhn-cache", "info", "--cache", tmp_path],
+        "help": ["arhn-refine", "--help"],
+    }[command]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [str(BIN / given[0]), *map(str, given[1:])], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(write)
+    assert done.returncode == 1 or (done.returncode == 0 and command == "help")
+    assert "Broken" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert command != "refine" or (out / "run.json").exists()
+
+
+def test_a_full_disk_behind_the_output_is_told(tmp_path):
+    """What was printed and did not arrive is no success."""
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [str(BIN / "arhn-cache"), "info", "--cache", str(tmp_path)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--format", "pair", "--grades"], "--grades goes with --format labeled-list"),
+        (["--format", "triplet", "--negatives", "7"], "--negatives goes with --format n-tuple"),
+        (["--format", "beir", "--short", "repeat"], "--short goes with --format n-tuple"),
+    ],
+)
+def test_choices_of_a_format_that_is_not_written_are_refused(given, message, refined, tmp_path, capsys):
+    """What would have no effect is wrong usage, in arhn-export and in arhn-push."""
+    assert cli.export_command([str(refined), *given, "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert cli.push_command([str(refined), "user/name", *given, "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_out_of_range_exit_with_2(refined, tmp_path, capsys):
+    """More negatives than a row has, and seeds that there are not."""
+    for command in (
+        lambda: cli.export_command(
+            [str(refined), "--format", "n-tuple", "--negatives", "1001", "--output", str(tmp_path / "out")]
+        ),
+        lambda: cli.evaluate_command([str(refined), "truth.jsonl", "--seed", "-1"]),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command()
+        assert ended.value.code == 2
+        assert "is not a whole number from" in capsys.readouterr().err
 
 
 def test_wrong_names_and_contents(tmp_path, capsys):

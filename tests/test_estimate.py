@@ -41,6 +41,24 @@ def test_the_sample_is_paid_once_and_extrapolated(server):
     json.dumps(again.to_json())
 
 
+def test_a_sample_that_is_in_the_store_says_why_nothing_was_measured(server):
+    """No rate, so no duration, GPU-hours or price, and what to do; nothing is missing where all is in the store."""
+    annotator = arhn.Endpoint(server.url)
+    estimate(Input(name=str(SAMPLE)), stages(annotator), sample=8)
+    again = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=8, prices=Prices(per_hour=4.0))
+    assert (again.seconds, again.gpu_hours, again.price) == (None, None, None)
+    text = format_estimate(again)
+    assert "duration, GPU-hours and a price by the hour cannot be told" in text
+    assert "--estimate-rows above 8" in text
+    larger = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=24)
+    assert larger.seconds is not None
+    whole = Input(name=str(SAMPLE), limit=4)
+    estimate(whole, stages(annotator), sample=4)
+    done = format_estimate(estimate(whole, stages(annotator), sample=4))
+    assert "cannot be told" not in done
+    assert "every request of the run is in the store" in done
+
+
 def test_prices_by_token_and_a_baseline_without_requests(server):
     """Tokens times their price; the lexical baseline costs nothing and says only its rates."""
     prices = Prices(per_million_in=2.0, per_million_out=10.0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,6 +153,11 @@ def forms(tmp_path):
         "comma.csv": ["query_id,docid,relevance", *(f"q,{d},{g}" for d, g in grades.items())],
         "trec.txt": ["", *(f"q 0 {d} {g}" for d, g in grades.items())],
     }
+    lines |= {
+        "quoted.csv": ['"query-id","corpus-id","score"', *(f'"q","{d}",{g}' for d, g in grades.items())],
+        "quoted.tsv": ['"query-id"\t"corpus-id"\t"score"', *(f'"q"\t"{d}"\t"{g}"' for d, g in grades.items())],
+        "spaced.csv": ["query-id, corpus-id, score", *(f'q, "{d}", {g}' for d, g in grades.items())],
+    }
     for name, content in lines.items():
         (tmp_path / name).write_text("\n".join(content) + "\n", encoding="utf-8")
         yield name, QRELS, tmp_path / name
@@ -171,6 +177,12 @@ def forms(tmp_path):
     Dataset.from_list(rows).to_parquet(tmp_path / "qrels.parquet")
     yield "qrels in parquet", QRELS, tmp_path / "qrels.parquet"
     yield "qrels as a dataset", QRELS, Dataset.from_list(rows)
+    for format in ("numpy", "arrow", "pandas"):
+        yield f"qrels in {format}", QRELS, Dataset.from_list(rows).with_format(format)
+        yield f"judged in {format}", JUDGED, Dataset.from_list([judged(grades)]).with_format(format)
+        yield f"labelled in {format}", LABELLED, DatasetDict({"a": Dataset.from_list([labelled]).with_format(format)})
+    yield "qrels in a mapped stream", QRELS, Dataset.from_list(rows).to_iterable_dataset().map(lambda row: row)
+    yield "labelled in a mapped stream", LABELLED, Dataset.from_list([labelled]).to_iterable_dataset().map(dict)
     yield "judged", JUDGED, written(tmp_path / "judged.jsonl", [judged(grades)])
     yield (
         "judged by grade",
@@ -257,6 +269,61 @@ def test_a_truth_in_no_known_form_is_named(content, said, tmp_path):
     with pytest.raises(InputError, match="Expected JSONL") as raised:
         read_truth(path)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("ids", [("q,1", "d 1"), ("a b", "c d"), ('q "1"', 'd"1'), ('"q', "d"), ("q'1", "d,1")])
+def test_ids_with_commas_and_quotes_are_read_as_csv_writes_them(ids, tmp_path):
+    """Through csv.writer, with commas or tabs, an id comes back as it was."""
+    for delimiter in (",", "\t"):
+        path = tmp_path / "qrels.txt"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            lines = csv.writer(file, delimiter=delimiter)
+            lines.writerows([("query-id", "corpus-id", "score"), (*ids, 1), ("other", "d", 0)])
+        truth = read_truth(path)
+        assert (list(truth.queries), truth.docids.to_pylist()) == ([ids[0], "other"], [ids[1], "d"])
+
+
+def test_a_quote_that_nobody_closes_is_a_part_of_an_id(tmp_path):
+    """Lines with tabs that no csv.writer wrote are taken as they are; with commas the line is named."""
+    path = tmp_path / "qrels.txt"
+    path.write_text('"q\td"1\t1\n', encoding="utf-8")
+    assert list(read_truth(path).queries) == ['"q']
+    path.write_text('q,d,1\n"q,d,1\n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 2"):
+        read_truth(path)
+    path.write_text(f'q,d,1\nq,"{"d" * 200_000}",1\n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 2.*field"):
+        read_truth(path)
+
+
+@pytest.mark.parametrize("truth", [None, 5, 0.5, b"qrels"])
+def test_a_truth_that_is_none_is_named(truth):
+    """What is no rows at all is told by its type."""
+    rows = dataset(relabelled([("a", "kept")]))
+    with pytest.raises(InputError, match=f"{type(truth).__name__}.*Expected JSONL"):
+        evaluate(rows, truth)
+
+
+def test_a_stream_without_known_columns_is_refused():
+    """A mapped stream does not say which columns it has; one that does is read."""
+    rows = dataset(relabelled([("a", "relabelled"), ("b", "kept")]))
+    truth = {"q": {"a": 1, "b": 0}}
+    stream = rows.to_iterable_dataset()
+    assert evaluate(stream, truth, samples=0).to_json() == evaluate(rows, truth, samples=0).to_json()
+    for mapped in (stream.map(lambda row: row), IterableDatasetDict({"train": stream.map(lambda row: row)})):
+        with pytest.raises(InputError, match=r"no column names.*Dataset\.from_list\(list\(stream\)\)"):
+            evaluate(mapped, truth)
+    listed = Dataset.from_list(list(stream.map(lambda row: row)))
+    assert evaluate(listed, truth, samples=0).to_json() == evaluate(rows, truth, samples=0).to_json()
+
+
+def test_columns_left_from_before_a_revert_are_refused(sample):
+    """Figures over passages that are on both sides say nothing: what was found, and what to do."""
+    lexical = arhn.Lexical()
+    rows = Dataset.from_list(sample).map(arhn.Snippets(annotator=lexical)).map(arhn.Ranks(annotator=lexical))
+    left = rows.map(arhn.relabel, batched=True).map(lambda batch: arhn.revert(batch), batched=True)
+    with pytest.raises(SchemaError, match=r"_origins' has \d+ values for \d+ passages.*map arhn\.revert itself"):
+        evaluate(left, TRUTH)
 
 
 def test_a_truth_that_cannot_be_read_is_named(tmp_path):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, Features, load_dataset
+from datasets import Dataset, DatasetDict, Features, NamedSplit, concatenate_datasets, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,6 +264,40 @@ def test_one_split_alone(folders, tmp_path):
         arhn.export(folders / "refined", "pair", tmp_path / "more", split="dev")
     rows = Dataset.from_list([canonical(0, "a", "b")])
     assert arhn.export(rows, "pair", tmp_path / "named", split="dev").formats["pair"].rows == {"dev": 1}
+
+
+def test_a_dataset_with_a_split_name_has_no_other_split(tmp_path):
+    """Rows of one split are not written under the name of another; a slice of a split goes by its name."""
+    rows = Dataset.from_list([canonical(0, "a", "b")])
+    for name in ("train", "train[:10%]"):
+        named = Dataset(rows.data, split=NamedSplit(name))
+        out = tmp_path / f"named {len(name)}"
+        assert arhn.export(named, "pair", out, split="train").formats["pair"].rows == {"train": 1}
+        with pytest.raises(ConfigurationError, match=r"The dataset has no split 'nosuch'; its splits are \['train'\]"):
+            arhn.export(named, "pair", tmp_path / "other", split="nosuch")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("format", ["labeled-list", "pair", "beir"])
+def test_columns_left_from_before_a_revert_are_refused(sample, tmp_path, format):
+    """One text would be a positive and a negative: what was found, and advice that works."""
+    lexical = arhn.Lexical()
+    rows = Dataset.from_list(sample[:12]).map(arhn.Snippets(annotator=lexical)).map(arhn.Ranks(annotator=lexical))
+    rows = rows.map(arhn.relabel, batched=True)
+    left = rows.map(lambda batch: arhn.revert(batch), batched=True)
+    said = r"'negative_origins' has \d+ values for \d+ passages in 'negative_passages' \(query '"
+    with pytest.raises(SchemaError, match=said) as raised:
+        arhn.export(left, format, tmp_path / "left", grades=True)
+    assert "ds.remove_columns(arhn.revert.dropped(ds.column_names))" in str(raised.value)
+    assert not (tmp_path / "left").exists()
+    whole = left.remove_columns(arhn.revert.dropped(left.column_names))
+    for name, source in {"whole": whole, "mapped": rows.map(arhn.revert, batched=True)}.items():
+        arhn.export(source, "labeled-list", tmp_path / name, grades=True)
+    assert content(tmp_path / "whole") == content(tmp_path / "mapped")
+    fewer = rows.map(lambda row: {"negative_passages": row["negative_passages"][:2]})
+    assert arhn.export(fewer, "pair", tmp_path / "fewer").formats["pair"].rows["train"] > len(rows)
+    mixed = concatenate_datasets([rows, whole])  # where origins are null, nothing was relabelled
+    assert arhn.export(mixed, "pair", tmp_path / "mixed").formats["pair"].rows["train"] > len(mixed)
 
 
 def test_json_lines_are_read_by_any_reader(tmp_path):

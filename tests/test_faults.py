@@ -435,3 +435,20 @@ def test_two_runs_share_one_store(rows, clean, tmp_path, refine):
     with sqlite3.connect(tmp_path / "store" / answers.FILE_NAME) as store:
         assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     store.close()
+
+
+def test_what_is_left_of_a_failed_map_asks_no_more(sample):
+    """The error of one row ends the requests of the others, and a map with a sound server waits for none of them."""
+    hanging = [Fault(kind="hang", on=range(1, 5)), Fault(kind="401", on=12)]
+    given = Dataset.from_list(sample)
+    with Emulator(max_concurrent_requests=16, faults=hanging) as broken, Emulator() as sound:
+        with pytest.raises(errors.AccessDenied):
+            given.map(arhn.Snippets(endpoint=broken.url, cache="none", timeout=600), batched=True)
+        until = time.monotonic() + 20
+        while broken.stats.in_flight and time.monotonic() < until:
+            time.sleep(0.02)
+        assert broken.stats.in_flight == 0
+        asked = broken.stats.requests
+        found = given.map(arhn.Snippets(endpoint=sound.url, cache="none"), batched=True)
+        assert broken.stats.requests == asked < len(sample)
+    assert ERROR not in {one["status"] for row in found for one in row[NEGATIVE_SNIPPETS]}

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
 import arhn_datasets as arhn
+from arhn_datasets import cli
 from arhn_datasets import folder as folders
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.folder import DATA, DROPPED, describe_files, is_refined, open_folder, read_rows, sha256_of
 from arhn_datasets.publication import build_publication
 from arhn_datasets.refine import Input, Stages, refine
+
+# What every run.json has, of whatever version.
+BARE = {
+    "id": "0123",
+    "versions": {"arhn_datasets": "0"},
+    "source": {"name": "rows.jsonl", "kind": "file"},
+    "annotator": {"annotator": "lexical baseline"},
+    "parameters": {"relabel": {"policy": "filter"}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +111,10 @@ def test_what_is_no_folder_of_ours(tmp_path):
         (None, "no run.json of arhn_datasets in it"),
         ('{"some": "body"}', "no run.json of arhn_datasets in it, but another one"),
         ("[]", "but another one"),
+        ('{"versions": null}', "but another one, whose versions are None"),
         ("{", "cannot be read.*half-written"),
-        ('{"versions": {"arhn_datasets": "0"}}', "no data/SPLIT"),
+        ("", "cannot be read.*half-written"),
+        (json.dumps(BARE), "no data/SPLIT"),
     ):
         if content is not None:
             (tmp_path / "run.json").write_text(content, encoding="utf-8")
@@ -109,6 +122,83 @@ def test_what_is_no_folder_of_ours(tmp_path):
             open_folder(tmp_path)
     with pytest.raises(ConfigurationError, match="no such folder.*Expected a folder that arhn-refine"):
         open_folder(tmp_path / "absent")
+
+
+def edited(root, key, value):
+    """Give a part of run.json another value, or with ``...`` take it out."""
+    run = json.loads((root / "run.json").read_text(encoding="utf-8"))
+    *parents, name = key.split("/")
+    part = run
+    for parent in parents:
+        part = part.setdefault(parent, {})
+    part.update({name: value})
+    if value is ...:
+        del part[name]
+    (root / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("id", ..., "has the id None; the id of a run was expected"),
+        ("id", 7, "has the id 7; the id of a run was expected"),
+        ("annotator", ..., "has the annotator None; an object was expected"),
+        ("annotator/annotator", ..., "has the annotator.annotator None; a text was expected"),
+        ("source", "rows", "has the source 'rows'; an object was expected"),
+        ("source/name", ..., "has the source.name None; a text was expected"),
+        ("source/kind", ["file"], "has the source.kind ['file']; a text was expected"),
+        ("source/rows/train", "69", "has the source.rows.train '69'; a whole number was expected"),
+        ("source/languages", "en", "has the source.languages 'en'; a list of texts was expected"),
+        ("source/license", 1, "has the source.license 1; a text, or a list of texts, was expected"),
+        ("source/shard", {"index": 0}, "has the source.shard.of None; a whole number was expected"),
+        ("parameters", None, "has the parameters None; an object was expected"),
+        ("parameters/ranks", 1, "has the parameters.ranks 1; an object was expected"),
+        ("parameters/relabel", {}, "has the parameters.relabel.policy None; a text was expected"),
+        ("parameters/relabel/policy", ["filter"], "has the parameters.relabel.policy ['filter']; a text"),
+        ("prompts", 3, "has the prompts 3; an object was expected"),
+        ("prompts/qa", {"snippet": 3}, "has the prompts.qa.snippet 3; a text was expected"),
+        ("counts/all", 5, "has the counts.all 5; an object was expected"),
+        ("counts/all/rows", True, "has the counts.all.rows True; a whole number was expected"),
+        ("counts/all/snippets", {"grounded": "2"}, "has the counts.all.snippets.grounded '2'; a whole number"),
+        ("files", [], "has the files []; an object was expected"),
+        ("audit", {"kappa": 0.5}, "has the audit.rows None; a whole number was expected"),
+        ("published", {"formats": "pair"}, "has the published.formats 'pair'; a list of texts was expected"),
+        ("requests/replies", "many", "has the requests.replies 'many'; a number was expected"),
+        ("format", "1", "has the format '1'; a whole number was expected"),
+        ("format", 99, "has the format 99; arhn_datasets .* reads up to 1. Update the package"),
+    ],
+)
+def test_an_edited_run_is_told_by_every_command(made, tmp_path, capsys, key, value, message):
+    """Key, what was found and what was expected, and what writes it anew: exit code 2 and no traceback."""
+    root = shutil.copytree(made / "refined", tmp_path / "refined")
+    edited(root, key, value)
+    expected = message if ".*" in message else re.escape(message)
+    with pytest.raises(ConfigurationError, match=expected) as raised:
+        open_folder(root)
+    assert str(root / "run.json") in str(raised.value)
+    assert "Update the package" in str(raised.value) or "run arhn-refine again" in str(raised.value)
+    for command, arguments in (
+        (cli.verify_command, []),
+        (cli.push_command, ["me/x", "--dry-run"]),
+        (cli.export_command, ["--format", "pair", "--output", str(tmp_path / "out")]),
+        (cli.audit_command, ["--output", str(tmp_path / "audit.csv")]),
+    ):
+        assert command([str(root), *arguments]) == 2
+        assert str(raised.value) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [..., None])
+@pytest.mark.parametrize("key", ["format", "created", "prompts", "files", "identity", "requests", "source/rows"])
+def test_what_an_earlier_version_did_not_write_may_be_missing(made, tmp_path, key, value):
+    """The folder opens, and can be published."""
+    root = shutil.copytree(made / "refined", tmp_path / "refined")
+    edited(root, key, value)
+    assert build_publication(open_folder(root), tmp_path / "published").files
+
+
+def test_the_newest_form_is_the_one_that_is_written(made):
+    """What the writer writes, the readers read."""
+    assert open_folder(made / "refined").run["format"] == folders.RUN_FORMAT
 
 
 @pytest.mark.parametrize(

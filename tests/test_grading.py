@@ -62,6 +62,10 @@ def test_grades_are_aligned_with_the_passages(row):
         (Grade(status="judged"), "unparsed"),
         (Grade(status="error", grade=3), "error"),
         (Grade(status="unparsed"), "unparsed"),
+        (Grade(status="great"), "unparsed"),
+        (Grade(status="great", grade=3), "unparsed"),
+        (None, "unparsed"),
+        (3, "unparsed"),
     ],
 )
 def test_what_no_annotator_may_say_is_no_grade(row, reply, status):

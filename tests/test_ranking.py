@@ -448,7 +448,14 @@ def test_ranks_of_a_dataset():
         ({"window": 1}, "stride is 10 and window is 1; windows overlap only with 1 <= stride < window"),
         ({"window": 5, "stride": 5}, "stride is 5 and window is 5"),
         ({"stride": 0}, "stride is 0"),
-        ({"permutations": 0}, "permutations is 0; 1 or more"),
+        ({"permutations": 0}, "permutations is 0; a whole number from 1"),
+        ({"permutations": "2"}, "permutations is '2'; a whole number from 1 was expected"),
+        ({"permutations": 2.0}, "permutations is 2.0; a whole number"),
+        ({"permutations": True}, "permutations is True; a whole number"),
+        ({"permutations": None}, "permutations is None; a whole number"),
+        ({"window": "20"}, "window is '20'; a whole number"),
+        ({"stride": 2.5}, "stride is 2.5; a whole number"),
+        ({"seed": "0"}, "seed is '0'; a whole number was expected"),
         ({"tasks": "poem"}, "Unknown task 'poem'"),
     ],
 )
@@ -492,6 +499,14 @@ def test_misaligned_snippets(side, value, count):
         rank(in_order("a", "b"), {**row_of(["a"], ["b"]), f"{side}_snippets": value})
 
 
+@pytest.mark.parametrize("side", ["positive", "negative"])
+@pytest.mark.parametrize("value", [None, {**snippet(), "snippet": None}])
+def test_snippets_without_words(side, value):
+    """Written by hand or by an annotator that was not checked, they are refused, not a crash."""
+    with pytest.raises(SchemaError, match=rf"'{side}_snippets' .*query 'why\?'.*ds.map\(arhn.snippets\)"):
+        rank(in_order("a", "b"), {**row_of(["a"], ["b"]), f"{side}_snippets": [value]})
+
+
 @pytest.mark.parametrize(
     "reply",
     [
@@ -500,6 +515,14 @@ def test_misaligned_snippets(side, value, count):
         Ranking(status=RANKED, tiers=((1,), (0, 1))),
         Ranking(status=ERROR, tiers=((0,), (1,)), detail="Error: 1 of 0"),
         Ranking(status=UNPARSED, tiers=((0,), (1,)), detail="?"),
+        Ranking(status="great", tiers=((0,), (1,)), detail="?"),
+        Ranking(status=RANKED, tiers=(0, 1)),
+        Ranking(status=RANKED, tiers=(("0",), ("1",))),
+        Ranking(status=RANKED, tiers=(([0],), ([1],))),
+        Ranking(status=RANKED, tiers=((0.0,), (1.0,))),
+        Ranking(status=RANKED, tiers=None),
+        None,
+        (0, 1),
     ],
 )
 def test_tiers_of_ill_replies_are_no_evidence(reply):

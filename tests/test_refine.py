@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 
@@ -11,7 +12,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 import arhn_datasets as arhn
 from arhn_datasets import inputs, output
-from arhn_datasets.errors import InputError, OutputError, SchemaError
+from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.folder import is_refined, read_rows
 from arhn_datasets.inputs import Input
 from arhn_datasets.output import check_output
@@ -188,15 +189,46 @@ def test_no_permission_is_told_before_any_work(jsonl, tmp_path, monkeypatch):
         refine(Input(name=str(jsonl)), tmp_path / "deep" / "out", stages())
 
 
+@pytest.mark.parametrize("where", ["file/out", "file/deep/out", "/proc/x/y"])
+def test_a_place_that_cannot_be_made_is_told_before_any_work(where, tmp_path):
+    """Nothing is read or asked, and the advice is not to free space."""
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(OutputError, match="cannot be written: .*Name another folder") as told:
+        refine(Input(name="nowhere.jsonl"), tmp_path / where, stages())
+    assert "space" not in str(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_can_be_made_is_left_as_it_was(tmp_path):
+    """The attempt leaves no folder behind, beside others or where there was none."""
+    check_output(tmp_path / "deep" / "er" / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_what_helps(jsonl, tmp_path, monkeypatch):
+    """Only where space is the trouble the advice is to free some."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output, "render_card", full)
+    with pytest.raises(OutputError, match="No space left on device. Free some space"):
+        refine(Input(name=str(jsonl), limit=2), tmp_path / "out", stages())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "There is nothing at .*missing.jsonl.*save_to_disk.*Hub"),
         ("./no/such/folder", None, "There is nothing at"),
         ("rows.txt", "x", "is no .jsonl, .json, .parquet, .csv file"),
-        ("broken.jsonl", '{"query": "q"\n{]', "cannot be read"),
+        ("broken.jsonl", '{"query": "q"\n{]', "cannot be read: .*JSON parse error.*in row 0"),
         ("broken.parquet", "PAR", "cannot be read"),
-        ("empty.jsonl", "", "cannot be read|no rows"),
+        ("empty.jsonl", "", "empty.jsonl is empty"),
+        ("empty.csv", "", "empty.csv is empty"),
+        ("blank.jsonl", "\n\n", "blank.jsonl holds no rows"),
+        ("list.json", "[]", "list.json holds no rows"),
+        ("header.csv", "anchor,positive,negative\n", "header.csv holds no rows"),
     ],
 )
 def test_inputs_that_are_not_there_or_broken(name, content, message, tmp_path, monkeypatch):
@@ -204,9 +236,31 @@ def test_inputs_that_are_not_there_or_broken(name, content, message, tmp_path, m
     monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as told:
         refine(Input(name=name), tmp_path / "out", stages())
+    assert "--revision" not in str(told.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["rows.jsonl", "folder", "saved"])
+def test_what_only_the_hub_has_is_refused_for_files(name, streaming, jsonl, tmp_path, sample):
+    """A configuration or revision that would be ignored, and recorded, is told."""
+    (tmp_path / "folder").mkdir()
+    Dataset.from_list(sample[:2]).to_json(str(tmp_path / "folder" / "train.jsonl"))
+    Dataset.from_list(sample[:2]).save_to_disk(str(tmp_path / "saved"))
+    for options in ({"config": "c"}, {"revision": "main"}):
+        if (name, *options) == ("folder", "config"):
+            continue  # a folder can have configurations
+        with pytest.raises(ConfigurationError, match=f"--{next(iter(options))} .*{name} is a f"):
+            refine(Input(name=str(tmp_path / name), **options), tmp_path / "out", stages(), streaming=streaming)
+
+
+def test_the_split_of_a_single_dataset_is_not_renamed(jsonl, tmp_path):
+    """A split that a file does not have is told with the one that it has."""
+    with pytest.raises(InputError, match=r"has no split 'dev'; its splits are \['train'\]"):
+        refine(Input(name=str(jsonl), split="dev"), tmp_path / "out", stages())
+    assert set(inputs.load_input(Input(name=str(jsonl), split="train"))[0]) == {"train"}
 
 
 def test_unknown_columns_and_splits(tmp_path, sample, monkeypatch):

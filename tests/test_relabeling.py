@@ -359,6 +359,43 @@ def test_fields_of_other_types_are_refused():
         Dataset.from_list(source).map(arhn.relabel)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("way", ["rows", "batches", "table"])
+def test_numbers_that_the_type_of_the_other_side_cannot_hold_are_refused(way, nested):
+    """Whole numbers beyond 2^53 have no place beside floats: the field and both types are named."""
+    source = [row_of([G], [("grounded", 1), G])]
+    for side, number in (("positive_passages", 2**53 + 1), ("negative_passages", 0.5)):
+        for passage in source[0][side]:
+            passage["meta" if nested else "number"] = {"number": number} if nested else number
+    dataset = Dataset.from_list(source)
+    field = "meta.number" if nested else "number"
+    run = {
+        "rows": lambda: dataset.map(arhn.relabel),
+        "batches": lambda: dataset.map(arhn.relabel, batched=True),
+        "table": lambda: arhn.relabel(dataset.data.table),
+    }[way]
+    with pytest.raises(SchemaError, match=rf"'positive_passages\.{field}' holds int64.*double.*Cast"):
+        run()
+
+
+def reverted_by_hand(rows, batched=True):
+    """Reverted in a function of the user's, whose result `datasets` lays over the columns that are there."""
+    return rows.map(lambda batch: arhn.revert(batch), batched=batched)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("transform", [arhn.relabel, arhn.revert])
+def test_columns_left_from_before_a_revert_are_named_as_such(transform, batched):
+    """The message names the function around arhn.revert, and what it advises works."""
+    relabelled = dataset_of(random_rows()).map(arhn.relabel)
+    left = reverted_by_hand(relabelled, batched)
+    with pytest.raises(SchemaError, match=r"'positive_origins' has \d+ values.*map arhn\.revert itself") as raised:
+        left.map(transform, batched=batched)
+    assert "ds.remove_columns(arhn.revert.dropped(ds.column_names))" in str(raised.value)
+    whole = left.remove_columns(arhn.revert.dropped(left.column_names))
+    assert list(whole) == list(relabelled.map(arhn.revert))
+
+
 def test_rows_whose_rank_columns_are_null():
     """A part of the rows that was never ranked (concatenated datasets) costs the others no evidence."""
     ranked, unranked = row_of([G], [("grounded", 1), G]), row_of([G], [("grounded", 1), G])
@@ -393,6 +430,31 @@ def test_is_kept_filters_what_a_guard_dropped():
     assert {row["decision"]["status"] for row in kept} <= {"changed", "unchanged"}
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("format", [None, "arrow", "numpy", "pandas"])
+def test_is_kept_takes_rows_without_a_decision(format, batched):
+    """Rows of before any rule, and rows whose decision is null, stand in every form; none of them is dropped."""
+    if format == "arrow" and not batched:
+        return  # datasets has no such filter: it wants mappings
+    source = dataset_of(random_rows(6))
+    assert len(source.with_format(format).filter(arhn.is_kept, batched=batched)) == 6
+    decided = source.map(arhn.Relabel(min_negatives=2, on_shortage="drop"))
+    kept = len(decided.filter(arhn.is_kept))
+    assert 0 < kept < 6
+    mixed = concatenate_datasets([decided, source])
+    assert len(mixed.with_format(format).filter(arhn.is_kept, batched=batched)) == kept + 6
+    nothing = source.select([]).with_format(format)
+    assert len(nothing.filter(arhn.is_kept, batched=batched)) == 0
+
+
+def test_is_kept_says_as_many_as_there_are():
+    """A list for a batch, an array for a table, one value for a row."""
+    batch = {column: [value] * 3 for column, value in random_rows(1)[0].items()}
+    assert arhn.is_kept(batch) == [True] * 3
+    assert arhn.is_kept(random_rows(1)[0]) is True
+    assert arhn.is_kept(pa.table({"query": ["a", "b"]})).equals(pa.array([True, True]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -402,14 +464,31 @@ def test_is_kept_filters_what_a_guard_dropped():
         ({"ties": "equal"}, "ties is 'equal'; one of above, below"),
         ({"on_shortage": "raise"}, "on_shortage is 'raise'; one of keep, drop, allow"),
         ({"on_excess": None}, "on_excess is None; one of keep, drop, allow"),
-        ({"min_negatives": -1}, "min_negatives is -1 and max_relabeled is None; numbers from 0"),
-        ({"max_relabeled": -1}, "min_negatives is 1 and max_relabeled is -1; numbers from 0"),
+        ({"min_negatives": -1}, "min_negatives is -1; a whole number from 0 was expected"),
+        ({"min_negatives": "3"}, "min_negatives is '3'; a whole number from 0 was expected"),
+        ({"min_negatives": 1.5}, r"min_negatives is 1\.5; a whole number from 0 was expected"),
+        ({"min_negatives": True}, "min_negatives is True; a whole number from 0 was expected"),
+        ({"min_negatives": None}, "min_negatives is None; a whole number from 0 was expected"),
+        ({"max_relabeled": -1}, "max_relabeled is -1; a whole number from 0, or None, was expected"),
+        ({"max_relabeled": "2"}, "max_relabeled is '2'; a whole number from 0, or None, was expected"),
+        ({"max_matches": 1.0}, r"max_matches is 1\.0; a whole number from 0, or None, was expected"),
+        ({"max_matches": -1}, "max_matches is -1; a whole number from 0, or None, was expected"),
+        ({"threshold": 2.0}, r"threshold is 2\.0; a grade from 1 to 3"),
+        ({"threshold": True}, "threshold is True; a grade from 1 to 3"),
+        ({"threshold": "2"}, "threshold is '2'; a grade from 1 to 3"),
     ],
 )
 def test_wrong_options(options, message):
     """Every option names what was expected."""
     with pytest.raises(ConfigurationError, match=message):
         arhn.relabel.with_options(**options)
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_whether_to_keep_evidence_is_yes_or_no(value):
+    """A word that is true to Python keeps nothing that was not asked for."""
+    with pytest.raises(ConfigurationError, match=f"keep_evidence is {value!r}; True or False was expected"):
+        arhn.Revert(keep_evidence=value)
 
 
 @pytest.mark.parametrize(

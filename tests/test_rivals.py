@@ -482,16 +482,21 @@ def test_the_identity_of_arhn_is_what_it_was():
         (lambda: arhn.PositiveAware(reference="best"), "reference is 'best'; one of min, max, mean"),
         (lambda: arhn.PositiveAware(percentage_margin=1.5), "percentage_margin is 1.5; a share from 0 to 1"),
         (lambda: arhn.PositiveAware(threshold=math.nan), "threshold is nan; a finite number"),
-        (lambda: arhn.PositiveAware(top_k=0), "top_k is 0; a number from 1"),
+        (lambda: arhn.PositiveAware(top_k=0), "top_k is 0; a whole number from 1, or None, was expected"),
+        (lambda: arhn.PositiveAware(top_k="2"), "top_k is '2'; a whole number from 1, or None"),
+        (lambda: arhn.PositiveAware(top_k=2.0), "top_k is 2.0; a whole number from 1"),
+        (lambda: arhn.AmbiguousSampling(num_hard_negatives="2"), "num_hard_negatives is '2'; a whole number from 1"),
+        (lambda: arhn.AmbiguousSampling(num_hard_negatives=1.5), "num_hard_negatives is 1.5; a whole number"),
+        (lambda: arhn.AmbiguousSampling(seed="1"), "seed is '1'; a whole number was expected"),
         (lambda: arhn.PositiveAware(on_shortage="raise"), "on_shortage is 'raise'; one of keep, drop, allow"),
         (lambda: arhn.AdaptiveMargin(margin=-0.1), "margin is -0.1; a share"),
         (lambda: arhn.AdaptiveMargin(slope=-1), "slope is -1; a number from 0"),
-        (lambda: arhn.AmbiguousSampling(a=-1), "a is -1 and num_hard_negatives is 15"),
+        (lambda: arhn.AmbiguousSampling(a=-1), "a is -1; a number from 0"),
         (lambda: arhn.AmbiguousSampling(num_hard_negatives=0), "num_hard_negatives is 0"),
         (lambda: arhn.AmbiguousSampling(b=None), "b is None; a finite number"),
         (lambda: arhn.Relabel(evidence="scores"), "evidence is 'scores'; one of snippets, verdicts, grades"),
         (lambda: arhn.Relabel(threshold=0), "threshold is 0; a grade from 1 to 3"),
-        (lambda: arhn.Relabel(max_matches=-1), "max_matches is -1; a number from 0"),
+        (lambda: arhn.Relabel(max_matches=-1), "max_matches is -1; a (whole )?number from 0"),
         (lambda: rule_of({"rule": "Magic"}), "The rule is 'Magic'; one of Relabel, PositiveAware"),
     ],
 )
@@ -499,6 +504,23 @@ def test_wrong_options(make, message):
     """Every option names what was expected."""
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+@pytest.mark.parametrize("rule", [arhn.PositiveAware, arhn.AdaptiveMargin, arhn.AmbiguousSampling])
+def test_the_rule_that_lacks_scores_is_named(rule):
+    """Not arhn.relabel, which was not called; with what to run first."""
+    row = row_of([0.5], [0.9, 0.1])
+    name, both = rf"^arhn\.{rule.__name__} needs the columns ", r"\['positive_scores', 'negative_scores'\]"
+    with pytest.raises(SchemaError, match=rf"{name}{both}.*Run arhn.Scores first: ds"):
+        rule()({c: v for c, v in row.items() if not c.endswith("_scores")})
+    with pytest.raises(SchemaError, match=rf"{name}\['query', 'negative_scores'\].*ds.map\(arhn.adapt\)"):
+        rule()({c: v for c, v in row.items() if c not in ("query", "negative_scores")})
+
+    class Mine(rule):
+        pass
+
+    with pytest.raises(SchemaError, match="^Mine needs the columns"):
+        Mine()({"query": "why?"})
 
 
 def test_wrong_rows():

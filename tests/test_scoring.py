@@ -248,7 +248,9 @@ def test_fusion_with_scores_that_are_there(fuse, positive, negative):
         ({"model": "m", "similarity": "l2"}, "similarity is 'l2'; one of cosine, dot"),
         ({"model": "m", "kind": "cross-encoder", "similarity": "dot"}, "has no similarity"),
         ({"model": "m", "dtype": "int8"}, "dtype is 'int8'"),
-        ({"model": "m", "batch_size": 0}, "batch_size is 0; 1 or more"),
+        ({"model": "m", "batch_size": 0}, "batch_size is 0; a whole number from 1"),
+        ({"model": "m", "batch_size": "32"}, "batch_size is '32'; a whole number from 1 was expected"),
+        ({"model": "m", "batch_size": 32.0}, "batch_size is 32.0; a whole number"),
         ({"field": "score", "fuse": "max"}, "fuse is 'max'; one of replace, mean, rrf"),
     ],
 )
@@ -273,6 +275,10 @@ def test_wrong_rows(cross_encoder, bi_encoder):
         columns({**row, "a": [1], "b": [1, "2"]})
     with pytest.raises(SchemaError, match="arhn.adapt"):
         arhn.Scores(bi_encoder)({"query": "why?"})
+    for asked in ({**row, "query_id": "q7", "query": None}, {**row, "query_id": "q7", "query": 5}):
+        with pytest.raises(SchemaError, match=r"arhn\.scores .*query_id 'q7'.*a text was expected.*ds\.filter"):
+            arhn.Scores(bi_encoder)(asked)
+    assert columns({**row, "query": None, "a": [1], "b": [2, 0]})["positive_scores"] == [1]  # no query is read
     scored = columns({**row, "a": [1], "b": [2, 0]})
     with pytest.raises(SchemaError, match="got a relabelled row"):
         columns(arhn.PositiveAware()(scored))

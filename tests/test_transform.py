@@ -428,3 +428,42 @@ def test_helpers():
     assert is_batch({"query": pa.array(["a"]).to_numpy(zero_copy_only=False)})
     assert pa.array(TypedList([None], pa.list_(pa.int32()))).type == pa.list_(pa.int32())
     assert RANKING in EVIDENCE_TYPES
+
+
+@pytest.mark.parametrize("options", [{}, {"batched": True}], ids=["rows", "batches"])
+@pytest.mark.parametrize("form", ["numpy", "pandas", "torch"])
+def test_formatted_rows_are_refused(sample, form, options):
+    """Their nulls are other values, and `datasets` keeps columns that a stage drops: no stage goes on from them."""
+    plain = apply(Dataset.from_list(sample[:4]), stages(arhn.Lexical()), batched=True)
+    for stage in (*stages(arhn.Lexical()), arhn.Revert(), arhn.Adapt()):
+        with pytest.raises(errors.SchemaError, match=r"formatted rows .*with_format\(None\)"):
+            plain.with_format(form).map(stage, **options)
+    relabelled = plain.with_format("arrow").map(arhn.Relabel(), batched=True)
+    assert relabelled.with_format(None).to_list() == plain.to_list()
+    with pytest.raises(errors.SchemaError, match=r"formatted rows \(numpy"):
+        next(iter(plain.to_iterable_dataset().with_format("numpy").map(arhn.Relabel())))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (lambda rows: Dataset.from_list(rows), "a Dataset"),
+        (lambda rows: DatasetDict(train=Dataset.from_list(rows)), "a DatasetDict"),
+        (lambda rows: rows, "a list"),
+        (lambda rows: pa.RecordBatch.from_pylist(rows), "a RecordBatch"),
+        (lambda rows: None, "nothing"),
+    ],
+)
+def test_what_holds_no_rows_is_refused(sample, given, found):
+    """With what it was, not with its content, and how to call."""
+    with pytest.raises(errors.SchemaError, match="batched=True") as refused:
+        arhn.relabel(given(sample[:2]))
+    assert f"called with {found};" in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_a_stage_that_cannot_be_identified_says_so_itself(sample, caplog):
+    """Without a server, the error is that of the stage; `datasets` says nothing of hashes before it."""
+    with pytest.raises(errors.ConfigurationError, match="ARHN_ENDPOINT"):
+        Dataset.from_list(sample[:2]).map(arhn.snippets)
+    assert "hash" not in caplog.text

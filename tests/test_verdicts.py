@@ -122,6 +122,13 @@ def test_a_row_without_positives_is_not_asked():
         (lambda c: (Verdict(status="judged"),) * len(c), "unparsed"),
         (lambda c: (Verdict(status="error", verdict="better"),) * len(c), "unparsed"),
         (lambda c: (Verdict(status="error", detail="away"),) * len(c), "error"),
+        (lambda c: (Verdict(status="great"),) * len(c), "unparsed"),
+        (lambda c: (None,) * len(c), "unparsed"),
+        (lambda c: ["better"] * len(c), "unparsed"),
+        (lambda c: "bb", "unparsed"),
+        (lambda c: dict.fromkeys(c, Verdict(status="judged", verdict="better")), "unparsed"),
+        (lambda c: None, "unparsed"),
+        (lambda c: Verdict(status="judged", verdict="better"), "unparsed"),
     ],
 )
 def test_what_no_annotator_may_say_is_no_verdict(reply, status):
@@ -144,6 +151,15 @@ def test_options():
     """A window of none is refused; options and the screen change the identity; the message names arhn.verdicts."""
     with pytest.raises(ConfigurationError, match="window is 0"):
         arhn.Verdicts(window=0)
+    for options, message in (
+        ({"window": "2"}, "window is '2'; a whole number from 1"),
+        ({"window": 2.0}, "window is 2.0; a whole number"),
+        ({"seed": "1"}, "seed is '1'; a whole number was expected"),
+        ({"screen": arhn.Lexical}, r"screen is the class Lexical; .*screen=arhn\.Lexical\(\.\.\.\)"),
+        ({"screen": "http://x"}, r"screen is 'http://x'; an arhn.Annotator .*screen=arhn\.Endpoint\("),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            arhn.Verdicts(**options)
     base = arhn.Verdicts(annotator=Judge(by_word))
     others = [
         base.with_options(window=5),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +29,7 @@ from arhn_datasets.records import PASSAGE_TYPE, SNIPPET_TYPE
 from arhn_datasets.refine import Input, Stages, refine
 from arhn_datasets.verify import (
     _Stored,
+    downloaded,
     impossible_ranks,
     misplaced_passages,
     ungrounded_snippets,
@@ -504,13 +508,22 @@ def test_an_edited_card(edit, message, folder):
     assert "counts" in found(folder)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"versions": {"other": "1"}}'])
-def test_what_is_no_folder_of_ours(content, tmp_path, capsys):
-    """Wrong usage, which names what was expected."""
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no run.json of arhn_datasets"),
+        ("[]", "no run.json of arhn_datasets"),
+        ('{"versions": {"other": "1"}}', "no run.json of arhn_datasets"),
+        ("", "run.json cannot be read: Expecting value.*half-written"),
+        ('{"versions": {"arhn_d', "run.json cannot be read: Unterminated string.*half-written"),
+    ],
+)
+def test_what_is_no_folder_of_ours(content, message, tmp_path, capsys):
+    """Wrong usage, which names what was expected; a file that is there and half-written is no absent one."""
     if content is not None:
         (tmp_path / "run.json").write_text(content, encoding="utf-8")
     assert cli.verify_command([str(tmp_path)]) == 2
-    assert "no run.json of arhn_datasets" in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     with pytest.raises(ConfigurationError, match="a revision"):
         verify(tmp_path, revision="main")
 
@@ -609,6 +622,63 @@ def test_a_repository(hub, whole_published, capsys):
     for name in ("writer/nothing", "no such/name/at all"):
         with pytest.raises(InputError, match="is no folder and cannot be downloaded"):
             verify(name)
+
+
+@pytest.mark.parametrize("command", [["verify"], ["evaluate", str(SAMPLE.with_name("questions.truth.jsonl"))]])
+def test_a_hub_that_cannot_be_reached(command):
+    """What the transport raises is told in a line, whichever library it is of, with the address that was asked."""
+    name, *further = command
+    code = f"import sys; from arhn_datasets import cli; sys.exit(cli.{name}_command(sys.argv[1:]))"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    run = [sys.executable, "-c", code, "me/x", *further]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 2
+    assert "me/x is no folder and cannot be downloaded: " in done.stderr
+    assert "Check the connection to http://127.0.0.1:9 (HF_ENDPOINT)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_download_that_stops(hub, monkeypatch):
+    """Timeouts of the transport as well, which are no OSError; files that came are kept."""
+
+    class ReadTimeout(Exception):
+        pass
+
+    def timed_out(*args, **options):
+        raise ReadTimeout("The read operation\ntimed out")
+
+    hub.repository("writer/rows")
+    hub.commit("writer/rows", {"README.md": b"# Mine"})
+    monkeypatch.setattr("huggingface_hub.snapshot_download", timed_out)
+    with pytest.raises(InputError, match="ReadTimeout: The read operation timed out. Check the connection to http"):
+        downloaded("writer/rows")
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="these datasets have no type for values of several types")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_values_of_several_types(sample, streaming, tmp_path):
+    """JSON inside of lists, structs and passages: refined as it came, verified, published, and the same as a stream."""
+    sample = copy.deepcopy(sample)  # that of all tests stays as it is
+    for at, row in enumerate(sample):
+        row |= {"meta": [1, "a"], "facts": {"a": [1, {"b": 2}]}}
+        for passage in row["positive_passages"] + row["negative_passages"]:
+            passage["score"] = 0.5 if at % 2 else "high"
+    source, options = tmp_path / "rows.jsonl", ["--annotator", "lexical", "--on-shortage", "drop"]
+    source.write_text("".join(json.dumps(row) + "\n" for row in sample), encoding="utf-8")
+    out, options = tmp_path / "out", [*options, *(["--streaming"] if streaming else [])]
+    assert cli.refine_command([str(source), "--output", str(out), *options]) == 0
+    assert cli.verify_command([str(out)]) == 0
+    rows = {
+        row["query_id"]: row for row in Dataset.from_parquet([str(path) for path in open_folder(out).shards("train")])
+    }
+    for row in sample:
+        found = rows[row["query_id"]]
+        assert (found["meta"], found["facts"]) == (row["meta"], row["facts"])
+        scores = {passage["score"] for passage in found["positive_passages"] + found["negative_passages"]}
+        assert scores == {row["positive_passages"][0]["score"]}
+    build_publication(open_folder(out), tmp_path / "published", formats=["triplet", "labeled-list"])
+    assert cli.verify_command([str(tmp_path / "published")]) == 0
 
 
 # The checks alone.

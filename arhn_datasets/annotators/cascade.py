@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -10,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from arhn_datasets import background
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.llm import LLMAnnotator
 from arhn_datasets.errors import ConfigurationError
@@ -221,7 +221,7 @@ class Cascade(Annotator):
     async def _all(self, replies: Iterable[Awaitable[T]]) -> list[T]:
         if not self.cheap.awaits:
             return [await reply for reply in replies]
-        return list(await asyncio.gather(*replies))
+        return await background.gathered(replies)
 
 
 def _marked(reply: Reply) -> Reply:

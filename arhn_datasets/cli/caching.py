@@ -66,6 +66,10 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _print_info(folder: Path) -> None:
+    if folder.is_file():
+        raise ConfigurationError(
+            f"{folder} is a file; --cache takes the folder of a store, in which {answers.FILE_NAME} lies."
+        )
     print(f"path     {folder / answers.FILE_NAME}")
     if not (folder / answers.FILE_NAME).exists():
         print("replies  none yet: there is no such file")

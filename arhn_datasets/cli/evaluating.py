@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from arhn_datasets.cli.running import DONE, command_parser, guarded, not_negative, positive
+from arhn_datasets.cli.running import DONE, command_parser, guarded, not_negative, positive, whole
 
 SAMPLES = 1000
 
@@ -39,7 +39,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=positive, default=SAMPLES, metavar="N", help=f"bootstrap samples; default: {SAMPLES}"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples; default: 0")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of the samples; default: 0")
     parser.add_argument(
         "--relevant-from",
         type=not_negative,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, positive
+from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, whole
+from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.formats import FORMATS, LABELS, SHORT
+
+MOST_NEGATIVES = 1000  # each is a column, and the longest rows have some hundred
+# The choices that have an effect in one format alone.
+OF_FORMAT: Mapping[str, str] = {"negatives": "n-tuple", "short": "n-tuple", "grades": "labeled-list"}
 
 
 def export_command(arguments: Sequence[str] | None = None) -> int:
@@ -41,12 +47,14 @@ def export_parser() -> argparse.ArgumentParser:
 def add_format_options(parser: argparse.ArgumentParser) -> None:
     """What can be chosen in the formats, for every command that writes them."""
     parser.add_argument(
-        "--negatives", type=positive, default=7, metavar="N", help="in each row of n-tuple, default: 7; the first ones"
+        "--negatives",
+        type=whole(1, MOST_NEGATIVES),
+        metavar="N",
+        help="in each row of n-tuple, default: 7; the first ones",
     )
     parser.add_argument(
         "--short",
         choices=SHORT,
-        default="repeat",
         help="what becomes of a row of n-tuple with fewer: its own are repeated, or it is left out; default: repeat",
     )
     parser.add_argument(
@@ -62,20 +70,27 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def format_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What was chosen in the formats.
+
+    Raises:
+        ConfigurationError: no format is written in which a choice has an effect.
+    """
+    given = {name: value for name in OF_FORMAT if (value := getattr(options, name))}
+    for name in given:
+        if OF_FORMAT[name] not in options.formats:
+            asked = f"the formats are {', '.join(options.formats)}" if options.formats else "no format was named"
+            raise ConfigurationError(
+                f"--{name} goes with --format {OF_FORMAT[name]}, and {asked}; add it, or leave --{name} out."
+            )
+    return {**given, "labels": options.labels}
+
+
 def _export(options: argparse.Namespace) -> int:
     from arhn_datasets.export import export
     from arhn_datasets.report import format_table
 
-    report = export(
-        options.folder,
-        options.formats,
-        options.output,
-        negatives=options.negatives,
-        short=options.short,
-        grades=options.grades,
-        labels=options.labels,
-        split=options.split,
-    )
+    report = export(options.folder, options.formats, options.output, **format_options(options), split=options.split)
     lines = [
         (
             format,

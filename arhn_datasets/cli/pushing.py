@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from arhn_datasets.cli.exporting import add_format_options
+from arhn_datasets.cli.exporting import add_format_options, format_options
 from arhn_datasets.cli.running import DONE, command_parser, guarded
 from arhn_datasets.formats import FORMATS, Options
 from arhn_datasets.push import MESSAGE
@@ -60,9 +60,7 @@ def _push(options: argparse.Namespace) -> int:
         "private": options.private,
         "revision": options.revision,
         "formats": options.formats,
-        "options": Options(
-            negatives=options.negatives, short=options.short, grades=options.grades, labels=options.labels
-        ),
+        "options": Options(**format_options(options)),
         "license": options.license,
         "force": options.force,
         "allow_private_source": options.allow_private_source,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from arhn_datasets.annotators import Annotator, Endpoint, Lexical, Local
 from arhn_datasets.answers import default_directory, directory_of
-from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, positive
+from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
 from arhn_datasets.endpoint import APIS
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.prompts import TASKS
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from arhn_datasets.refine import Stages
 
 ENGINES = ("datasets", "ray")
+TIMEOUT, GIVE_UP_AFTER, ESTIMATED_ROWS = 300.0, 600.0, 32
+MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
+# What only an LLM server takes, and what only an LLM has.
+OF_SERVER = ("api_key", "api", "constrained", "timeout", "give_up_after", "concurrency")
+OF_MODEL = ("model", "model_revision")
 ANNOTATORS = ("lexical", "local", "tgi")
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
@@ -76,7 +81,7 @@ def refine_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="DIR", help="folder to write, laid out as a Hub dataset")
     source = parser.add_argument_group("input")
     source.add_argument("--config", help="configuration of a Hub dataset")
-    source.add_argument("--split", help="only this split")
+    source.add_argument("--split", help="only this split; that of a single file is train")
     source.add_argument("--revision", help="commit, branch or tag of a Hub dataset")
     source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each split")
     source.add_argument(
@@ -100,9 +105,12 @@ def refine_parser() -> argparse.ArgumentParser:
     annotator.add_argument("--provider", metavar="NAME", help="an inference provider of the Hub instead of an endpoint")
     annotator.add_argument("--api", choices=APIS, help="what the endpoint speaks; default: it is asked")
     annotator.add_argument("--constrained", action="store_true", help="hold the model to JSON, where the server can")
-    annotator.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for each attempt")
+    annotator.add_argument("--timeout", type=not_negative, metavar="SECONDS", help="for each attempt; default: 300")
     annotator.add_argument(
-        "--give-up-after", type=float, default=600.0, metavar="SECONDS", help="end the run when no endpoint answers"
+        "--give-up-after",
+        type=not_negative,
+        metavar="SECONDS",
+        help="end the run when no endpoint answers; default: 600",
     )
     annotator.add_argument("--concurrency", type=positive, metavar="N", help="requests in flight for each server")
     annotator.add_argument(
@@ -119,7 +127,13 @@ def refine_parser() -> argparse.ArgumentParser:
     ranking.add_argument("--rank-by", choices=("snippet", "passage"), default="snippet")
     ranking.add_argument("--window", type=positive, default=20, metavar="N", help="most candidates in a request")
     ranking.add_argument("--stride", type=positive, default=10, metavar="N", help="shift of the next window")
-    ranking.add_argument("--permutations", type=positive, default=1, metavar="K", help="rankings of each set")
+    ranking.add_argument(
+        "--permutations",
+        type=whole(1, MOST_PERMUTATIONS),
+        default=1,
+        metavar="K",
+        help=f"rankings of each set, up to {MOST_PERMUTATIONS}",
+    )
     ranking.add_argument("--seed", type=int, default=0, help="of the shown orders")
     policy = parser.add_argument_group("policy")
     policy.add_argument("--policy", choices=POLICIES, default="relabel+filter")
@@ -142,12 +156,16 @@ def refine_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--ray-actors", type=positive, metavar="N", help="processes of the pool; default: one a node")
     run.add_argument("--estimate", action="store_true", help="annotate a sample, print what the run will cost, end")
-    run.add_argument("--estimate-rows", type=positive, default=32, metavar="N", help="rows of that sample")
-    run.add_argument("--price-per-hour", type=float, metavar="MONEY", help="of all endpoints together")
+    run.add_argument("--estimate-rows", type=positive, metavar="N", help="rows of that sample; default: 32")
+    run.add_argument("--price-per-hour", type=not_negative, metavar="MONEY", help="of all endpoints together")
     run.add_argument(
-        "--price-per-million", type=float, nargs=2, metavar=("IN", "OUT"), help="tokens in and out, instead of hours"
+        "--price-per-million",
+        type=not_negative,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="tokens in and out, instead of hours",
     )
-    run.add_argument("--show", type=int, default=0, metavar="N", help="print N changed rows at the end")
+    run.add_argument("--show", type=whole(0), default=0, metavar="N", help="print N changed rows at the end")
     return parser
 
 
@@ -202,13 +220,16 @@ def _annotator(options: argparse.Namespace) -> Annotator:
     if kind != "tgi" and options.endpoint:
         raise ConfigurationError(f"--endpoint goes with --annotator tgi, not with {kind}; leave one of them out.")
     if kind == "lexical":
+        _refuse(options, (*OF_MODEL, *OF_SERVER), "an LLM, not with --annotator lexical")
         return Lexical()
     if kind == "local":
+        _refuse(options, OF_SERVER, "an LLM server, not with --annotator local")
         if not options.model:
             raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
         return Local(options.model, revision=options.model_revision, cache=options.cache)
     if not urls:
         raise ConfigurationError("--annotator tgi needs --endpoint URL (or ARHN_ENDPOINT), e.g. http://localhost:8080.")
+    timeout, give_up_after = _patience(options)
     return Endpoint(
         tuple(urls),
         model=options.model or os.environ.get("ARHN_MODEL"),
@@ -216,10 +237,30 @@ def _annotator(options: argparse.Namespace) -> Annotator:
         api_key=options.api_key,
         api=options.api,
         constrained=options.constrained,
-        timeout=options.timeout,
-        give_up_after=options.give_up_after,
+        timeout=timeout,
+        give_up_after=give_up_after,
         concurrency=options.concurrency,
         cache=options.cache,
+    )
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], place: str) -> None:
+    """Refuse what was given and would have no effect."""
+    if given := [name for name in names if _is_given(getattr(options, name))]:
+        goes, it = ("goes", "it") if len(given) == 1 else ("go", "them")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigurationError(f"{flags} {goes} with {place}; leave {it} out.")
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False  # 0 is a value
+
+
+def _patience(options: argparse.Namespace) -> tuple[float, float]:
+    """The timeout, and when to give up; their defaults are no defaults of the parser, which hide what was given."""
+    return (
+        TIMEOUT if options.timeout is None else options.timeout,
+        GIVE_UP_AFTER if options.give_up_after is None else options.give_up_after,
     )
 
 
@@ -232,13 +273,14 @@ def _provided(options: argparse.Namespace) -> Annotator:
         )
     from huggingface_hub import AsyncInferenceClient
 
+    timeout, give_up_after = _patience(options)
     return Endpoint(
-        client=AsyncInferenceClient(provider=options.provider, api_key=key, timeout=options.timeout),
+        client=AsyncInferenceClient(provider=options.provider, api_key=key, timeout=timeout),
         model=options.model,
         revision=options.model_revision,
         constrained=options.constrained,
-        timeout=options.timeout,
-        give_up_after=options.give_up_after,
+        timeout=timeout,
+        give_up_after=give_up_after,
         concurrency=options.concurrency,
         cache=options.cache,
     )
@@ -256,6 +298,12 @@ def _refine(options: argparse.Namespace) -> int:
     from arhn_datasets.inputs import Input
     from arhn_datasets.refine import refine
 
+    if not options.estimate:
+        _refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
+    if options.price_per_hour is not None and options.price_per_million is not None:
+        raise ConfigurationError(
+            "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
+        )
     stages = configured_stages(options)
     if stages.annotator.baseline:
         print(BASELINE_WARNING, file=sys.stderr)
@@ -316,10 +364,11 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
         )
     from arhn_datasets.estimate import Prices, estimate, format_estimate
 
+    sample = options.estimate_rows or ESTIMATED_ROWS
     per_in, per_out = options.price_per_million or (None, None)
     prices = Prices(per_hour=options.price_per_hour, per_million_in=per_in, per_million_out=per_out)
-    print(f"annotating {options.estimate_rows} rows ...", file=sys.stderr)
-    found = estimate(source, stages, sample=options.estimate_rows, prices=prices)
+    print(f"annotating {sample} rows ...", file=sys.stderr)
+    found = estimate(source, stages, sample=sample, prices=prices)
     print(format_estimate(found))
     return DONE
 
