@@ -437,13 +437,18 @@ def test_is_kept_takes_rows_without_a_decision(format, batched):
     if format == "arrow" and not batched:
         return  # datasets has no such filter: it wants mappings
     source = dataset_of(random_rows(6))
-    assert len(source.with_format(format).filter(arhn.is_kept, batched=batched)) == 6
+
+    def formatted(rows):  # ragged lists have no form in numpy for every version of datasets
+        columns = [column for column in ("query", "decision") if column in rows.column_names]
+        return rows.select_columns(columns).with_format(format)
+
+    assert len(formatted(source).filter(arhn.is_kept, batched=batched)) == 6
     decided = source.map(arhn.Relabel(min_negatives=2, on_shortage="drop"))
     kept = len(decided.filter(arhn.is_kept))
     assert 0 < kept < 6
     mixed = concatenate_datasets([decided, source])
-    assert len(mixed.with_format(format).filter(arhn.is_kept, batched=batched)) == kept + 6
-    nothing = source.select([]).with_format(format)
+    assert len(formatted(mixed).filter(arhn.is_kept, batched=batched)) == kept + 6
+    nothing = formatted(source.select([]))
     assert len(nothing.filter(arhn.is_kept, batched=batched)) == 0
 
 
