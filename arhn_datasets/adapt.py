@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.columns import Integers, flat_lists, is_null, one_array, rows_of, starts_of, taken
+from arhn_datasets.columns import Integers, empty_table, flat_lists, is_null, one_array, rows_of, starts_of, taken
 from arhn_datasets.corpora import Source, dataset_of_ids, tables_of_ids, tables_of_parts
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.passages import Side, checked
@@ -335,11 +335,6 @@ def _dataset(tables: Iterable[pa.Table], features: Features, split: NamedSplit |
     from datasets import Dataset
 
     return Dataset(pa.concat_tables([empty_table(features.arrow_schema), *tables]), split=split)
-
-
-def empty_table(schema: pa.Schema) -> pa.Table:
-    """A table without rows; that of Arrow's schemas cannot be made of JSON inside of lists and structs."""
-    return pa.Table.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
 def _features_of(features: Features, reading: Reading) -> Features:

@@ -32,9 +32,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from arhn_datasets import answers
-from arhn_datasets.adapt import empty_table
 from arhn_datasets.annotators import Annotator, Local
 from arhn_datasets.background import every
+from arhn_datasets.columns import empty_table
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
 from arhn_datasets.inputs import Input
 from arhn_datasets.output import Refinement, check_output, describe_run, write_run

@@ -28,6 +28,11 @@ def flat_lists(table: pa.Table, column: str) -> tuple[Integers, pa.Array]:
     return lengths_of(values), values.flatten()
 
 
+def empty_table(schema: pa.Schema) -> pa.Table:
+    """A table without rows; that of Arrow's schemas cannot be made of JSON inside of lists and structs."""
+    return pa.Table.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
 def is_list(type: pa.DataType) -> bool:
     """Whether a type is one of lists with offsets."""
     return bool(pa.types.is_list(type) or pa.types.is_large_list(type))

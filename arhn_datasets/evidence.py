@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.adapt import empty_table
 from arhn_datasets.columns import (
     Integers,
     check_canonical,
+    empty_table,
     field_of,
     flat_lists,
     is_null,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from arhn_datasets.adapt import empty_table
+from arhn_datasets.columns import empty_table
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.folder import REFINED, RUN_FILE, Folder, open_folder
 from arhn_datasets.output import Refinement, check_output, describe_run, write_run

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.adapt import empty_table
 from arhn_datasets.annotation import AnnotatedTransform
 from arhn_datasets.annotators import Annotator, Cascade, Lexical
-from arhn_datasets.columns import field_of
+from arhn_datasets.columns import empty_table, field_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.extraction import Snippets
 from arhn_datasets.folder import BATCH_BYTES, BATCH_ROWS

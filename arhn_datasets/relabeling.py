@@ -10,8 +10,7 @@ A rule is computed on whole columns: from the evidence on the passages of all ro
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -226,10 +225,6 @@ class Decision(ColumnTransform):
         decision = pa.StructArray.from_arrays([fields[one.name] for one in DECISION_TYPE], fields=list(DECISION_TYPE))
         return source.moves(targets, decision)
 
-    def _write(self, rows: Any, results: Sequence[Row], *, owned: bool) -> Any:
-        with _named_fields(rows):
-            return super()._write(rows, results, owned=owned)
-
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
         passages = passage_list_type(schema)
@@ -429,10 +424,6 @@ class Revert(ColumnTransform):
                 back[i] = {column: row[column] for column in columns}
         return back
 
-    def _write(self, rows: Any, results: Sequence[Row], *, owned: bool) -> Any:
-        with _named_fields(rows):
-            return super()._write(rows, results, owned=owned)
-
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
         passages = passage_list_type(schema)
@@ -457,19 +448,6 @@ class Revert(ColumnTransform):
 
     def _advice(self, missing: Sequence[str]) -> str:
         return "Only rows that arhn.relabel has written, with all their columns, can be reverted."
-
-
-@contextmanager
-def _named_fields(rows: Any) -> Iterator[None]:
-    """Python objects whose values have no place in a type that they shall share are told as columns are."""
-    try:
-        yield
-    except pa.ArrowInvalid:
-        table = getattr(rows, "pa_table", rows)
-        if isinstance(table, pa.Table):
-            for side in (side for side in SIDES if side in table.column_names):
-                shaped(lists_in(table, side), passage_list_type(table.schema), side)
-        raise
 
 
 def is_kept(rows: Any) -> Any:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from arhn_datasets import background
-from arhn_datasets.adapt import adapt, empty_table, keeps_rows
+from arhn_datasets.adapt import adapt, keeps_rows
+from arhn_datasets.columns import empty_table
 from arhn_datasets.errors import InputError, SchemaError
 from arhn_datasets.inputs import Input, reading
 from arhn_datasets.output import Refinement, RunWriter

@@ -151,12 +151,17 @@ class Transform(ABC):
                 f"ds.map(arhn.{self.NAME}, batched=True)."
             )
 
+    @property
+    def _called(self) -> str:
+        """What its user calls it."""
+        return f"arhn.{self.NAME}"
+
     def _inputs(self, columns: Iterable[str]) -> list[str]:
         found = list(columns)
         missing = [column for column in self.required if column not in found]
         if missing:
             raise SchemaError(
-                f"arhn.{self.NAME} needs the columns {missing}; the columns found are {found}. {self._advice(missing)}"
+                f"{self._called} needs the columns {missing}; the columns found are {found}. {self._advice(missing)}"
             )
         return [*self.required, *(column for column in self.OPTIONAL if column in found)]
 
@@ -257,7 +262,12 @@ class ColumnTransform(Transform):
         if isinstance(rows, pa.Table):
             return self._joined(rows, self._computed(rows))
         if type(rows).__name__ != "LazyBatch" or not rows.keys_to_format.issuperset(self._inputs(rows)):
-            return super()._transformed(rows, owned=owned)
+            try:
+                return super()._transformed(rows, owned=owned)
+            except pa.ArrowInvalid:  # a value has no place in the type of its column: there, the field has a name
+                if _is_lazy(rows):
+                    self._computed(rows.pa_table)
+                raise
         columns = self._computed(rows.pa_table)
         if not owned:  # but a function of the user's, who expects lists
             return {column: TypedList(values.to_pylist(), values.type) for column, values in columns.items()}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from arhn_datasets.refine import Stages
 
 ENGINES = ("datasets", "ray")
-TIMEOUT, GIVE_UP_AFTER, ESTIMATED_ROWS = 300.0, 600.0, 32
+ESTIMATED_ROWS = 32
 MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
 # What only an LLM server takes, and what only an LLM has.
 OF_SERVER = ("api_key", "api", "constrained", "timeout", "give_up_after", "concurrency")
@@ -105,12 +105,14 @@ def refine_parser() -> argparse.ArgumentParser:
     annotator.add_argument("--provider", metavar="NAME", help="an inference provider of the Hub instead of an endpoint")
     annotator.add_argument("--api", choices=APIS, help="what the endpoint speaks; default: it is asked")
     annotator.add_argument("--constrained", action="store_true", help="hold the model to JSON, where the server can")
-    annotator.add_argument("--timeout", type=not_negative, metavar="SECONDS", help="for each attempt; default: 300")
+    annotator.add_argument(
+        "--timeout", type=not_negative, metavar="SECONDS", help=f"for each attempt; default: {Endpoint.timeout:g}"
+    )
     annotator.add_argument(
         "--give-up-after",
         type=not_negative,
         metavar="SECONDS",
-        help="end the run when no endpoint answers; default: 600",
+        help=f"end the run when no endpoint answers; default: {Endpoint.give_up_after:g}",
     )
     annotator.add_argument("--concurrency", type=positive, metavar="N", help="requests in flight for each server")
     annotator.add_argument(
@@ -156,7 +158,9 @@ def refine_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--ray-actors", type=positive, metavar="N", help="processes of the pool; default: one a node")
     run.add_argument("--estimate", action="store_true", help="annotate a sample, print what the run will cost, end")
-    run.add_argument("--estimate-rows", type=positive, metavar="N", help="rows of that sample; default: 32")
+    run.add_argument(
+        "--estimate-rows", type=positive, metavar="N", help=f"rows of that sample; default: {ESTIMATED_ROWS}"
+    )
     run.add_argument("--price-per-hour", type=not_negative, metavar="MONEY", help="of all endpoints together")
     run.add_argument(
         "--price-per-million",
@@ -259,8 +263,8 @@ def _is_given(value: object) -> bool:
 def _patience(options: argparse.Namespace) -> tuple[float, float]:
     """The timeout, and when to give up; their defaults are no defaults of the parser, which hide what was given."""
     return (
-        TIMEOUT if options.timeout is None else options.timeout,
-        GIVE_UP_AFTER if options.give_up_after is None else options.give_up_after,
+        Endpoint.timeout if options.timeout is None else options.timeout,
+        Endpoint.give_up_after if options.give_up_after is None else options.give_up_after,
     )
 
 
