@@ -1,21 +1,41 @@
-"""Repair the hard negatives of retrieval training sets with the evidence of an LLM (ARHN, arXiv 2604.11092)."""
+"""Repair the hard negatives of retrieval training sets with the evidence of an LLM (ARHN, arXiv 2604.11092).
 
-from arhn_datasets.adapt import Adapt, adapt, adapt_dataset
-from arhn_datasets.annotators import Annotator, Cascade, Endpoint, Lexical, Local
+The folders are the way of a row::
+
+    1. inputs/      a file, a folder or a dataset of the Hub  ->  canonical rows
+    2. evidence/    + what is asked on each passage           <-  annotators/ (who is asked), client/ (how)
+    3. rules/       evidence  ->  new labels, and back        (pure functions of columns)
+    4. folder/      rows  ->  Parquet, run.json and a card    (what a run writes and anybody reads)
+    5. formats/     rows  ->  what a trainer's loader reads
+    6. runs/        1 to 4 in one go, by one engine: in a process, as shards, on a cluster
+    7. checks/      a folder  ->  is it true, is it right     (verification, evaluation, audit)
+    8. hub/         a folder  ->  a published dataset         (the only one that writes to the Hub)
+    9. cli/         a file for each command                   (the only one that prints)
+
+Beside them, ``rows/`` says what a row and a stage are, ``errors.py`` what can go wrong, and ``testing/`` is an emulator
+of a server. A folder imports only from those before it.
+"""
+
+from arhn_datasets.annotators.cascade import Cascade
+from arhn_datasets.annotators.endpoint import Endpoint
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.lexical import Lexical
+from arhn_datasets.annotators.local import Local
+from arhn_datasets.annotators.prompts import PROMPTS, Prompts
+from arhn_datasets.checks.evaluation import Evaluation, evaluate
+from arhn_datasets.checks.verification import verify
 from arhn_datasets.errors import ArhnError
-from arhn_datasets.evaluation import Evaluation, evaluate
-from arhn_datasets.evidence import with_evidence
-from arhn_datasets.export import export
-from arhn_datasets.extraction import Snippets, snippets
-from arhn_datasets.grading import Grades, grades
-from arhn_datasets.prompts import PROMPTS, Prompts
-from arhn_datasets.push import push
-from arhn_datasets.ranking import Ranks, ranks
-from arhn_datasets.relabeling import Relabel, Revert, is_kept, relabel, revert
-from arhn_datasets.rivals import AdaptiveMargin, AmbiguousSampling, PositiveAware
-from arhn_datasets.scoring import Scores
-from arhn_datasets.verdicts import Verdicts, verdicts
-from arhn_datasets.verify import verify
+from arhn_datasets.evidence.grades import Grades, grades
+from arhn_datasets.evidence.ranks import Ranks, ranks
+from arhn_datasets.evidence.scores import Scores
+from arhn_datasets.evidence.snippets import Snippets, snippets
+from arhn_datasets.evidence.verdicts import Verdicts, verdicts
+from arhn_datasets.folder.evidence_table import with_evidence
+from arhn_datasets.formats.writers import export
+from arhn_datasets.hub.pushing import push
+from arhn_datasets.inputs.adaptation import Adapt, adapt, adapt_dataset
+from arhn_datasets.rules.arhn import Relabel, Revert, is_kept, relabel, revert
+from arhn_datasets.rules.by_score import AdaptiveMargin, AmbiguousSampling, PositiveAware
 
 __version__ = "0.1.0"
 

@@ -135,7 +135,7 @@ def lexical_rows(count: int, seed: int = 0) -> list[Json]:
 
 def padded(size: int) -> int:
     """Characters of a passage with which a snippet prompt has ``size`` bytes."""
-    from arhn_datasets.prompts import PROMPTS
+    from arhn_datasets.annotators.prompts import PROMPTS
 
     row = next(synthetic_rows(1, characters=1))
     (message,) = PROMPTS.snippet_messages(row["query"], row["positive_passages"][0], "question")
@@ -345,8 +345,8 @@ def curator_job(*, url: str, bodies: str, warm: int) -> Json:
 
 def store_job(*, cache: str, replies: int, lookups: int) -> Json:
     """Fill a store, then read from it in random order."""
-    from arhn_datasets.answers import Answers
-    from arhn_datasets.records import digest
+    from arhn_datasets.annotators.client.store import Answers
+    from arhn_datasets.rows.records import digest
 
     store = Answers(Path(cache))
     start = time.perf_counter()
@@ -401,9 +401,9 @@ def memory_job(*, url: str, cache: str, rows: int, distinct: int) -> Json:
 def refine_job(*, url: str, cache: str, rows: int, actors: int, concurrency: int | None = CPU_CONCURRENCY) -> Json:
     """A whole run, in one process or on so many Ray actors."""
     import arhn_datasets as arhn
-    from arhn_datasets.cluster import refine_on_ray
-    from arhn_datasets.inputs import Input
-    from arhn_datasets.refine import Stages, refine
+    from arhn_datasets.inputs.sources import Input
+    from arhn_datasets.runs.ray import refine_on_ray
+    from arhn_datasets.runs.refine import Stages, refine
 
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
     given = Path(cache) / "rows.jsonl"
@@ -550,8 +550,8 @@ def ideal_utilisation(requests: int) -> float:
 
 
 def write_bodies(requests: int, path: Path) -> None:
-    from arhn_datasets.endpoint.contract import ChatRequest, ServerInfo, chat_body
-    from arhn_datasets.prompts import PROMPTS
+    from arhn_datasets.annotators.client.contract import ChatRequest, ServerInfo, chat_body
+    from arhn_datasets.annotators.prompts import PROMPTS
 
     info, characters = ServerInfo(api="tgi", model=MODEL), padded(PROMPT_BYTES)
     with path.open("w", encoding="utf-8") as file:
@@ -660,7 +660,7 @@ def paid_twice(requests: int) -> Json:
 
 def stored_replies(cache: str) -> int:
     """How many replies a store holds."""
-    from arhn_datasets.answers import kept
+    from arhn_datasets.annotators.client.store import kept
 
     return sum(one.replies for one in kept(Path(cache)))
 
@@ -714,7 +714,7 @@ def tokens_per_query(rows: int) -> Json:
     import datasets
 
     import arhn_datasets as arhn
-    from arhn_datasets.answers import flush_all
+    from arhn_datasets.annotators.client.store import flush_all
     from arhn_datasets.testing import EmulatorProcess
 
     datasets.disable_progress_bars()

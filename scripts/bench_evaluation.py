@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import arhn_datasets as arhn
-from arhn_datasets.refine import save, silent
+from arhn_datasets.runs.refine import save, silent
 
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 COMMAND = (

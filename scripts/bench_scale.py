@@ -358,8 +358,8 @@ def floor_job(*, source: str, output: str, columns: Sequence[str] | None = None)
 def table_job(*, source: str, output: str, transform: str) -> Json:
     """A transform of tables into shards, as the package reads and writes them."""
     import arhn_datasets as arhn
-    from arhn_datasets.export import Shards
-    from arhn_datasets.folder import read_tables
+    from arhn_datasets.folder.parquet import Shards
+    from arhn_datasets.folder.reading import read_tables
 
     apply, shards = getattr(arhn, transform), None
     for path in sorted(Path(source).glob("*.parquet")):
@@ -375,8 +375,8 @@ def table_job(*, source: str, output: str, transform: str) -> Json:
 
 def tally_job(*, source: str) -> Json:
     """Counts of all rows, of the columns that are counted."""
-    from arhn_datasets.folder import open_folder
-    from arhn_datasets.report import COUNTED, Tally
+    from arhn_datasets.folder.reading import open_folder
+    from arhn_datasets.folder.report import COUNTED, Tally
 
     tally = Tally()
     for table in open_folder(source).tables("train", columns=COUNTED):
@@ -387,8 +387,8 @@ def tally_job(*, source: str) -> Json:
 def folder_job(*, source: str, output: str) -> Json:
     """Relabelled rows as a folder of arhn-refine: shards with their hashes, counts, card and run.json."""
     import arhn_datasets as arhn
-    from arhn_datasets.folder import read_tables
-    from arhn_datasets.output import describe_run, write_run
+    from arhn_datasets.folder.reading import read_tables
+    from arhn_datasets.folder.writer import describe_run, write_run
 
     paths = sorted(Path(source).glob("*.parquet"))
     tables = (arhn.relabel(table) for path in paths for table in read_tables(path, BATCH_ROWS))
@@ -510,7 +510,7 @@ class Runner:
     def __init__(self, cores: int) -> None:
         self._cores = cores
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["pyarrow.parquet", "datasets", "arhn_datasets.push"])
+        self._context.set_forkserver_preload(["pyarrow.parquet", "datasets", "arhn_datasets.hub.pushing"])
 
     def run(self, job: str, what: str = "", **options: Any) -> Json:
         """The result of a job, with its time and its peak memory."""

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import arhn_datasets as arhn
-from arhn_datasets.inputs import Input, load_input
-from arhn_datasets.records import NEGATIVES, POSITIVES
-from arhn_datasets.refine import silent
+from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.rows.records import NEGATIVE, POSITIVE
+from arhn_datasets.runs.refine import silent
 
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 TARGET = 0.9
@@ -119,7 +119,7 @@ def library(kind: str, rows: Any, options: argparse.Namespace) -> tuple[Callable
     pairs = dict.fromkeys(
         (row["query"], " ".join(part for part in (passage.get("title"), passage["text"]) if part))
         for row in rows
-        for side in (POSITIVES, NEGATIVES)
+        for side in (POSITIVE.passages, NEGATIVE.passages)
         for passage in row[side]
     )
     if kind == "cross-encoder":

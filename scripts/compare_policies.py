@@ -37,11 +37,11 @@ import train_retriever
 from evaluate_retriever import MEASURES, Settings, Source, fail, first_line, write_whole
 
 import arhn_datasets as arhn
-from arhn_datasets.export import with_features
-from arhn_datasets.folder import Folder, is_refined, open_folder, sha256_of
-from arhn_datasets.records import DECISION, FILTERED, NEGATIVES, POSITIVES, canonical_json, digest
-from arhn_datasets.relabeling import POLICIES
-from arhn_datasets.report import format_table
+from arhn_datasets.folder.parquet import with_features
+from arhn_datasets.folder.reading import Folder, is_refined, open_folder, sha256_of
+from arhn_datasets.folder.report import format_table
+from arhn_datasets.rows.records import DECISION, FILTERED, NEGATIVE, POSITIVE, canonical_json, digest
+from arhn_datasets.rules.arhn import POLICIES
 
 RAW, UNTRAINED = "raw", "untrained"
 MEASURE = "nDCG@10"
@@ -376,7 +376,9 @@ def passages_in(rows: Any) -> dict[str, int]:
     """How many passages there are under each label, over all rows."""
     import pyarrow.compute as pc
 
-    columns = [column for column in (POSITIVES, NEGATIVES, FILTERED) if column in rows.column_names]
+    columns = [
+        column for column in (POSITIVE.passages, NEGATIVE.passages, FILTERED.passages) if column in rows.column_names
+    ]
     return {
         column.removesuffix("_passages"): int(pc.sum(pc.list_value_length(rows.data.column(column))).as_py() or 0)
         for column in columns

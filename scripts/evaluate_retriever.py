@@ -25,7 +25,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.report import format_table
+from arhn_datasets.folder.report import format_table
 
 MEASURES = ("nDCG@10", "RR@10", "R@100")
 DEPTH = 100  # of a run

@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import arhn_datasets as arhn
-from arhn_datasets.figures import WAYS, Figures, Interval
-from arhn_datasets.inputs import Input, load_input
-from arhn_datasets.records import DECISION, DROPPED, GUARDED, NEGATIVES, POSITIVES, SnippetRequest
-from arhn_datasets.refine import silent
-from arhn_datasets.relabeling import POLICIES
-from arhn_datasets.truth import read_truth
+from arhn_datasets.annotators.requests import SnippetRequest
+from arhn_datasets.checks.measures import WAYS, Figures, Interval
+from arhn_datasets.checks.truth import read_truth
+from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.rows.records import DECISION, DROPPED, GUARDED, NEGATIVE, POSITIVE
+from arhn_datasets.rules.arhn import POLICIES
+from arhn_datasets.runs.refine import silent
 
 LEXICAL = "lexical"
 SNIPPETS, PASSAGES, VERDICTS, GRADES, CASCADE = "snippets", "passages", "verdicts", "grades", "cascade"
@@ -200,7 +201,7 @@ def covered(rows: Any, lexical: arhn.Lexical) -> Any:
             for passage in row[side]
         ]
 
-    columns = {"positive_scores": POSITIVES, "negative_scores": NEGATIVES}
+    columns = {"positive_scores": POSITIVE.passages, "negative_scores": NEGATIVE.passages}
     values = {column: [coverage(row, side) for row in rows] for column, side in columns.items()}
     for column, scores in values.items():
         rows = rows.add_column(column, scores)

@@ -21,23 +21,11 @@ from dataclasses import replace
 from typing import Any
 
 import arhn_datasets as arhn
-from arhn_datasets.inputs import Input, load_input
-from arhn_datasets.records import (
-    DECISION,
-    GROUNDED,
-    JUDGED,
-    NO_ANSWER,
-    RANKED,
-    Ranking,
-    RankingRequest,
-    Snippet,
-    SnippetRequest,
-    Verdict,
-    VerdictRequest,
-    text_of,
-)
-from arhn_datasets.refine import silent
-from arhn_datasets.report import format_table
+from arhn_datasets.annotators.requests import Ranking, RankingRequest, Snippet, SnippetRequest, Verdict, VerdictRequest
+from arhn_datasets.folder.report import format_table
+from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.rows.records import DECISION, GROUNDED, JUDGED, NO_ANSWER, RANKED, text_of
+from arhn_datasets.runs.refine import silent
 
 FLOORS = "0.5,0.6,0.7,0.8,0.9,1"
 THRESHOLDS = "0.3,0.4,0.5,0.6,0.7,0.8"

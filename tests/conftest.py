@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 import arhn_datasets as arhn
-from arhn_datasets import background
-from arhn_datasets.report import Tally
-from tests.hub import running
-from tests.server import Server, lexical_reply
+from arhn_datasets.folder.report import Tally
+from arhn_datasets.rows import background
+from tests.fakes.hub import running
+from tests.fakes.server import Server, lexical_reply
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"

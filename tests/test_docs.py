@@ -10,7 +10,7 @@ import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from tests.hub import USER
+from tests.fakes.hub import USER
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

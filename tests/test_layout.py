@@ -1,9 +1,10 @@
-"""The layers of the package, its public names, and how light it is to import."""
+"""The order of the folders, the public names, and how light the package is to import."""
 
 from __future__ import annotations
 
 import ast
 import gc
+import importlib
 import inspect
 import re
 import subprocess
@@ -17,34 +18,34 @@ import arhn_datasets as arhn
 PACKAGE = Path(arhn.__file__).parent
 ROOT = PACKAGE.parent
 
-LAYERS = [
-    {"errors"},
-    {"records"},
-    {"columns"},
-    {"moves", "values"},
-    {"passages"},
-    {"schemas"},
-    {"prompts", "endpoint", "answers", "background"},
-    {"transform", "annotators", "corpora"},
-    {"annotation", "testing"},
-    {"adapt", "extraction", "ranking", "verdicts", "grading", "scoring", "relabeling"},
-    {"evidence", "formats", "rivals"},
-    {"report", "progress", "folder"},
-    {"chart", "card", "export"},
-    {"inputs", "output"},
-    {"streaming"},
-    {"refine"},
-    {"merging"},
-    {"cluster", "publication", "estimate", "audit", "truth"},
-    {"verify", "judged"},
-    {"figures"},
-    {"evaluation"},
-    {"curves"},
-    {"push"},
-    {"cli"},
+# The way of a row; a folder imports only from those before it.
+ORDER = [
+    "errors",
+    "rows",
+    "inputs",
+    "annotators",
+    "evidence",
+    "rules",
+    "folder",
+    "formats",
+    "runs",
+    "checks",
+    "hub",
+    "testing",
+    "cli",
 ]
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+# What a folder never imports, although it comes before it.
+NEVER = {
+    "annotators": {"inputs"},
+    "rules": {"inputs", "annotators", "evidence"},
+    "folder": {"inputs"},
+    "cli": {"testing"},
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted(
+    ".".join(("arhn_datasets", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in FILES
+)
 
 # The one list of what users may rely on.
 PUBLIC = {
@@ -87,8 +88,8 @@ HEAVY = {"aiohttp", "datasets", "huggingface_hub", "matplotlib", "pandas", "ray"
 HEAVY |= {"transformers", "yaml"}
 
 
-def module_of(path):
-    """The module of a file in its layer; a folder is one module."""
+def folder_of(path):
+    """The folder of a file at the top of the package; of a file there, its own name."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -101,7 +102,7 @@ def imports_of(path):
         gc.enable()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative imports hide their layer"
+            assert not node.level, f"{path}: relative imports hide their folder"
             if node.module == "arhn_datasets":
                 yield from (alias.name for alias in node.names)
             elif (node.module or "").startswith("arhn_datasets."):
@@ -110,22 +111,51 @@ def imports_of(path):
             yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("arhn_datasets."))
 
 
-def test_every_module_has_a_layer():
-    """A new module is given a place first."""
-    assert {module_of(path) for path in FILES} - {"__init__"} == set(RANK)
+def test_the_top_is_the_flow():
+    """At the top stand the folders of the flow, the errors and the sample, and nothing else."""
+    there = {path.name for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "dataset_cards")}
+    folders = set(ORDER) - {"errors"}
+    assert there == folders | {"__init__.py", "errors.py", "py.typed", "samples"}
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if module_of(p) != "__init__"], ids=lambda p: p.name)
-def test_modules_import_only_lower_layers(path):
+def test_the_flow_is_drawn():
+    """The docstring numbers the folders in their order, and each says what it takes, gives and never imports."""
+    drawn = [name for name in re.findall(r"^\s*\d+\. (\w+)/", arhn.__doc__, re.MULTILINE)]
+    assert drawn == [name for name in ORDER if name in drawn]
+    assert len(drawn) == 9
+    for name in ORDER[1:]:
+        said = inspect.getdoc(importlib.import_module(f"arhn_datasets.{name}"))
+        assert re.search(r"In: .*Out: .*Never imports: ", said, re.DOTALL), name
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if folder_of(p) != "__init__"], ids=lambda p: p.name)
+def test_modules_import_only_what_comes_before(path):
     """The data goes one way, and so do the imports."""
-    own = module_of(path)
-    assert [name for name in imports_of(path) if name != own and RANK[name] >= RANK[own]] == []
+    own = folder_of(path)
+    before = set(ORDER[: ORDER.index(own) + 1]) - NEVER.get(own, set())
+    assert [name for name in imports_of(path) if name not in before] == []
+
+
+def test_no_module_is_hidden_by_a_function():
+    """What is imported under the name of a module is the module."""
+    for name in MODULES[1:]:
+        parent, _, own = name.rpartition(".")
+        module = importlib.import_module(name)
+        assert getattr(importlib.import_module(parent), own) is module, name
+    assert {name.rpartition(".")[2] for name in MODULES if name.count(".") == 1}.isdisjoint(PUBLIC)
+
+
+def test_only_the_hub_folder_writes_to_the_hub():
+    """No other module names a call of `huggingface_hub` that changes a repository."""
+    writing = r"\b(create_commit|create_repo|upload_file|upload_folder|preupload_lfs_files|push_to_hub|delete_repo)\("
+    found = {folder_of(path) for path in FILES if re.search(writing, path.read_text(encoding="utf-8"))}
+    assert found <= {"hub"}
 
 
 def test_the_public_names_are_these():
     """__all__, the names of the package and the list above are one."""
     assert set(arhn.__all__) == PUBLIC
-    modules = {module_of(path) for path in FILES}
+    modules = {folder_of(path) for path in FILES}
     names = {name for name in vars(arhn) if not name.startswith("_")}
     assert names - modules - {"annotations"} == PUBLIC - modules
 

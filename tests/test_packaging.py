@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 
 import arhn_datasets as arhn
-from arhn_datasets.adapt import adapt_row
+from arhn_datasets.inputs.adaptation import adapt_row
 from tests.conftest import SAMPLE
 
 ROOT = Path(__file__).parents[1]

@@ -9,15 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arhn_datasets import background
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.llm import LLMAnnotator
-from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.prompts import Prompts
-from arhn_datasets.records import (
-    JUDGED,
-    NO_ANSWER,
-    NO_MATCH,
+from arhn_datasets.annotators.prompts import Prompts
+from arhn_datasets.annotators.requests import (
     Grade,
     GradeRequest,
     Ranking,
@@ -26,8 +21,10 @@ from arhn_datasets.records import (
     SnippetRequest,
     Verdict,
     VerdictRequest,
-    shorten,
 )
+from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.rows import background
+from arhn_datasets.rows.records import JUDGED, NO_ANSWER, NO_MATCH, shorten
 
 T = TypeVar("T")
 Reply = TypeVar("Reply", Snippet, Grade, Verdict)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.records import (
+from arhn_datasets.annotators.requests import (
     Grade,
     GradeRequest,
     Ranking,
@@ -18,6 +17,7 @@ from arhn_datasets.records import (
     Verdict,
     VerdictRequest,
 )
+from arhn_datasets.errors import ConfigurationError
 
 
 class Annotator(ABC):

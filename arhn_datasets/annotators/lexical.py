@@ -12,27 +12,29 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from arhn_datasets.annotators.cues import cue_of
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.words import on_one_line, scaffold, sentences, sequence, stemmer, terms
-from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.records import (
-    BETTER,
-    GROUNDED,
-    JUDGED,
-    NEGATIVES,
-    NO_ANSWER,
-    NO_MATCH,
-    POSITIVES,
-    RANKED,
-    WORSE,
+from arhn_datasets.annotators.requests import (
     Grade,
     GradeRequest,
-    Passage,
     Ranking,
     RankingRequest,
     Snippet,
     SnippetRequest,
     Verdict,
     VerdictRequest,
+)
+from arhn_datasets.annotators.words import on_one_line, scaffold, sentences, sequence, stemmer, terms
+from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.rows.records import (
+    BETTER,
+    GROUNDED,
+    JUDGED,
+    NEGATIVE,
+    NO_ANSWER,
+    NO_MATCH,
+    POSITIVE,
+    RANKED,
+    WORSE,
+    Passage,
     digest,
     passages_of,
     text_of,
@@ -101,7 +103,7 @@ class Lexical(Annotator):
         frequencies: Counter[str] = Counter()
         seen: set[int] = set()
         for row in rows:
-            for column in (POSITIVES, NEGATIVES):
+            for column in (POSITIVE.passages, NEGATIVE.passages):
                 for passage in passages_of(row, column):
                     text = text_of(passage)
                     if hash(text) not in seen:
@@ -276,7 +278,7 @@ def _read(text: str, language: str | None) -> list[tuple[int, int, tuple[str, ..
 def _body(text: str) -> str:
     """Title and text of a passage without the title: a first line that ends like no sentence, and is no paragraph.
 
-    :func:`~arhn_datasets.records.text_of` does not say whether there was a title.
+    :func:`~arhn_datasets.rows.records.text_of` does not say whether there was a title.
     """
     title, _, rest = text.partition("\n")
     ends = title.rstrip(_CLOSING)[-1:] in _STOPS

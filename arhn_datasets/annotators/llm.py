@@ -14,30 +14,25 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from arhn_datasets import background
 from arhn_datasets.annotators import replies
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion
+from arhn_datasets.annotators.client.limits import Turns
+from arhn_datasets.annotators.client.store import Answers, default_directory, directory_of
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.answers import Answers, default_directory, directory_of
-from arhn_datasets.endpoint import ChatRequest, Completion
-from arhn_datasets.endpoint.limits import Turns
-from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
-from arhn_datasets.prompts import PROMPTS, Message, Prompts
-from arhn_datasets.records import (
-    ERROR,
-    GRADES,
+from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
+from arhn_datasets.annotators.requests import (
     Grade,
     GradeRequest,
-    Passage,
     Ranking,
     RankingRequest,
     Snippet,
     SnippetRequest,
     Verdict,
     VerdictRequest,
-    digest,
-    shorten,
-    text_of,
 )
+from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
+from arhn_datasets.rows import background
+from arhn_datasets.rows.records import ERROR, GRADES, Passage, digest, shorten, text_of
 
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing

@@ -9,11 +9,11 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from arhn_datasets import background
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.llm import LLMAnnotator
-from arhn_datasets.endpoint import ChatRequest, Completion
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
-from arhn_datasets.records import digest
+from arhn_datasets.rows import background
+from arhn_datasets.rows.records import digest
 
 TAIL_BYTES = 1 << 20
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from arhn_datasets.prompts import NO_ANSWER_MARKER
-from arhn_datasets.records import (
+from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
+from arhn_datasets.annotators.requests import Grade, Ranking, Snippet, Verdict
+from arhn_datasets.rows.records import (
     BETTER,
     GRADES,
     GROUNDED,
@@ -27,11 +28,7 @@ from arhn_datasets.records import (
     UNGROUNDED,
     UNPARSED,
     WORSE,
-    Grade,
     Passage,
-    Ranking,
-    Snippet,
-    Verdict,
     shorten,
 )
 

@@ -1,4 +1,7 @@
-"""The commands: argument parsing, printing and exit codes (0 done, 1 the run failed, 2 wrong usage)."""
+"""Step 9, the commands, a file each: arguments, printing and exit codes (0 done, 1 the run failed, 2 wrong usage).
+
+In: a command line. Out: text and an exit code. Never imports: testing.
+"""
 
 from arhn_datasets.cli.auditing import audit_command, audit_parser
 from arhn_datasets.cli.caching import cache_command, cache_parser

@@ -11,7 +11,7 @@ from arhn_datasets.cli.running import DONE, command_parser, guarded, positive
 from arhn_datasets.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from arhn_datasets.audit import Audit, Drawn, Estimate
+    from arhn_datasets.checks.auditing import Audit, Drawn, Estimate
 
 ROWS = 100
 # What the share of answering passages is called, by label.
@@ -49,7 +49,7 @@ def audit_parser() -> argparse.ArgumentParser:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from arhn_datasets.audit import draw_audit, read_audit
+    from arhn_datasets.checks.auditing import draw_audit, read_audit
 
     if bool(options.output) == bool(options.answers):
         found = "both --output and --answers" if options.output else "neither --output nor --answers"
@@ -73,7 +73,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _print_drawn(drawn: Drawn, asked: int) -> None:
-    from arhn_datasets.report import format_table
+    from arhn_datasets.folder.report import format_table
 
     lines = [(subset, label, f"{size:,}", f"{number:,}") for (label, subset), (size, number) in drawn.strata.items()]
     print(format_table(("subset", "label", "passages", "drawn"), lines))
@@ -90,7 +90,7 @@ def _print_drawn(drawn: Drawn, asked: int) -> None:
 
 
 def _print_audit(audit: Audit) -> None:
-    from arhn_datasets.report import format_table
+    from arhn_datasets.folder.report import format_table
 
     header = ("subset", "label", "passages", "yes", "no", "unsure")
     lines = [

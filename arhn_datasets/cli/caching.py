@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from arhn_datasets import answers
-from arhn_datasets.answers import default_directory, directory_of
+from arhn_datasets.annotators.client import store as answers
+from arhn_datasets.annotators.client.store import default_directory, directory_of
 from arhn_datasets.cli.running import DONE, command_parser, guarded, not_negative
 from arhn_datasets.errors import ConfigurationError
 

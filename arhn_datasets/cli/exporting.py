@@ -9,7 +9,7 @@ from typing import Any
 
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, whole
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.formats import FORMATS, LABELS, SHORT
+from arhn_datasets.formats.tables import FORMATS, LABELS, SHORT
 
 MOST_NEGATIVES = 1000  # each is a column, and the longest rows have some hundred
 # The choices that have an effect in one format alone.
@@ -87,8 +87,8 @@ def format_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from arhn_datasets.export import export
-    from arhn_datasets.report import format_table
+    from arhn_datasets.folder.report import format_table
+    from arhn_datasets.formats.writers import export
 
     report = export(options.folder, options.formats, options.output, **format_options(options), split=options.split)
     lines = [

@@ -8,8 +8,8 @@ from typing import Any
 
 from arhn_datasets.cli.exporting import add_format_options, format_options
 from arhn_datasets.cli.running import DONE, command_parser, guarded
-from arhn_datasets.formats import FORMATS, Options
-from arhn_datasets.push import MESSAGE
+from arhn_datasets.formats.tables import FORMATS, Options
+from arhn_datasets.hub.pushing import MESSAGE
 
 
 def push_command(arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +53,8 @@ def push_parser() -> argparse.ArgumentParser:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from arhn_datasets.card import load_facts
-    from arhn_datasets.push import preview, push
+    from arhn_datasets.folder.card import load_facts
+    from arhn_datasets.hub.pushing import preview, push
 
     chosen: dict[str, Any] = {
         "private": options.private,

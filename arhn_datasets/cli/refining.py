@@ -9,18 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arhn_datasets.annotators import Annotator, Endpoint, Lexical, Local
-from arhn_datasets.answers import default_directory, directory_of
+from arhn_datasets.annotators.client.contract import APIS
+from arhn_datasets.annotators.client.store import default_directory, directory_of
+from arhn_datasets.annotators.endpoint import Endpoint
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.lexical import Lexical
+from arhn_datasets.annotators.local import Local
+from arhn_datasets.annotators.prompts import TASKS
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
-from arhn_datasets.endpoint import APIS
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.prompts import TASKS
-from arhn_datasets.relabeling import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
+from arhn_datasets.rules.arhn import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
 
 if TYPE_CHECKING:
-    from arhn_datasets.inputs import Input, Shard
-    from arhn_datasets.output import Refinement
-    from arhn_datasets.refine import Stages
+    from arhn_datasets.folder.writer import Refinement
+    from arhn_datasets.inputs.sources import Input, Shard
+    from arhn_datasets.runs.refine import Stages
 
 ENGINES = ("datasets", "ray")
 ESTIMATED_ROWS = 32
@@ -58,8 +61,8 @@ def merge_parser() -> argparse.ArgumentParser:
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from arhn_datasets.merging import merge
-    from arhn_datasets.report import format_report
+    from arhn_datasets.folder.report import format_report
+    from arhn_datasets.runs.shards import merge
 
     done = merge(options.output, options.folders)
     print(format_report(done.report))
@@ -179,10 +182,10 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     Raises:
         ConfigurationError: the arguments do not fit each other.
     """
-    from arhn_datasets.extraction import Snippets
-    from arhn_datasets.ranking import Ranks
-    from arhn_datasets.refine import Stages
-    from arhn_datasets.relabeling import Relabel
+    from arhn_datasets.evidence.ranks import Ranks
+    from arhn_datasets.evidence.snippets import Snippets
+    from arhn_datasets.rules.arhn import Relabel
+    from arhn_datasets.runs.refine import Stages
 
     annotator = _annotator(options)
     tasks = _tasks(options.task)
@@ -299,8 +302,8 @@ def _tasks(named: Sequence[str]) -> str | Mapping[str, str] | None:
 
 
 def _refine(options: argparse.Namespace) -> int:
-    from arhn_datasets.inputs import Input
-    from arhn_datasets.refine import refine
+    from arhn_datasets.inputs.sources import Input
+    from arhn_datasets.runs.refine import refine
 
     if not options.estimate:
         _refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
@@ -339,7 +342,7 @@ def _refine(options: argparse.Namespace) -> int:
 
 
 def _refine_on_ray(source: Input, stages: Stages, options: argparse.Namespace) -> Refinement:
-    from arhn_datasets.cluster import refine_on_ray
+    from arhn_datasets.runs.ray import refine_on_ray
 
     given = {"--num-proc": options.num_proc, "--batch-size": options.batch_size, "--streaming": options.streaming}
     if others := [name for name, value in given.items() if value]:
@@ -351,7 +354,7 @@ def _refine_on_ray(source: Input, stages: Stages, options: argparse.Namespace) -
 
 
 def _shard(options: argparse.Namespace) -> Shard | None:
-    from arhn_datasets.inputs import Shard
+    from arhn_datasets.inputs.sources import Shard
 
     given = (options.shard_index, options.num_shards)
     if given == (None, None):
@@ -366,7 +369,7 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
         raise ConfigurationError(
             "--estimate reads the whole input and tells of the whole run; leave --streaming and the shard out."
         )
-    from arhn_datasets.estimate import Prices, estimate, format_estimate
+    from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
 
     sample = options.estimate_rows or ESTIMATED_ROWS
     per_in, per_out = options.price_per_million or (None, None)
@@ -378,8 +381,8 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
 
 
 def _summary(done: Refinement, options: argparse.Namespace) -> int:
-    from arhn_datasets.folder import open_folder
-    from arhn_datasets.report import changed_rows, format_report, format_row
+    from arhn_datasets.folder.reading import open_folder
+    from arhn_datasets.folder.report import changed_rows, format_report, format_row
 
     if options.show:
         folder = open_folder(done.path)
@@ -411,7 +414,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
 
 def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
-    from arhn_datasets.streaming import work_folder
+    from arhn_datasets.runs.streaming import work_folder
 
     named = default_directory() if options.cache is None else directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."

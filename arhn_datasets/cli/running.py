@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import NoReturn, TextIO
 
-from arhn_datasets import answers
+from arhn_datasets.annotators.client import store as answers
 from arhn_datasets.errors import AccessDenied, ArhnError, ConfigurationError, InputError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from arhn_datasets.annotators import Annotator, Lexical
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.lexical import Lexical
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.testing import contract
 from arhn_datasets.testing.contract import Body, Generated, Limits, Problem, dumps

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from arhn_datasets.prompts import NO_ANSWER_MARKER
+from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
 from arhn_datasets.testing.contract import batch_failed, dumps, invalid
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

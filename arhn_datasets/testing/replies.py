@@ -12,19 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from arhn_datasets import background
-from arhn_datasets.annotators import Annotator
-from arhn_datasets.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER
-from arhn_datasets.records import (
-    BETTER,
-    ERROR,
-    WORSE,
-    GradeRequest,
-    RankingRequest,
-    SnippetRequest,
-    Verdict,
-    VerdictRequest,
-)
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER
+from arhn_datasets.annotators.requests import GradeRequest, RankingRequest, SnippetRequest, Verdict, VerdictRequest
+from arhn_datasets.rows import background
+from arhn_datasets.rows.records import BETTER, ERROR, WORSE
 from arhn_datasets.testing.contract import batch_failed
 
 T = TypeVar("T")

@@ -1,0 +1,198 @@
+"""Requests to one server over HTTP: aiohttp on the background loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from arhn_datasets.annotators.client import contract
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ConnectionOptions, ServerInfo, shown_url
+from arhn_datasets.annotators.client.transport import ChatTransport
+from arhn_datasets.errors import (
+    ConfigurationError,
+    EndpointUnavailable,
+    MissingDependencyError,
+    PromptTooLong,
+    RequestRejected,
+)
+
+if TYPE_CHECKING:
+    import aiohttp
+
+logger = logging.getLogger(__name__)
+
+_USER_INFO = re.compile(r"//[^/\s]*@")
+
+
+class HttpTransport(ChatTransport):
+    """The chat API of one server; each call is one attempt.
+
+    ``model`` is the one to ask for where the server has several or names none.
+    """
+
+    def __init__(self, url: str, options: ConnectionOptions, model: str | None = None) -> None:
+        self.url = url
+        self.name = shown_url(url)
+        self._options = options
+        self._model = model
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
+        self._template_options = True
+        self._tokenizer: Any = None
+        self._loading = asyncio.Lock()
+
+    async def info(self) -> ServerInfo:
+        """What the server says of itself.
+
+        Raises:
+            EndpointUnavailable: nothing answers there.
+            ConfigurationError: what answers is no LLM server.
+        """
+        found = None
+        if self._options.api != contract.OPENAI:
+            status, reply, headers = await self._request("GET", "/info")
+            if status in contract.PASSING_STATUSES:
+                # A gateway's trouble: without /info, TGI would be taken for a server of the other kind.
+                raise self._error_of(status, reply, headers)
+            found = contract.parse_info(reply) if status == 200 else None
+        if found is not None:
+            return found
+        status, reply, headers = await self._request("GET", "/v1/models")
+        names = contract.parse_models(reply) if status == 200 else None
+        api = self._options.api or contract.OPENAI
+        if names is not None:
+            return ServerInfo(api=api, model=contract.chosen_model(names, self._model, self.url))
+        if status in (401, 403, 429) or status >= 500:
+            raise self._error_of(status, reply, headers)
+        if self._options.api and self._model:
+            return ServerInfo(api=api, model=self._model)
+        raise ConfigurationError(
+            f"{self.name} is no LLM server that this package knows: /info and /v1/models (status {status}) name no "
+            "model. Expected text-generation-inference or an OpenAI-compatible chat server; check the URL, or name "
+            "the API and the model (--api, --model)."
+        )
+
+    async def probe(self) -> None:
+        """Ask whether the server is there; raises where it is not."""
+        status, reply, headers = await self._request("GET", "/health")
+        if status >= 500 or status == 429:
+            raise self._error_of(status, reply, headers)
+
+    async def close(self) -> None:
+        """Close the pool."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(self, info: ServerInfo, request: ChatRequest) -> Completion:
+        await self._check_room(info, request)
+        if self._tokenizer is not None:
+            return await self._generate(info, request)
+        body = contract.chat_body(info, request, template_options=self._template_options)
+        status, reply, headers = await self._request("POST", "/v1/chat/completions", body)
+        if status == 200:
+            return contract.parse_completion(reply, self._options.api_key)
+        if "chat_template_kwargs" in body and b"chat_template_kwargs" in reply and status in (400, 422):
+            self._template_options = False
+            return await self._ask(info, request)
+        error = self._error_of(status, reply, headers)
+        if info.api == contract.TGI and isinstance(error, RequestRejected) and contract.lacks_template(error):
+            async with self._loading:
+                if self._tokenizer is None:
+                    self._tokenizer = await self._load_tokenizer(info)
+            return await self._generate(info, request)
+        raise error
+
+    async def _generate(self, info: ServerInfo, request: ChatRequest) -> Completion:
+        prompt = self._tokenizer.apply_chat_template(
+            [dict(message) for message in request.messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        status, reply, headers = await self._request("POST", "/generate", contract.generate_body(prompt, request))
+        if status != 200:
+            raise self._error_of(status, reply, headers)
+        return contract.parse_generated(reply, self._options.api_key)
+
+    async def _load_tokenizer(self, info: ServerInfo) -> Any:
+        logger.warning("%s has no chat template; rendering it here and asking /generate", self.name)
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise MissingDependencyError.of("transformers", "local", "A server without a chat template") from error
+        loop = asyncio.get_running_loop()
+        try:
+            tokenizer = await loop.run_in_executor(
+                None, lambda: AutoTokenizer.from_pretrained(info.model, revision=info.revision)
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{self.name} has no chat template, and the tokenizer of {info.model} cannot be loaded to render it: "
+                f"{contract.excerpt(str(error))}. Start the server with a model that has a chat template."
+            ) from error
+        if not tokenizer.chat_template:
+            raise ConfigurationError(f"{info.model} has no chat template; a model that was trained to chat is needed.")
+        return tokenizer
+
+    async def _check_room(self, info: ServerInfo, request: ChatRequest) -> None:
+        """Refuse here what the server would refuse; tokens are counted only where bytes do not settle it."""
+        room = contract.room(info, request.max_tokens)
+        if room is None or request.size() <= room:
+            return
+        count = await self._count_tokens(request)
+        if count > room:
+            raise PromptTooLong(f"{count} tokens in the prompt, the server has room for {room}", room / count)
+
+    async def _count_tokens(self, request: ChatRequest) -> int:
+        text = "\n".join(message["content"] for message in request.messages)
+        status, reply, _ = await self._request("POST", "/tokenize", {"inputs": text, "parameters": {}})
+        counted = contract.parse_tokens(reply) if status == 200 else None
+        if counted is not None:
+            return counted
+        return request.size() // 4  # the usual length of a token; where it is wrong the server says so
+
+    def _error_of(self, status: int, reply: bytes, headers: Mapping[str, str]) -> Exception:
+        reply = contract.without(self._options.api_key, reply)
+        return contract.error_of(status, reply, self.url, headers.get("Retry-After"))
+
+    async def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        import aiohttp
+
+        headers = {"Authorization": f"Bearer {self._options.api_key}"} if self._options.api_key else {}
+        session = self._open_session()
+        try:
+            # Redirects are refused: they could carry the key to another host.
+            async with session.request(
+                method, self.url + path, json=body, headers=headers, allow_redirects=False, proxy=self._proxy
+            ) as reply:
+                return reply.status, await reply.read(), reply.headers
+        except asyncio.TimeoutError as error:
+            raise EndpointUnavailable(
+                f"no reply from {self.name} within {self._options.timeout:g} seconds", own=True
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            said = contract.excerpt(_USER_INFO.sub("//", str(error)))  # it may name the proxy
+            away = isinstance(error, aiohttp.ClientConnectorError)
+            raise EndpointUnavailable(f"no connection to {self.name}: {said}", own=not away) from error
+        except ValueError as error:
+            said = contract.excerpt(str(error)).rstrip(".")
+            raise ConfigurationError(
+                f"no request to {self.name} can be sent: {said}. Check that the API key is one line of plain "
+                "characters, that the URL holds no password beside it, and the proxy."
+            ) from error
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=self._options.timeout),
+            )
+            self._proxy = contract.proxy_of(self.url)
+        return self._session

@@ -1,0 +1,116 @@
+"""A `huggingface_hub.AsyncInferenceClient` of the user's as the transport: provider routing, billing, own headers.
+
+It costs several times the CPU of our own client and brings neither retries nor a limit; the pool adds both.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from arhn_datasets.annotators.client import contract
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
+from arhn_datasets.annotators.client.transport import ChatTransport
+from arhn_datasets.errors import AccessDenied, ConfigurationError, EmptyReply, EndpointUnavailable
+
+if TYPE_CHECKING:
+    from huggingface_hub import AsyncInferenceClient
+
+
+_NO_COMPLETION = (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, LookupError, AssertionError)
+_REPLY_TYPES = ".types.base"  # the module where the hub reads replies
+
+
+class HubTransport(ChatTransport):
+    """The chat API behind a client that the user made."""
+
+    def __init__(self, client: AsyncInferenceClient, model: str | None = None) -> None:
+        self._client = client
+        own = getattr(client, "model", None)
+        self._own = None if own is None or "://" in own else str(own)  # of base_url= it makes a model, too
+        self._model = model or self._own
+        self.name = f"the AsyncInferenceClient ({getattr(client, 'provider', None) or 'no provider'})"
+
+    async def info(self) -> ServerInfo:
+        """The model that the client was made for.
+
+        Raises:
+            ConfigurationError: nothing names one.
+        """
+        if self._model and self._own and self._model != self._own:
+            raise ConfigurationError(
+                f"{self.name} was made for {self._own!r}, and {self._model!r} was asked for. Name one model only."
+            )
+        if not self._model:
+            raise ConfigurationError(
+                f"{self.name} names no model; say which one answers there, with model= or --model, since every reply "
+                "is kept under its model."
+            )
+        return ServerInfo(api=contract.OPENAI, model=self._model)
+
+    async def probe(self) -> None:
+        """A provider has no health route; the next request tells."""
+
+    async def close(self) -> None:
+        """The client is the user's, and stays open."""
+
+    async def _ask(self, info: ServerInfo, request: ChatRequest) -> Completion:
+        options: dict[str, Any] = {}
+        if request.schema is not None:
+            schema = {"name": "reply", "schema": request.schema, "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        try:
+            reply = await self._client.chat_completion(
+                [dict(message) for message in request.messages],
+                model=info.model,
+                max_tokens=request.max_tokens,
+                temperature=0,
+                **options,
+            )
+        except Exception as error:
+            raise _translated(error, self.name, getattr(self._client, "token", None)) from error
+        return contract.parse_completion(json.dumps(reply, default=vars).encode())
+
+
+def _translated(error: Exception, name: str, secret: str | None) -> Exception:
+    """Our error for one of the hub's; its transports differ between hub 0.x (aiohttp), 1.x and 2.x (httpx)."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    status = getattr(response, "status_code", None) or getattr(error, "status", None)
+    if isinstance(status, int):
+        body = getattr(response, "content", b"") if response is not None else str(error).encode()
+        headers = getattr(response, "headers", None) or {}
+        try:
+            said = bytes(body)
+        except Exception:  # a streamed body that nobody has read
+            said = str(error).encode()
+        said = contract.without(secret, said)
+        if status in (401, 403):
+            return AccessDenied(
+                f"{name} was answered {status}: its token is missing or wrong, or has no right to this model "
+                f"({contract.excerpt(said)}). Make the client with another one."
+            )
+        return contract.error_of(status, said, "https://huggingface.co", headers.get("Retry-After"))
+    if isinstance(error, TimeoutError):
+        return EndpointUnavailable(f"no reply from {name} in time", own=True)
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        return ConfigurationError(f"{name} is switched off by HF_HUB_OFFLINE; unset it to ask a provider.")
+    if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "aiohttp") or isinstance(
+        error, OSError
+    ):
+        return EndpointUnavailable(f"no connection through {name}: {contract.excerpt(str(error))}")
+    message = contract.excerpt(contract.without(secret, str(error).encode("utf-8", "replace")))
+    if isinstance(error, _NO_COMPLETION) or _raised_in(error).endswith(
+        _REPLY_TYPES
+    ):  # the hub reads a reply without looking whether it is one
+        return EmptyReply(f"the provider answered without a completion ({type(error).__name__}: {message})")
+    if isinstance(error, ValueError):
+        return ConfigurationError(f"{name} can send no request: {message}")
+    return error
+
+
+def _raised_in(error: Exception) -> str:
+    """The name of the module that raised ``error``."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""

@@ -1,0 +1,391 @@
+"""One or several servers of one model: routing, limits, retries, and an end to waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from arhn_datasets.annotators.client.breaker import Breaker
+from arhn_datasets.annotators.client.contract import (
+    DEFAULT_CONCURRENCY,
+    ChatRequest,
+    Completion,
+    ConnectionOptions,
+    ServerInfo,
+    slice_of,
+    slots_of,
+)
+from arhn_datasets.annotators.client.limits import AdaptiveLimit
+from arhn_datasets.errors import (
+    ArhnError,
+    ConfigurationError,
+    EmptyReply,
+    EndpointError,
+    EndpointFailure,
+    EndpointOverloaded,
+    EndpointsDead,
+    EndpointUnavailable,
+)
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+logger = logging.getLogger(__name__)
+
+BACKOFF_MAX_SECONDS = 10.0
+EMPTY_ATTEMPTS = 2  # an empty or broken 200 is asked again once
+AFFINITY_SLACK = 8  # requests by which the preferred replica may be busier than the idlest one
+WAITING_SECONDS = 1.0  # between two looks at whether all servers have been dead for too long
+
+RETRYABLE = (EndpointUnavailable, EndpointOverloaded, EndpointFailure)
+
+
+class Transport(Protocol):
+    """One server as the pool sees it; each call is one attempt."""
+
+    name: str
+
+    async def info(self) -> ServerInfo:
+        """What the server says of itself."""
+
+    async def chat(self, info: ServerInfo, request: ChatRequest) -> Completion:
+        """The reply to one request."""
+
+    async def probe(self) -> None:
+        """Raise where the server does not answer."""
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+
+@dataclass
+class Statistics:
+    """What was asked so far; tokens where the servers state them."""
+
+    requests: int = 0
+    replies: int = 0
+    retries: int = 0
+    overloads: int = 0
+    failures: int = 0
+    in_flight: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    waiting_for_servers: bool = False
+
+
+class Server:
+    """A server with its limit and its breaker."""
+
+    def __init__(self, transport: Transport, options: ConnectionOptions) -> None:
+        self.transport = transport
+        self.limit = AdaptiveLimit(slice_of(options.concurrency or DEFAULT_CONCURRENCY, options.processes))
+        self.breaker = Breaker(transport.name, self._reopen)
+        self.info: ServerInfo | None = None
+        self.expected: ServerInfo | None = None  # the run's model, also where this server was away at first
+        self.changed: ConfigurationError | None = None
+        self.load = 0
+        self._fixed = options.concurrency is not None
+        self._processes = options.processes
+
+    async def open(self) -> ServerInfo:
+        """Read what the server says of itself."""
+        found = await self.transport.info()
+        if self.info is None or found.api == self.info.api:  # a gateway may hide /info for a while
+            self.info = found
+        if not self._fixed:
+            self.limit.resize(slice_of(slots_of(found), self._processes))
+        return found
+
+    async def send(self, asking: _Asking) -> Completion:
+        """One attempt, within the limit; its outcome moves the limit and the breaker."""
+        assert self.info is not None
+        queued_at = asyncio.get_running_loop().time()
+        async with self.limit:
+            asking.queued += asyncio.get_running_loop().time() - queued_at
+            if self.breaker.open:
+                raise EndpointUnavailable(f"{self.transport.name} does not answer")
+            try:
+                completion = await self.transport.chat(self.info, asking.request)
+            except EndpointOverloaded as error:
+                self.limit.overloaded(error.retry_after)
+                raise
+            except EndpointUnavailable:
+                self.breaker.failed()
+                raise
+            except (EndpointError, ArhnError):
+                self.breaker.succeeded()  # it answered
+                raise
+        self.limit.succeeded()
+        self.breaker.succeeded()
+        return completion
+
+    async def _reopen(self) -> None:
+        await self.transport.probe()
+        found, expected = await self.open(), self.expected
+        if expected is not None and _differ(found, expected):
+            self.changed = ConfigurationError(
+                f"{self.transport.name} serves {found.model}@{found.revision} now, and the run began with "
+                f"{expected.model}@{expected.revision}. One run takes one model: start the run again."
+            )
+
+
+class Pool:
+    """The servers of a run. Make and use it on the background loop."""
+
+    def __init__(self, transports: Sequence[Transport], options: ConnectionOptions) -> None:
+        self.options = options
+        self.servers = [Server(transport, options) for transport in transports]
+        self.statistics = Statistics()
+        self._info: ServerInfo | None = None
+        self._opening: asyncio.Future[ServerInfo] | None = None
+        self._dead_since: float | None = None
+
+    @property
+    def slots(self) -> int | None:
+        """Requests that the servers take at once, None where they have not said so yet."""
+        return None if self._info is None else sum(server.limit.ceiling for server in self.servers)
+
+    async def info(self) -> ServerInfo:
+        """What the servers say of themselves, asked once; those that do not answer yet are waited for later.
+
+        Raises:
+            EndpointUnavailable: none of them answers.
+            ConfigurationError: they serve different models, or one of them is no LLM server.
+        """
+        if self._info is None:
+            if self._opening is None:
+                self._opening = asyncio.ensure_future(self._open())
+            opening = self._opening
+            try:
+                self._info = await asyncio.shield(opening)
+            except ArhnError:
+                if self._opening is opening:
+                    self._opening = None
+                raise
+        return self._info
+
+    async def chat(self, request: ChatRequest) -> Completion:
+        """The reply to ``request``, from whichever server gives it.
+
+        Raises:
+            EndpointError: after all attempts, or at once where another attempt cannot help.
+            ConfigurationError: no request can succeed.
+            EndpointsDead: no server has answered for ``give_up_after`` seconds.
+        """
+        await self.info()
+        asking = _Asking(request, self.options)
+        self.statistics.requests += 1
+        self.statistics.in_flight += 1
+        try:
+            try:
+                completion = await self._attempt(asking)  # the usual case, without the price of a retrying object
+            except RETRYABLE as error:
+                completion = await self._retried(asking, error)
+        except EndpointError:
+            self.statistics.failures += 1
+            raise
+        finally:
+            self.statistics.in_flight -= 1
+        self.statistics.replies += 1
+        self.statistics.prompt_tokens += completion.prompt_tokens or 0
+        self.statistics.completion_tokens += completion.completion_tokens or 0
+        return completion
+
+    async def _retried(self, asking: _Asking, first: EndpointError) -> Completion:
+        """The reply after a first attempt that failed."""
+        from tenacity import AsyncRetrying, retry_if_exception_type
+
+        failed = [first]
+
+        async def attempt() -> Completion:
+            if failed:
+                raise failed.pop()
+            return await self._attempt(asking)
+
+        completion: Completion = await AsyncRetrying(
+            retry=retry_if_exception_type(RETRYABLE),
+            stop=asking.is_over,
+            wait=_pause(self.options.backoff),
+            before_sleep=self._count,
+            reraise=True,
+        )(attempt)
+        return completion
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        for server in self.servers:
+            server.breaker.stop()
+            await server.transport.close()
+
+    async def _open(self) -> ServerInfo:
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
+        async def opened() -> list[ServerInfo]:
+            results = await asyncio.gather(*(server.open() for server in self.servers), return_exceptions=True)
+            failed = [result for result in results if isinstance(result, BaseException)]
+            fatal = [error for error in failed if not isinstance(error, RETRYABLE)]
+            if fatal or len(failed) == len(results):
+                raise (fatal or failed)[0]
+            return [result for result in results if isinstance(result, ServerInfo)]
+
+        infos: list[ServerInfo] = await AsyncRetrying(
+            retry=retry_if_exception_type(RETRYABLE),
+            stop=stop_after_attempt(self.options.attempts),
+            wait=_pause(self.options.backoff),
+            reraise=True,
+        )(opened)
+        for server in self.servers:
+            server.expected = infos[0]
+            if server.info is None:
+                server.breaker.failed(dead=True)
+        _check_same([(server.transport.name, server.info) for server in self.servers if server.info])
+        return infos[0]
+
+    async def _attempt(self, asking: _Asking) -> Completion:
+        server = await self._choose(asking)
+        server.load += 1
+        try:
+            completion = await server.send(asking)
+        except EndpointError as error:
+            asking.failed(server, error)
+            if not isinstance(error, EndpointUnavailable):
+                self._dead_since = None
+            elif not error.own:
+                self._end_if_dead(asyncio.get_running_loop().time())
+            raise
+        finally:
+            server.load -= 1
+        self._dead_since = None  # only an answer tells that there is a server: health routes say much
+        return completion
+
+    async def _choose(self, asking: _Asking) -> Server:
+        """The server that has the request's prefix in its cache, unless it is much busier than another.
+
+        One on which the request has failed is left out where there is another.
+        """
+        while True:
+            for server in self.servers:
+                if server.changed:
+                    raise server.changed
+            alive = [server for server in self.servers if not server.breaker.open]
+            if alive:
+                self.statistics.waiting_for_servers = False
+                break
+            await self._wait_for_any(asking)
+        alive = [server for server in alive if server not in asking.failed_on] or alive
+        idlest = min(alive, key=lambda server: server.load / server.limit.current)
+        affinity = asking.request.affinity
+        if len(alive) == 1 or not affinity:
+            return idlest
+        start = int.from_bytes(hashlib.blake2b(affinity.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+        preferred = self.servers[start % len(self.servers)]
+        if preferred not in alive or preferred.load > idlest.load + AFFINITY_SLACK:
+            return idlest
+        return preferred
+
+    async def _wait_for_any(self, asking: _Asking) -> None:
+        now = asyncio.get_running_loop().time()
+        self.statistics.waiting_for_servers = True
+        left = self._end_if_dead(min(server.breaker.opened_at or now for server in self.servers))
+        if asking.seconds_left <= 0:
+            raise asking.last or EndpointUnavailable(f"{self.servers[0].transport.name} does not answer")
+        waits = [asyncio.ensure_future(server.breaker.closed()) for server in self.servers]
+        try:
+            await asyncio.wait(
+                waits, timeout=min(left, asking.seconds_left, WAITING_SECONDS), return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _end_if_dead(self, since: float) -> float:
+        """The seconds left until the run ends, for want of an answer ``since`` then or before.
+
+        Raises:
+            EndpointsDead: there are none.
+        """
+        if self._dead_since is None:
+            self._dead_since = since
+        now = asyncio.get_running_loop().time()
+        if now - self._dead_since >= self.options.give_up_after:
+            names = ", ".join(server.transport.name for server in self.servers)
+            raise EndpointsDead(
+                f"No endpoint has answered for {now - self._dead_since:.0f} seconds ({names}). Every reply so far is "
+                "kept: start the server again and run the same command, and only the rest is asked."
+            )
+        return self.options.give_up_after - (now - self._dead_since)
+
+    def _count(self, state: RetryCallState) -> None:
+        self.statistics.retries += 1
+        error = state.outcome.exception() if state.outcome else None
+        self.statistics.overloads += isinstance(error, EndpointOverloaded)
+
+
+class _Asking:
+    """A request on its way: what was tried, and when to stop.
+
+    An overloaded server, or one that is away, uses up no attempts: the request waits for it until its deadline. A
+    request that fails on a living server has its attempts, and an empty reply is asked again once. Time in our own
+    queue counts for nothing: thousands of rows may stand in it.
+    """
+
+    def __init__(self, request: ChatRequest, options: ConnectionOptions) -> None:
+        self.request = request
+        self.queued = 0.0
+        self.failed_on: set[Server] = set()
+        self.last: EndpointError | None = None
+        self._options = options
+        self._started = asyncio.get_running_loop().time()
+        self._failures = 0
+        self._empty = 0
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline."""
+        return self._options.deadline + self.queued - (asyncio.get_running_loop().time() - self._started)
+
+    def failed(self, server: Server, error: EndpointError) -> None:
+        """Count an attempt that failed."""
+        self.last = error
+        own = isinstance(error, EndpointFailure) or (isinstance(error, EndpointUnavailable) and error.own)
+        self._failures += own
+        self._empty += isinstance(error, EmptyReply)
+        if own:
+            self.failed_on.add(server)
+
+    def is_over(self, _: RetryCallState) -> bool:
+        """Whether another attempt is one too many."""
+        return self.seconds_left <= 0 or self._empty >= EMPTY_ATTEMPTS or self._failures >= self._options.attempts
+
+
+def _pause(backoff: float) -> Any:
+    """Exponential pauses with full jitter, and never less than a ``Retry-After``."""
+    from tenacity import wait_random_exponential
+
+    jittered = wait_random_exponential(multiplier=backoff, max=BACKOFF_MAX_SECONDS)
+
+    def pause(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.retry_after if isinstance(error, EndpointOverloaded) else None
+        return max(asked or 0.0, jittered(state))
+
+    return pause
+
+
+def _differ(found: ServerInfo, expected: ServerInfo) -> bool:
+    named = found.revision and expected.revision
+    return found.model != expected.model or bool(named and found.revision != expected.revision)
+
+
+def _check_same(found: Sequence[tuple[str, ServerInfo]]) -> None:
+    first_name, first = found[0]
+    for name, info in found[1:]:
+        if (info.model, info.revision) != (first.model, first.revision):
+            raise ConfigurationError(
+                f"The endpoints serve different models: {first_name} has {first.model}@{first.revision}, {name} has "
+                f"{info.model}@{info.revision}. One run takes one model; name only endpoints that serve it."
+            )

@@ -1,0 +1,210 @@
+"""The annotator behind an LLM server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from arhn_datasets.annotators.client.contract import (
+    APIS,
+    ChatRequest,
+    Completion,
+    ConnectionOptions,
+    ServerInfo,
+    base_url,
+    shown_url,
+)
+from arhn_datasets.annotators.client.http import HttpTransport
+from arhn_datasets.annotators.client.hub import HubTransport
+from arhn_datasets.annotators.client.pool import Pool, Transport
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.llm import LLMAnnotator, stored_replies
+from arhn_datasets.errors import ConfigurationError, EndpointError
+from arhn_datasets.rows import background
+
+if TYPE_CHECKING:
+    from huggingface_hub import AsyncInferenceClient
+
+
+SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
+_FROM_STORE = dict.fromkeys(("stored", "stored_prompt_tokens", "stored_completion_tokens"), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Endpoint(LLMAnnotator):
+    """An LLM behind a text-generation-inference or OpenAI-compatible chat server.
+
+    Args:
+        url: The server's URL, or several servers of the same model.
+        client: Instead of a URL, a ``huggingface_hub.AsyncInferenceClient`` of yours (provider routing, billing, own
+            headers); slower, with the same limits, retries, store and statuses.
+        api: ``"tgi"`` or ``"openai"``; by default the servers are asked which one they speak.
+        model: The model that has to answer; by default the one that the server names. Naming it, with its revision,
+            lets a rerun find its fingerprint without asking the server.
+        revision: Commit sha of the model; by default the one that the server names.
+        api_key: Sent to ``url`` alone, as a bearer token; by default ``ARHN_API_KEY``. No other token is ever sent.
+        timeout: Seconds for each attempt.
+        deadline: Seconds for all attempts of a request, waiting for an overloaded or absent server included.
+        give_up_after: Seconds without any server that answers before the run ends.
+        concurrency: Requests in flight for each server; by default just below the server's own limit.
+        processes: How many processes share the servers, on one machine or on many: each takes that part of
+            ``concurrency``, or of the server's own limit, rounded down, and at least one request.
+        attempts: Tries for each request, the first included; none is used up by an overloaded or absent server.
+        backoff: Seconds before the second try, doubled and jittered after.
+
+    Raises:
+        ConfigurationError: a value is out of range, or the URL is none.
+    """
+
+    url: str | tuple[str, ...] | None = None
+    _: KW_ONLY
+    client: AsyncInferenceClient | None = field(default=None, repr=False)
+    api: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    timeout: float = 300.0
+    deadline: float = 3600.0
+    give_up_after: float = 600.0
+    concurrency: int | None = None
+    processes: int = 1
+    attempts: int = 6
+    backoff: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.client is None) == (not self.urls):
+            raise ConfigurationError(
+                "url is empty; the URL of an endpoint was expected, or several, or client= and no URL."
+            )
+        object.__setattr__(self, "url", tuple(base_url(url) for url in self.urls) or None)
+        if self.api not in (None, *APIS):
+            raise ConfigurationError(
+                f"api is {self.api!r}; one of {', '.join(APIS)} was expected, or None to find out."
+            )
+        for name in ("timeout", "deadline", "give_up_after"):
+            # 0 would be no limit at all, and a request that hangs would hang the run.
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; a number of seconds above 0 was expected.")
+        if not 0 <= self.backoff < float("inf"):
+            raise ConfigurationError(f"backoff is {self.backoff}; a number of seconds, 0 or more, was expected.")
+        for name in ("attempts", "concurrency", "processes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; a number from 1 was expected.")
+
+    def __repr__(self) -> str:
+        where = tuple(shown_url(url) for url in self.urls) if self.client is None else "a client"
+        return f"{type(self).__name__}({where}, model={self.model!r}, revision={self.revision!r})"
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The roots of the servers."""
+        return () if self.url is None else (self.url,) if isinstance(self.url, str) else self.url
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """The reply of one of the servers."""
+        return await self._pool().chat(request)
+
+    async def model_identity(self) -> dict[str, Any]:
+        """Model and revision, as configured or as the servers name them."""
+        info = await self.server()
+        return {"model": self.model or info.model, "revision": self.revision or info.revision}
+
+    async def server(self) -> ServerInfo:
+        """What the servers say of themselves.
+
+        Raises:
+            ConfigurationError: they serve different models, or another one than was asked for.
+        """
+        pool = self._pool()
+        served = await pool.info()
+        for name, wanted, found in (("model", self.model, served.model), ("revision", self.revision, served.revision)):
+            if wanted and found and wanted != found:
+                raise ConfigurationError(
+                    f"{pool.servers[0].transport.name} serves the {name} {found!r}, and {wanted!r} was asked for. "
+                    f"Name the one that is served, or leave {name} out to take it."
+                )
+        return served
+
+    def shared_by(self, processes: int) -> Annotator:
+        """This annotator with one of ``processes`` parts of its limit, and with the key that this process has."""
+        api_key = self.api_key or os.environ.get("ARHN_API_KEY")  # another machine has another environment
+        return replace(self, processes=self.processes * processes, api_key=api_key)
+
+    def most_processes(self) -> int | None:
+        """The requests that the narrowest of the servers takes at once: each process needs one."""
+
+        async def read() -> int | None:
+            try:
+                await self.server()
+            except EndpointError:  # nobody knows yet
+                return self.concurrency
+            return min(server.limit.ceiling for server in self._pool().servers)
+
+        return background.run(read())
+
+    def statistics(self) -> dict[str, Any]:
+        """Requests, retries and tokens so far in this process."""
+
+        async def read() -> dict[str, Any]:
+            pool = self._pool()
+            sent = sum(server.limit.in_flight for server in pool.servers)
+            return {**asdict(pool.statistics), "in_flight": sent, **_FROM_STORE, **stored_replies()}
+
+        return background.run(read())
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """Model, revision, prompt and parameters; asks the server for the model where none is configured."""
+        if self.model is not None:
+            model = {"model": self.model, "revision": self.revision}
+        else:
+            model = background.run(self.known_model())
+        return {"annotator": "llm", **model, **self._stage_identity(stage)}
+
+    def description(self) -> dict[str, Any]:
+        """Model, revision, server and prompts, for the card."""
+        info = background.run(self.server())
+        return {
+            "annotator": "LLM behind an endpoint",
+            "baseline": False,
+            "model": self.model or info.model,
+            "revision": self.revision or info.revision,
+            "server": "text-generation-inference" if info.api == "tgi" else "OpenAI-compatible chat",
+            "server_version": info.version,
+            **self._prompt_description(),
+        }
+
+    def _most_under_way(self) -> int:
+        slots = self._pool().slots
+        return super()._most_under_way() if slots is None else int(int(SLOTS_AHEAD * slots))
+
+    def _pool(self) -> Pool:
+        api_key = self.api_key or os.environ.get("ARHN_API_KEY")  # a notebook may set another one
+        known: WeakKeyDictionary[Endpoint, tuple[str | None, Pool]] = background.resource("pools", WeakKeyDictionary)
+        found = known.get(self)
+        if found is None or found[0] != api_key:
+            found = known[self] = api_key, self._shared_pool(api_key)
+        return found[1]
+
+    def _shared_pool(self, api_key: str | None) -> Pool:
+        """The pool of all annotators with these servers and options."""
+        options = ConnectionOptions(
+            api_key=(api_key or "").strip() or None,
+            timeout=self.timeout,
+            deadline=self.deadline,
+            concurrency=self.concurrency,
+            processes=self.processes,
+            attempts=self.attempts,
+            backoff=self.backoff,
+            give_up_after=self.give_up_after,
+            api=self.api,
+        )
+        key = ("pool", self.urls, id(self.client) if self.client is not None else None, self.model, options)
+        return background.resource(key, lambda: Pool(self._transports(options), options))
+
+    def _transports(self, options: ConnectionOptions) -> list[Transport]:
+        if self.client is not None:
+            return [HubTransport(self.client, self.model)]
+        return [HttpTransport(url, options, self.model) for url in self.urls]

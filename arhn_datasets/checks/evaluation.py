@@ -1,0 +1,280 @@
+"""How right a refinement is: its labels and snippets against a truth, with intervals over queries.
+
+A negative of the source is a false negative when the truth calls it relevant. A refinement finds it when it becomes a
+positive (*relabelled*), when it leaves the negatives without becoming one (*filtered*), or either way. Pairs that the
+truth does not decide count nowhere; how many there are is counted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from arhn_datasets.checks.measures import (
+    WAYS,
+    Curve,
+    Figures,
+    Finding,
+    Interval,
+    curve_of,
+    figures_of,
+    findings,
+    levels_of,
+)
+from arhn_datasets.checks.pairs import COLUMNS, EITHER, SIGNALS, STATUS, Reader
+from arhn_datasets.checks.truth import Truth, read_truth
+from arhn_datasets.checks.verification import downloaded
+from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError
+from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.report import ALL, NO_SUBSET, format_table
+from arhn_datasets.rules.arhn import POLICIES, Relabel
+from arhn_datasets.rules.moves import check_origins
+
+SAMPLES = 1000
+
+_BATCH_ROWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A refinement beside a truth.
+
+    ``policies`` holds how well false negatives would be found by each policy on the same evidence, and ``curves`` the
+    same for each threshold of a signal; both only where they were asked for. ``notes`` say what limits the figures.
+    """
+
+    total: Figures
+    subsets: Mapping[str, Figures]
+    truth: str
+    form: str
+    samples: int
+    seed: int
+    notes: Sequence[str] = ()
+    policies: Mapping[str, Finding] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures of each subset, and of all rows under ``"all"``."""
+        policies = {"policies": {name: finding.to_json() for name, finding in self.policies.items()}}
+        return {
+            **{name: figures.to_json() for name, figures in self.subsets.items()},
+            ALL: {**self.total.to_json(), **(policies if self.policies else {})},
+        }
+
+    def rows(self) -> list[tuple[str, Figures]]:
+        """Name and figures, the subsets first and the total last; the total alone where there is one subset."""
+        return [*(self.subsets.items() if len(self.subsets) > 1 else ()), (ALL, self.total)]
+
+
+def evaluate(
+    dataset: Any,
+    truth: Any,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    relevant_from: float = 1,
+    curves: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Evaluation:
+    """Compare a refined dataset with what is known of its passages.
+
+    Rows are read in bounded memory; what is held are numbers for each judged pair.
+
+    Args:
+        dataset: A refined or published folder, a repository of the Hub, or a relabelled ``Dataset`` or ``DatasetDict``.
+        truth: A file, a folder, the Hub id of a dataset, or the same in memory: judged negatives (rows of ``query_id``
+            and ``negatives``, a list of ``{docid, relevant}`` with 1, 0 or null, and ``answer`` where it is known),
+            qrels, or a labelled dataset, whose positives are relevant and whose negatives are not.
+        samples: Bootstrap samples of queries behind each interval; 0 for no intervals.
+        seed: Of these samples.
+        relevant_from: The lowest grade of a relevant passage in qrels.
+        curves: Also what each policy would give on the same evidence, and precision and recall over each signal.
+        revision: Branch, tag or commit of a repository.
+        token: Of the Hub.
+
+    Raises:
+        InputError: the dataset or the truth is not there or in no known form, or they have nothing in common.
+        SchemaError: the rows were not relabelled, or their passages were changed after it.
+        ConfigurationError: the folder is none of this package, or an option is out of range.
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    try:
+        import sklearn.metrics  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError.of("scikit-learn", "evaluation", "An evaluation") from error
+    if samples < 0:
+        raise ConfigurationError(f"samples is {samples}; a number from 0 was expected.")
+    opened = _opened(dataset, revision, token)
+    known = read_truth(truth, relevant_from=relevant_from)
+    reader = Reader(known, _policies_of(opened) if curves else {})
+    for table in _tables(opened):
+        check_origins(table)
+        reader.read(table)
+    judged = reader.judged("The dataset" if isinstance(opened, list) else str(dataset))
+    levels = levels_of(known.grades[known.relevant >= 0])
+    subsets = {
+        f"{name} (subset)" if name == ALL else name: figures_of(
+            judged.of(number), reader.counts(name), levels, samples, seed
+        )
+        for name, number in reader.subsets.items()
+        if name != NO_SUBSET or len(reader.subsets) > 1
+    }
+    total = figures_of(judged, reader.counts(None), levels, samples, seed)
+    policies = {
+        name: findings(pairs.where(pairs.relevant >= 0), samples, seed)[0][EITHER]
+        for name, pairs in reader.policy_pairs().items()
+    }
+    found = [curve_of(judged, name) for name in SIGNALS if name != STATUS] if curves else []
+    return Evaluation(
+        total=total,
+        subsets=subsets,
+        truth=known.name,
+        form=known.form,
+        samples=samples,
+        seed=seed,
+        notes=_notes(total, known),
+        policies=policies,
+        curves=[curve for curve in found if curve is not None],
+    )
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """The evaluation as tables for a terminal."""
+    header = ("subset", "way", "moved", "of them false", "precision", "recall", "F1", "true lost per false")
+    lines = [
+        (
+            name if way == WAYS[0] else "",
+            way,
+            f"{finding.moved:,}",
+            f"{finding.found:,}",
+            *(_shown(getattr(finding, figure), finding.ci[figure]) for figure in ("precision", "recall", "f1")),
+            "-" if finding.lost_per_found is None else f"{finding.lost_per_found:.2f}",
+        )
+        for name, figures in evaluation.rows()
+        for way, finding in figures.found.items()
+    ]
+    weighted = evaluation.total.kappa_weights
+    second = ("subset", "true negatives lost", f"kappa ({weighted})" if weighted else "kappa")
+    third = (*second, *(f"AUC {name}" for name in evaluation.total.aucs))
+    others = [
+        (
+            name,
+            _shown(figures.true_negatives_lost, figures.ci["true_negatives_lost"]),
+            _shown(figures.kappa, figures.ci["kappa"]),
+            *(
+                _shown(figures.aucs.get(signal), figures.ci["auc"] if signal == STATUS else None)
+                for signal in evaluation.total.aucs
+            ),
+        )
+        for name, figures in evaluation.rows()
+    ]
+    parts = [format_table(header, lines), format_table(third, others)]
+    if evaluation.policies:
+        named = [
+            (name, *(_shown(getattr(finding, figure), finding.ci[figure]) for figure in ("precision", "recall", "f1")))
+            for name, finding in evaluation.policies.items()
+        ]
+        parts.append(format_table(("policy on this evidence", "precision", "recall", "F1"), named))
+    if evaluation.total.snippets is not None:
+        parts.append(_snippet_table(evaluation))
+    return "\n\n".join([*parts, _summary(evaluation)])
+
+
+def _snippet_table(evaluation: Evaluation) -> str:
+    names = ("grounded", "exact", "contains", "f1", "offsets")
+    lines = [
+        (name, f"{quality.pairs:,}", *(_shown(getattr(quality, figure), quality.ci[figure]) for figure in names))
+        for name, quality in ((name, figures.snippets) for name, figures in evaluation.rows())
+        if quality is not None
+    ]
+    return format_table(("subset", "known answers", "a snippet", "exact", "contains", "token F1", "offsets"), lines)
+
+
+def _summary(evaluation: Evaluation) -> str:
+    counts = evaluation.total.counts
+    lines = [
+        f"{counts['judged']:,} negatives of {counts['queries']:,} queries are decided by {evaluation.form}, "
+        f"{counts['false_negatives']:,} of them false; left out: {counts['undecided']:,} that it does not decide, "
+        f"{counts['unjudged']:,} that it does not name",
+        f"in the truth and not in the data: {counts['truth_queries_not_in_data']:,} of {counts['truth_queries']:,} "
+        f"queries, {counts['truth_pairs_not_in_data']:,} of {counts['truth_pairs']:,} pairs; "
+        f"rows without truth: {counts['rows_without_truth']:,} of {counts['rows']:,}",
+    ]
+    if counts["positives_judged"]:
+        said = f"{counts['positives_relevant']:,} of {counts['positives_judged']:,}"
+        lines.append(f"labelled positives that the truth calls relevant: {said}")
+    if evaluation.samples:
+        lines.append(f"in brackets: 95 % intervals of {evaluation.samples:,} bootstrap samples of the queries")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None, interval: Interval | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
+
+
+def _notes(total: Figures, truth: Truth) -> list[str]:
+    counts, notes = total.counts, []
+    if not counts["judged"]:
+        notes.append("The truth decides no negative of the data; only its positives are known.")
+    elif not counts["true_negatives"]:
+        notes.append(
+            "The truth calls no negative of the data irrelevant, as qrels that list relevant passages alone: "
+            "precision, true negatives lost and AUC say nothing."
+        )
+    if truth.contradictory:
+        notes.append(f"{truth.contradictory:,} pairs of the truth are judged both ways and count as undecided.")
+    if counts["evidence_failed"]:
+        notes.append(f"{counts['evidence_failed']:,} judged passages have no usable reply and are not in the AUC.")
+    return notes
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | list[Any]:
+    """A folder, or the splits of a dataset in memory."""
+    if isinstance(dataset, (str, os.PathLike)):
+        if not Path(dataset).is_dir():
+            return open_folder(downloaded(os.fspath(dataset), revision, token)[0])
+        if revision is not None:
+            raise ConfigurationError(f"{dataset} is a folder, and a revision ({revision}) goes with a repository.")
+        return open_folder(dataset)
+    if not hasattr(dataset, "select_columns"):
+        raise InputError(
+            f"evaluate got {type(dataset).__name__}; expected a folder of arhn-refine, the name of a repository, or a "
+            "relabelled Dataset or DatasetDict."
+        )
+    splits = list(dataset.values()) if isinstance(dataset, Mapping) else [dataset]
+    if any(split.column_names is None for split in splits):
+        raise InputError(
+            "evaluate got a stream that has no column names, as after map; a relabelled Dataset or DatasetDict was "
+            "expected. Take its rows into memory: Dataset.from_list(list(stream))."
+        )
+    return splits
+
+
+def _policies_of(opened: Folder | list[Any]) -> dict[str, Relabel]:
+    """Each policy, over the evidence and with the other options of the run."""
+    run = opened.run if isinstance(opened, Folder) else {}
+    given = (run.get("parameters") or {}).get("relabel") or {}
+    known = {option.name for option in fields(Relabel)} - {"policy"}
+    options = {name: value for name, value in given.items() if name in known}
+    return {policy: Relabel(policy=policy, **options) for policy in POLICIES}
+
+
+def _tables(opened: Folder | list[Any]) -> Iterator[pa.Table]:
+    if isinstance(opened, Folder):
+        for split in opened.splits:
+            yield from opened.tables(split, _BATCH_ROWS, columns=COLUMNS)
+        return
+    for dataset in opened:
+        columns = [column for column in COLUMNS if column in dataset.column_names]
+        yield from dataset.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)

@@ -1,0 +1,104 @@
+"""Stage 1, snippets: for each (query, passage), the words that answer, or that there are none (ARHN, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from operator import index
+from typing import ClassVar
+
+import pyarrow as pa
+
+from arhn_datasets.annotators.requests import Snippet, SnippetRequest
+from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.rows.records import (
+    GROUNDED,
+    NEGATIVE,
+    NO_ANSWER,
+    POSITIVE,
+    SNIPPET_STATUSES,
+    SNIPPET_TYPE,
+    UNGROUNDED,
+    UNPARSED,
+    Passage,
+    Row,
+    passages_of,
+    shorten,
+)
+
+FIELDS = ("text", "title")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Snippets(AnnotatedTransform):
+    """Adds ``positive_snippets`` and ``negative_snippets``, aligned with the passage lists.
+
+    Each value is a struct of ``snippet``, ``start`` and ``end`` (offsets in characters into the passage's ``field``),
+    ``status`` (``grounded``, ``no_answer``, ``ungrounded``, ``unparsed`` or ``error``) and ``detail``. Whoever the
+    annotator is, what is ``grounded`` stands in the passage at these offsets; all else has none.
+
+    Raises:
+        SchemaError: the rows are not in the canonical form.
+        ConfigurationError: no annotator is configured, or no request to it can succeed.
+    """
+
+    NAME: ClassVar[str] = "snippets"
+    VERSION: ClassVar[int] = 2
+
+    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
+        """Lists of :data:`~arhn_datasets.rows.records.SNIPPET_TYPE`."""
+        return {POSITIVE.snippets: pa.list_(SNIPPET_TYPE), NEGATIVE.snippets: pa.list_(SNIPPET_TYPE)}
+
+    async def annotate(self, row: Row) -> Row:
+        """The evidence columns of one row."""
+        source = self.source
+        positives, negatives = await self.each_passage(row, SnippetRequest, source.screened_snippets, source.snippet)
+        return {
+            column: [
+                checked(snippet, passage).to_struct()
+                for snippet, passage in zip(found, passages_of(row, passages), strict=True)
+            ]
+            for column, passages, found in (
+                (POSITIVE.snippets, POSITIVE.passages, positives),
+                (NEGATIVE.snippets, NEGATIVE.passages, negatives),
+            )
+        }
+
+
+def checked(reply: Snippet, passage: Passage) -> Snippet:
+    """The reply of any annotator; ungrounded where it does not stand in the passage, unparsed where it says nothing."""
+    if not isinstance(reply, Snippet):
+        return Snippet(status=UNPARSED, detail=shorten(f"{reply!r}; a Snippet was expected"))
+    if reply.status == GROUNDED:
+        return _standing(reply, passage)
+    if reply.status not in SNIPPET_STATUSES:
+        expected = ", ".join(SNIPPET_STATUSES)
+        return Snippet(status=UNPARSED, detail=shorten(f"status {reply.status!r}; one of {expected} was expected"))
+    if reply.status == NO_ANSWER and reply.snippet:  # which of both it means is not known
+        return Snippet(status=UNPARSED, detail=shorten(f"{NO_ANSWER} beside the snippet {reply.snippet!r}"))
+    if (reply.snippet, reply.start, reply.end, reply.field) == (None, None, None, None):
+        return reply
+    return Snippet(status=reply.status, detail=reply.detail)
+
+
+def _standing(reply: Snippet, passage: Passage) -> Snippet:
+    """A grounded reply, ungrounded where the passage does not say these words at these offsets."""
+    words, name = reply.snippet, reply.field
+    try:
+        start, end = index(reply.start), index(reply.end)  # type: ignore[arg-type]
+    except TypeError:
+        start, end = -1, -1
+    if (
+        isinstance(words, str)
+        and name in FIELDS
+        and 0 <= start < end == start + len(words)
+        and not words.isspace()
+        and str(passage.get(name) or "").startswith(words, start)
+    ):
+        # Offsets of numpy are numbers that neither JSON nor every table takes.
+        return reply if type(reply.start) is type(reply.end) is int else replace(reply, start=start, end=end)
+    said = f"the passage does not say it at {name}[{reply.start}:{reply.end}]: {words!r}"
+    return Snippet(status=UNGROUNDED, detail=shorten(said))
+
+
+snippets = Snippets()

@@ -1,0 +1,286 @@
+"""What the annotated stages share: whose evidence it is, which task a row has, and what no option and no row may be."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from arhn_datasets.annotators.client.contract import shown_url
+from arhn_datasets.annotators.endpoint import Endpoint
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
+from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.rows.records import (
+    DECISION,
+    NEGATIVE,
+    POSITIVE,
+    QUERY,
+    QUERY_ID,
+    SUBSET,
+    Row,
+    passages_of,
+    shorten,
+    text_of,
+)
+from arhn_datasets.rows.stage import Transform, gather
+
+if TYPE_CHECKING:
+    from huggingface_hub import AsyncInferenceClient
+
+Asked = TypeVar("Asked")
+Given = TypeVar("Given")
+Self = TypeVar("Self", bound="AnnotatedTransform")
+
+THREE_WAYS = """No annotator is configured. There are three ways:
+  1. the environment:  export ARHN_ENDPOINT=http://localhost:8080   (ARHN_MODEL, ARHN_API_KEY, ARHN_CACHE if needed)
+  2. an endpoint:      ds.map(arhn.{name}.with_options(endpoint="http://localhost:8080"))
+  3. an annotator:     ds.map(arhn.{name}.with_options(annotator=arhn.Local("Qwen/Qwen3-4B")))
+                       or arhn.Lexical() for the baseline that needs no LLM"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AnnotatedTransform(Transform):
+    """A transform that asks an annotator.
+
+    Args:
+        annotator: Who gives the evidence; or else ``endpoint``, or else the environment (``ARHN_ENDPOINT``, several
+            with commas, ``ARHN_MODEL``).
+        endpoint: URL of an LLM server, or several of the same model.
+        model: The model that has to answer there; by default the one that the server names.
+        revision: Its commit sha; by default the one that the server names.
+        api_key: Sent to ``endpoint`` alone; by default ``ARHN_API_KEY``.
+        cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
+        client: Instead of ``endpoint``, a ``huggingface_hub.AsyncInferenceClient`` of yours.
+        timeout: Seconds for each attempt.
+        concurrency: Requests in flight for each server; by default just below the server's own limit.
+        tasks: A task for all rows (``"question"``, ``"claim"``, ``"argument"``, ``"title"``), or a mapping from
+            ``subset`` to task that goes before the built-in one.
+
+    Raises:
+        ConfigurationError: options exclude each other or are out of range.
+    """
+
+    annotator: Annotator | None = None
+    endpoint: str | tuple[str, ...] | None = None
+    model: str | None = None
+    revision: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    cache: str | os.PathLike[str] | None = None
+    client: AsyncInferenceClient | None = field(default=None, repr=False)
+    timeout: float = 300.0
+    concurrency: int | None = None
+    tasks: str | Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_tasks(self.tasks)
+        check_annotator("annotator", self.annotator)
+        self._check_connection()
+        if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
+            raise ConfigurationError(
+                f"arhn.{self.NAME} got several of annotator=, endpoint= and client=; one of them was expected. "
+                "arhn.Endpoint(url, ...) is the annotator behind an endpoint."
+            )
+        if isinstance(self.endpoint, list):
+            object.__setattr__(self, "endpoint", tuple(self.endpoint))
+        if self.endpoint is not None or self.client is not None:
+            self._served(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
+
+    OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, SUBSET, DECISION)
+
+    def __repr__(self) -> str:
+        who: object = self.annotator or "the environment's"
+        if self.endpoint is not None or self.client is not None:
+            who = self._served(self.endpoint, self.model)
+        return f"{type(self).__name__}(annotator={who!r})"
+
+    @property
+    def source(self) -> Annotator:
+        """The configured annotator.
+
+        Raises:
+            ConfigurationError: there is none; the message names the three ways to configure one.
+        """
+        if self.annotator is not None:
+            return self.annotator
+        if self.endpoint is not None or self.client is not None:
+            return self._served(self.endpoint, self.model)
+        urls = tuple(url.strip() for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip())
+        if not urls:
+            raise ConfigurationError(THREE_WAYS.format(name=self.NAME))
+        return self._served(urls, self.model or os.environ.get("ARHN_MODEL"))
+
+    def asking(self: Self, annotator: Annotator) -> Self:
+        """The same stage with another annotator, or with the same one in another form."""
+        return self.with_options(annotator=annotator, endpoint=None, client=None)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether the annotator waits; False also where there is none, so that the call itself says so."""
+        try:
+            return self.source.awaits
+        except ConfigurationError:
+            return False
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The canonical columns."""
+        return (QUERY, POSITIVE.passages, NEGATIVE.passages)
+
+    def identity(self) -> dict[str, Any]:
+        """The annotator's identity for this stage, and the tasks."""
+        tasks = self.tasks if isinstance(self.tasks, str) else {**SUBSET_TASKS, **(self.tasks or {})}
+        return {"annotator": self.source.identity(self.NAME), "tasks": tasks}
+
+    async def apply(self, rows: Sequence[Row]) -> list[Row]:
+        """The evidence on each row; all requests of all rows are under way together.
+
+        Raises:
+            SchemaError: a row has no query, or was relabelled, so that its lists are no longer those of the source.
+        """
+        for row in rows:
+            check_query(self.NAME, row)
+            if row.get(DECISION) is not None:
+                raise SchemaError(
+                    f"arhn.{self.NAME} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
+                    "Go back first: ds.map(arhn.revert)."
+                )
+        return await gather((self.annotate(row) for row in rows), concurrently=self.awaits)
+
+    @abstractmethod
+    async def annotate(self, row: Row) -> Row:
+        """The evidence columns of one row."""
+
+    async def each_passage(
+        self,
+        row: Row,
+        request: Callable[..., Asked],
+        screened: Callable[[Sequence[Asked], Sequence[Asked]], Awaitable[Sequence[Given | None]]],
+        ask: Callable[[Asked], Awaitable[Given]],
+    ) -> tuple[list[Given], list[Given]]:
+        """What the annotator gives on each positive and on each negative; asked where ``screened`` does not say it."""
+        source = self.source
+        background, task = background_of(row), self.task(row)
+        positives, negatives = (
+            [
+                request(query=row[QUERY], passage=passage, task=task, background=background)
+                for passage in passages_of(row, column)
+            ]
+            for column in (POSITIVE.passages, NEGATIVE.passages)
+        )
+        await source.turn(len(positives) + len(negatives))
+        known = await screened(positives, negatives)
+        asked = (ask(one) for one, given in zip((*positives, *negatives), known, strict=True) if given is None)
+        replies = iter(await gather(asked, concurrently=source.awaits))
+        found = [next(replies) if given is None else given for given in known]
+        return found[: len(positives)], found[len(positives) :]
+
+    def task(self, row: Row) -> str:
+        """The task of a row."""
+        return task_of(row.get(SUBSET), self.tasks)
+
+    def _check_connection(self) -> None:
+        """Refuse what the annotator behind ``endpoint`` could only stumble over."""
+        urls = self.endpoint if isinstance(self.endpoint, (list, tuple)) else (self.endpoint,)
+        if self.endpoint is not None and not all(isinstance(url, str) for url in urls):
+            advice = 'endpoint="http://localhost:8080", or several of the same model'
+            if isinstance(self.endpoint, (type, Annotator)):
+                advice = 'endpoint="http://localhost:8080", or an annotator as annotator=arhn.Endpoint(url, ...)'
+            found = [_shown(one) for one in urls] if isinstance(self.endpoint, (list, tuple)) else self.endpoint
+            raise ConfigurationError(f"endpoint is {shorten(repr(found))}; the URL of a server was expected: {advice}.")
+        if self.concurrency is not None:
+            check_integer("concurrency", self.concurrency, least=1)
+        seconds = self.timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+            raise ConfigurationError(f"timeout is {seconds!r}; a number of seconds above 0 was expected.")
+
+    def _served(self, urls: str | tuple[str, ...] | None, model: str | None) -> Endpoint:
+        made: dict[Any, Endpoint] = self.__dict__.setdefault("_endpoints", {})  # no field: it is not pickled
+        endpoint = made.get((urls, model))
+        if endpoint is None:
+            endpoint = made[urls, model] = Endpoint(
+                urls,
+                client=self.client,
+                model=model,
+                revision=self.revision,
+                api_key=self.api_key,
+                cache=self.cache,
+                timeout=self.timeout,
+                concurrency=self.concurrency,
+            )
+        return endpoint
+
+
+def check_annotator(name: str, given: object) -> None:
+    """Refuse what is neither an annotator nor None, as the option ``name``.
+
+    Raises:
+        ConfigurationError: says what was given, and how to say it.
+    """
+    if given is None or isinstance(given, Annotator):
+        return
+    if isinstance(given, type) and issubclass(given, Annotator):
+        own = "arhn." if given.__module__.startswith("arhn_datasets.") else ""
+        raise ConfigurationError(
+            f"{name} is the class {given.__name__}; an instance was expected: {name}={own}{given.__name__}(...)."
+        )
+    advice = f"such as {name}=arhn.Lexical() or {name}=arhn.Endpoint(url)"
+    if isinstance(given, str):
+        alone = 'endpoint="http://localhost:8080"'
+        advice = f'{name}=arhn.Endpoint("http://localhost:8080") for the LLM behind a URL'
+        advice += f", or {alone} instead of it" if name == "annotator" else ""
+    raise ConfigurationError(f"{name} is {shorten(repr(_shown(given)))}; an arhn.Annotator was expected: {advice}.")
+
+
+def _shown(given: object) -> object:
+    """The same for a message, where a URL may hold a password."""
+    if not isinstance(given, str) or "://" not in given:
+        return given
+    try:
+        return shown_url(given)
+    except ValueError:
+        return "a URL that cannot be read"
+
+
+def check_integer(name: str, value: object, least: int | None = None, *, optional: bool = False) -> None:
+    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where it is ``optional``.
+
+    Raises:
+        ConfigurationError: says what was given, and what was expected.
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        expected = "a whole number" + ("" if least is None else f" from {least}") + (", or None," if optional else "")
+        raise ConfigurationError(f"{name} is {value!r}; {expected} was expected.")
+
+
+def check_query(stage: str, row: Row) -> None:
+    """Refuse a row without a query.
+
+    Raises:
+        SchemaError: names the row, and what to do.
+    """
+    query = row[QUERY]
+    if isinstance(query, str):
+        return
+    found = "null" if query is None else f"a value of the type {type(query).__name__}"
+    named = f"{QUERY_ID} {row[QUERY_ID]!r}" if row.get(QUERY_ID) is not None else f"the row has no {QUERY_ID}"
+    raise SchemaError(
+        f"arhn.{stage} got a row whose {QUERY!r} holds {found} ({named}); a text was expected. Correct the row, or "
+        f'leave such rows out first: ds.filter(lambda row: isinstance(row["{QUERY}"], str)).'
+    )
+
+
+def background_of(row: Row) -> tuple[str, ...]:
+    """The texts of all passages of a row, sorted, so that the order of the row changes nothing."""
+    return tuple(
+        sorted(
+            text_of(passage)
+            for column in (POSITIVE.passages, NEGATIVE.passages)
+            for passage in passages_of(row, column)
+        )
+    )

@@ -1,0 +1,156 @@
+"""Set-wise verdicts: which negatives answer, and whether as well as the positives or less (RLHN, arXiv 2505.16967).
+
+One request shows the positives of a row as references and its negatives as a numbered list. What RLHN's code takes for
+evidence and is none counts for nothing here: a number that stands for no candidate, a candidate that is in both groups,
+and a reply that cannot be read are recorded as such, and the passages concerned have no verdict.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from arhn_datasets.annotators.cascade import Cascade
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.requests import Verdict, VerdictRequest
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator, check_integer
+from arhn_datasets.rows.records import (
+    JUDGED,
+    JUDGEMENT_STATUSES,
+    NEGATIVE,
+    PARTIAL,
+    POSITIVE,
+    QUERY,
+    SKIPPED,
+    UNPARSED,
+    VERDICT_TYPE,
+    VERDICTS,
+    Row,
+    digest,
+    passages_of,
+    shorten,
+    text_of,
+)
+from arhn_datasets.rows.stage import gather
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Verdicts(AnnotatedTransform):
+    """Adds ``negative_verdicts``, and ``positive_verdicts`` of nulls, aligned with the passage lists.
+
+    Each value is a struct of ``verdict`` (``better``: relevant, and at least as good as the positives; ``worse``:
+    relevant, and less good; ``no_match``: not relevant; null: not known), ``status`` (``judged``, ``partial``,
+    ``unparsed``, ``error`` or ``skipped``) and ``detail``. ``arhn.Relabel(evidence="verdicts")`` decides by them.
+
+    The prompt is of this package. Negatives with the same words are one candidate. The shown order is a seeded shuffle.
+
+    Args:
+        screen: A cheap annotator that judges every row first; the one that is configured judges those rows in which
+            this one flags a negative (RLHN's cascade). The same as ``annotator=arhn.Cascade(screen, ...)``.
+        window: Most negatives in one request; a row with more of them is asked in several.
+        seed: Of the shown orders.
+
+    Raises:
+        SchemaError: the rows are not in the canonical form.
+        ConfigurationError: a value is out of range, no annotator is configured, or it gives no verdicts.
+    """
+
+    NAME: ClassVar[str] = "verdicts"
+    VERSION: ClassVar[int] = 2
+
+    screen: Annotator | None = None
+    window: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_annotator("screen", self.screen)
+        check_integer("window", self.window, least=1)
+        check_integer("seed", self.seed)
+
+    @property
+    def source(self) -> Annotator:
+        """The configured annotator, behind the screen where there is one."""
+        found = super().source
+        if self.screen is None:
+            return found
+        made: dict[Any, Annotator] = self.__dict__.setdefault("_cascades", {})  # no field: it is not pickled
+        return made.setdefault(id(found), Cascade(self.screen, found))
+
+    def identity(self) -> dict[str, Any]:
+        """The annotator's identity and every option of the verdicts."""
+        return {**super().identity(), "window": self.window, "seed": self.seed}
+
+    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
+        """Lists of :data:`~arhn_datasets.rows.records.VERDICT_TYPE`."""
+        return {POSITIVE.verdicts: pa.list_(VERDICT_TYPE), NEGATIVE.verdicts: pa.list_(VERDICT_TYPE)}
+
+    async def annotate(self, row: Row) -> Row:
+        """The evidence columns of one row."""
+        positives, negatives = (
+            [_words(text_of(passage)) for passage in passages_of(row, column)]
+            for column in (POSITIVE.passages, NEGATIVE.passages)
+        )
+        if positives:
+            verdicts = await self._judged(row, list(dict.fromkeys(positives)), negatives)
+        else:
+            skipped = Verdict(status=SKIPPED, detail="the row has no positive to compare with")
+            verdicts = dict.fromkeys(negatives, skipped)
+        return {
+            POSITIVE.verdicts: [None] * len(positives),
+            NEGATIVE.verdicts: [verdicts[text].to_struct() for text in negatives],
+        }
+
+    async def _judged(self, row: Row, positives: Sequence[str], negatives: Sequence[str]) -> dict[str, Verdict]:
+        """The verdict on each distinct text of the negatives."""
+        # The shown order follows from the texts alone: another order of the passages in the row asks nothing new.
+        shown = sorted(set(negatives))
+        random.Random(digest([self.seed, row[QUERY], shown])).shuffle(shown)
+        windows = [tuple(shown[start : start + self.window]) for start in range(0, len(shown), self.window)]
+        source, background, task = self.source, background_of(row), self.task(row)
+        await source.turn(len(windows))
+        requests = (
+            source.verdicts(
+                VerdictRequest(
+                    query=row[QUERY], positives=tuple(sorted(positives)), candidates=window, task=task,
+                    background=background,
+                )
+            )
+            for window in windows
+        )  # fmt: skip
+        replies = await gather(requests, concurrently=source.awaits)
+        return {
+            text: verdict
+            for window, reply in zip(windows, replies, strict=True)
+            for text, verdict in zip(window, checked(reply, len(window)), strict=True)
+        }
+
+
+def checked(reply: Sequence[Verdict], candidates: int) -> list[Verdict]:
+    """The reply of any annotator; unparsed where it is not one known verdict a candidate."""
+    if not isinstance(reply, (list, tuple)) or len(reply) != candidates:
+        said = f"{len(reply)} verdicts" if isinstance(reply, (list, tuple)) else f"{reply!r} and no verdicts"
+        return [Verdict(status=UNPARSED, detail=shorten(f"{said} on {candidates} candidates"))] * candidates
+    return [_checked(verdict) for verdict in reply]
+
+
+def _checked(reply: Verdict) -> Verdict:
+    if not isinstance(reply, Verdict):
+        return Verdict(status=UNPARSED, detail=shorten(f"{reply!r}; a Verdict was expected"))
+    if reply.status in JUDGEMENT_STATUSES:
+        says = reply.status in (JUDGED, PARTIAL)
+        if reply.verdict in VERDICTS if says else reply.verdict is None:
+            return reply
+    return Verdict(status=UNPARSED, detail=shorten(f"{reply.verdict!r} with status {reply.status!r}"))
+
+
+def _words(text: str) -> str:
+    """The text as candidates are compared and shown: its words on one line."""
+    return " ".join(text.split())
+
+
+verdicts = Verdicts()

@@ -1,0 +1,498 @@
+"""The evidence as a table of its own: one row a (query, passage), beside rows that hold no evidence columns.
+
+``canonical_of`` and ``evidence_of`` take wide rows apart, ``join_evidence`` puts them together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.rows.arrow import (
+    Integers,
+    check_canonical,
+    empty_table,
+    field_of,
+    flat_lists,
+    is_null,
+    lists_of,
+    merged,
+    one_array,
+    rows_of,
+    strings_of,
+    taken,
+)
+from arhn_datasets.rows.records import (
+    ALL_EVIDENCE_TYPES,
+    DECISION,
+    DECISION_TYPE,
+    FILTERED,
+    GRADE_TYPE,
+    NEGATIVE,
+    ORIGIN_TYPE,
+    PASSAGE_TYPE,
+    POSITIVE,
+    QUERY_ID,
+    RANKING,
+    RANKING_TYPE,
+    SCORE_TYPE,
+    SNIPPET_TYPE,
+    SUBSET,
+    VERDICT_TYPE,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+    AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict)
+
+ROW, DOCID, ORIGIN, POSITION, LABEL, PASSAGE = "row", "docid", "origin", "position", "label", "passage"
+
+_SNIPPET = {"snippet": "snippet", "start": "start", "end": "end", "field": "field"}
+_SNIPPET |= {"snippet_status": "status", "snippet_detail": "detail"}
+_RANKING = {"ranking_status": "status", "candidates": "candidates", "permutations": "permutations"}
+_RANKING |= {"agreement": "agreement", "ranking_detail": "detail"}
+_DECISION = {"row_status": "status", "policy": "policy", "reference": "reference", "row_detail": "detail"}
+
+EVIDENCE_ROW = pa.schema(
+    [
+        (ROW, pa.int64()),  # of the query in its split; rows that a guard dropped come behind the others
+        (QUERY_ID, pa.string()),
+        (SUBSET, pa.string()),
+        (DOCID, pa.string()),  # null in the one evidence row of a row without passages
+        (ORIGIN, pa.string()),  # the label in the source, and the place in that list
+        (POSITION, pa.int32()),
+        (LABEL, pa.string()),  # "positive", "negative" or "filtered"
+        *((column, SNIPPET_TYPE.field(name).type) for column, name in _SNIPPET.items()),
+        ("rank", pa.int32()),
+        *((column, RANKING_TYPE.field(name).type) for column, name in _RANKING.items()),
+        *((column, DECISION_TYPE.field(name).type) for column, name in _DECISION.items()),
+    ]
+)
+"""The columns of the evidence but the last one, :data:`PASSAGE`, whose type is that of the source's passages."""
+
+# Further evidence on each passage, where the rows have it: its column here for each field, None for the value itself.
+FURTHER: Mapping[str, Mapping[str, str | None]] = {
+    "scores": {"score": None},
+    "verdicts": {"verdict": "verdict", "verdict_status": "status", "verdict_detail": "detail"},
+    "grades": {"grade": "grade", "grade_status": "status", "grade_detail": "detail"},
+}
+_FURTHER_TYPES: Mapping[str, pa.DataType] = {"scores": SCORE_TYPE, "verdicts": VERDICT_TYPE, "grades": GRADE_TYPE}
+
+# Passages, snippets, ranks and origins of each label, in the order of the evidence rows of a row.
+_SIDES = {
+    "positive": (POSITIVE.passages, POSITIVE.snippets, POSITIVE.ranks, POSITIVE.origins),
+    "negative": (NEGATIVE.passages, NEGATIVE.snippets, NEGATIVE.ranks, NEGATIVE.origins),
+    "filtered": (FILTERED.passages, FILTERED.snippets, FILTERED.ranks, FILTERED.origins),
+}
+_RANKS = (POSITIVE.ranks, NEGATIVE.ranks, FILTERED.ranks)
+
+# As the stages write them.
+_WIDE = (
+    *(POSITIVE.snippets, NEGATIVE.snippets),
+    *(POSITIVE.ranks, NEGATIVE.ranks, RANKING),
+    *(
+        FILTERED.passages,
+        POSITIVE.origins,
+        NEGATIVE.origins,
+        FILTERED.snippets,
+        FILTERED.ranks,
+        FILTERED.origins,
+        DECISION,
+    ),
+)
+
+
+def further_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of further evidence, of :data:`FURTHER`, that there are columns of."""
+    return tuple(kind for kind in FURTHER if f"positive_{kind}" in columns)
+
+
+def joined_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of further evidence that a table of evidence with these columns has."""
+    return tuple(kind for kind in FURTHER if set(FURTHER[kind]) <= set(columns))
+
+
+def evidence_schema(passage: pa.DataType = PASSAGE_TYPE, further: Sequence[str] = ()) -> pa.Schema:
+    """The columns of the evidence of rows with such passages and such further evidence."""
+    schema = EVIDENCE_ROW
+    for kind in further:
+        for column, name in FURTHER[kind].items():
+            type = _FURTHER_TYPES[kind]
+            schema = schema.append(pa.field(column, type if name is None else type.field(name).type))
+    return schema.append(pa.field(PASSAGE, passage))
+
+
+def _wide(further: Sequence[str]) -> tuple[str, ...]:
+    return (*_WIDE, *(f"{side}_{kind}" for kind in further for side in _SIDES))
+
+
+def canonical_of(rows: pa.Table) -> pa.Table:
+    """The rows without their evidence columns; any other column stays."""
+    return rows.drop_columns([column for column in rows.column_names if column in ALL_EVIDENCE_TYPES])
+
+
+def wide_schema(canonical: pa.Schema, further: Sequence[str] = ()) -> pa.Schema:
+    """The columns of canonical rows once their evidence is joined."""
+    added = [pa.field(column, ALL_EVIDENCE_TYPES[column]) for column in _wide(further)]
+    passages = pa.field(FILTERED.passages, pa.list_(_passage_type(canonical)))
+    return pa.schema([*canonical, *(passages if field.name == FILTERED.passages else field for field in added)])
+
+
+def evidence_of(rows: pa.Table, first_row: int = 0) -> pa.Table:
+    """One row for each passage of relabelled rows: positives, negatives, filtered, in the order of their lists.
+
+    Args:
+        rows: Rows with all that the stages have written; snippets and ranks may be missing.
+        first_row: The number of the first row in its split.
+
+    Raises:
+        SchemaError: the rows were not relabelled, or their columns do not fit their passages.
+    """
+    _check_wide(rows)
+    further = further_of(rows.column_names)
+    sides = {label: _side(rows, label, further) for label in _SIDES}
+    counts = [flat[0] for flat in sides.values()]
+    shown, order = merged(counts, least=1)  # a row without passages has one row of evidence, too
+    row, sizes = rows_of(shown), [int(number.sum()) for number in counts]
+
+    def gathered(pick: Any) -> pa.Array:
+        return taken(pa.concat_arrays([pick(*flat[1:]) for flat in sides.values()]), order)
+
+    moved = order - sum(sizes[:-1])
+    ranking = one_array(rows.column(RANKING)) if RANKING in rows.column_names else pa.nulls(rows.num_rows, RANKING_TYPE)
+    decision = one_array(rows.column(DECISION))
+    labels = pa.DictionaryArray.from_arrays(pa.array(np.repeat(np.arange(len(sides)), sizes)), pa.array(list(sides)))
+    columns = {
+        ROW: pa.array(row + first_row),
+        QUERY_ID: taken(strings_of(rows, QUERY_ID), row),
+        SUBSET: taken(strings_of(rows, SUBSET), row),
+        DOCID: gathered(lambda passage, snippet, rank, origin, *_: field_of(passage, "docid", pa.string())),
+        ORIGIN: gathered(lambda passage, snippet, rank, origin, *_: field_of(origin, "label", pa.string())),
+        POSITION: gathered(lambda passage, snippet, rank, origin, *_: field_of(origin, "position", pa.int32())),
+        LABEL: taken(labels.cast(pa.string()), order),
+        "rank": gathered(lambda passage, snippet, rank, origin, *_: rank),
+        PASSAGE: taken(sides["filtered"][1], np.maximum(moved, -1)),
+    }
+    for column, name in _SNIPPET.items():
+        type = EVIDENCE_ROW.field(column).type
+        columns[column] = gathered(lambda _, snippet, *__, name=name, type=type: field_of(snippet, name, type))
+    for structs, names in ((ranking, _RANKING), (decision, _DECISION)):
+        for column, name in names.items():
+            columns[column] = taken(field_of(structs, name, EVIDENCE_ROW.field(column).type), row)
+    schema = evidence_schema(sides["filtered"][1].type, further)
+    for at, kind in enumerate(further):
+        for column, field in FURTHER[kind].items():
+            type = schema.field(column).type
+            columns[column] = gathered(
+                lambda *flat, at=at, field=field, type=type: (
+                    flat[4 + at] if field is None else field_of(flat[4 + at], field, type)
+                )
+            )
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def join_evidence(canonical: pa.Table, evidence: pa.Table) -> pa.Table:
+    """Rows with their evidence columns again; those of snippets and ranks are always there.
+
+    Rows without any snippet, rank, verdict or grade have null for that list. A list of scores is never null: without
+    any score it is a list of nulls.
+
+    Args:
+        canonical: Rows as :func:`canonical_of` left them.
+        evidence: The evidence of exactly these rows, in their order.
+
+    Raises:
+        SchemaError: they do not fit; it says which row and which docid.
+    """
+    check_canonical(canonical.column_names)
+    _check_evidence(evidence.column_names)
+    column = {name: one_array(evidence.column(name)) for name in evidence.column_names}
+    row = _rows_in(column[ROW], canonical)
+    label = pc.fill_null(pc.index_in(column[LABEL], value_set=pa.array(list(_SIDES))), -1).to_numpy()
+    _check_queries(canonical, column, row)
+    _check_order(row, label, column)
+    further = joined_of(evidence.column_names)
+    count = canonical.num_rows
+    starts = np.searchsorted(row, np.arange(count))
+    ranking = _structs(RANKING_TYPE, {n: taken(column[c], starts) for c, n in _RANKING.items()}, nullable=True)
+    unranked = is_null(ranking) & (np.bincount(row[~is_null(column["rank"])], minlength=count) == 0)
+    # The rows in which no passage has a status were never asked about; without passages nobody can tell.
+    shown = np.bincount(row[label >= 0], minlength=count) > 0
+
+    def unasked(status: str) -> Any:
+        return shown & (np.bincount(row[~is_null(column[status])], minlength=count) == 0)
+
+    without = {"snippets": unasked("snippet_status")}
+    without |= {kind: unasked(f"{kind.removesuffix('s')}_status") for kind in further if kind != "scores"}
+    columns: dict[str, pa.Array] = {RANKING: ranking}
+    for code, (side, (passages, snippets, ranks, origins)) in enumerate(_SIDES.items()):
+        at = np.flatnonzero(label == code)
+        counts = np.bincount(row[at], minlength=count)
+        if side == "filtered":
+            columns[passages] = lists_of(counts, taken(column[PASSAGE], at).cast(_passage_type(canonical.schema)))
+        else:
+            _check_passages(canonical, passages, counts, taken(column[DOCID], at), column)
+        structs: dict[str, tuple[Any, pa.StructType, Mapping[str, str]]] = {}
+        structs[snippets] = (without["snippets"], SNIPPET_TYPE, _SNIPPET)
+        for kind in further:
+            if kind == "scores":
+                columns[f"{side}_{kind}"] = lists_of(counts, taken(column["score"], at).cast(SCORE_TYPE))
+            else:
+                names = {name: str(field) for name, field in FURTHER[kind].items()}
+                structs[f"{side}_{kind}"] = (without[kind], _FURTHER_TYPES[kind], names)
+        for name, (absent, type, fields) in structs.items():
+            asked = at[~absent[row[at]]]
+            # A passage that is not judged at all, as the positives that others are compared with, is null.
+            values = _structs(
+                type, {field: taken(column[one], asked) for one, field in fields.items()}, nullable=name != snippets
+            )
+            columns[name] = lists_of(np.where(absent, 0, counts), values, absent=absent if absent.any() else None)
+        placed = {"label": taken(column[ORIGIN], at), "position": taken(column[POSITION], at)}
+        columns[origins] = lists_of(counts, _structs(ORIGIN_TYPE, placed))
+        ranked = at[~unranked[row[at]]]
+        known = np.where(unranked, 0, counts)
+        columns[ranks] = lists_of(known, taken(column["rank"], ranked).cast(pa.int32()), absent=unranked)
+    moved = pc.equal(column[ORIGIN], "negative").fill_null(False).to_numpy(zero_copy_only=False) & (label == 0)
+    decision = {name: taken(column[c], starts) for c, name in _DECISION.items()}
+    for name, members in (("relabelled", moved), ("filtered", label == 2)):
+        decision[name] = pa.array(np.bincount(row[members], minlength=count).astype(np.int32))
+    columns[DECISION] = _structs(DECISION_TYPE, decision)
+    schema = wide_schema(canonical.schema, further)
+    added = [columns[name].cast(schema.field(name).type) for name in _wide(further)]
+    return pa.Table.from_arrays([*canonical.columns, *added], schema=schema.with_metadata(None))
+
+
+def with_evidence(dataset: AnyDataset, evidence: AnyDataset) -> AnyDataset:
+    """The configuration ``default`` with the columns of the configuration ``evidence``.
+
+    ``ds.map(arhn.revert)`` restores the source rows from the result, and ``ds.map(arhn.relabel)`` follows another
+    policy. For the rows that a guard dropped, concatenate the configurations ``default`` and ``dropped`` first, in
+    this order.
+
+    Args:
+        dataset: The whole split, or all of them, in their order: join first, then select or shuffle.
+        evidence: The same split, or splits, of the evidence.
+
+    Raises:
+        ConfigurationError: a kind of dataset that cannot be joined.
+        SchemaError: rows and evidence do not fit; it says which row.
+    """
+    from datasets import Dataset, DatasetDict
+
+    if isinstance(dataset, DatasetDict) and isinstance(evidence, DatasetDict):
+        missing = [split for split in dataset if split not in evidence]
+        if missing:
+            raise ConfigurationError(
+                f"The evidence has no split {missing}; its splits are {list(evidence)}. Load both configurations from "
+                "the same repository and revision."
+            )
+        return DatasetDict({split: with_evidence(rows, evidence[split]) for split, rows in dataset.items()})
+    if not isinstance(dataset, Dataset) or not isinstance(evidence, Dataset):
+        raise ConfigurationError(
+            f"with_evidence got {type(dataset).__name__} and {type(evidence).__name__}; expected two of Dataset, or "
+            "two of DatasetDict. Load both configurations the same way, without streaming."
+        )
+    return _joined(dataset, evidence)
+
+
+def _joined(dataset: Dataset, evidence: Dataset) -> Dataset:
+    from datasets import Dataset, Features
+    from datasets.fingerprint import Hasher
+
+    check_canonical(dataset.column_names)
+    _check_evidence(evidence.column_names)
+    rows, facts = canonical_dataset(dataset).with_format("arrow"), evidence.with_format("arrow")
+    numbers = one_array(facts.select_columns(ROW)[:].column(ROW)).to_numpy()
+    starts = np.searchsorted(numbers, np.arange(len(rows) + 1))
+    further = joined_of(facts.column_names)
+    types = wide_schema(rows.features.arrow_schema, further).with_metadata(None)
+    added = Features.from_arrow_schema(pa.schema([types.field(name) for name in _wide(further)]))
+    features = Features({**rows.features, **added})
+    if not len(rows):
+        return Dataset(empty_table(features.arrow_schema), split=dataset.split)
+
+    def joined(batch: pa.Table, indices: list[int]) -> pa.Table:
+        return join_evidence(batch, facts[int(starts[indices[0]]) : int(starts[indices[-1] + 1])])
+
+    result = rows.map(
+        joined,
+        with_indices=True,
+        batched=True,
+        features=features,
+        new_fingerprint=Hasher.hash(["with_evidence", 1, rows._fingerprint, evidence._fingerprint]),
+        desc="evidence",
+    )
+    return result.with_format(**dataset.format) if dataset.format["type"] else result.with_format(None)
+
+
+def canonical_dataset(dataset: Dataset) -> Dataset:
+    """A dataset without its evidence columns."""
+    return dataset.remove_columns([column for column in dataset.column_names if column in ALL_EVIDENCE_TYPES])
+
+
+def _side(rows: pa.Table, label: str, further: Sequence[str]) -> tuple[Any, ...]:
+    """Lengths, passages, snippets, ranks, origins and further evidence of the lists of one label."""
+    passages, snippets, ranks, origins = _SIDES[label]
+    counts, values = flat_lists(rows, passages)
+    if not pa.types.is_struct(values.type):
+        values = values.cast(_passage_type(rows.schema))
+    along = [values]
+    kinds = [(f"{label}_{kind}", _FURTHER_TYPES[kind]) for kind in further]
+    for column, type in ((snippets, SNIPPET_TYPE), (ranks, pa.int32()), (origins, ORIGIN_TYPE), *kinds):
+        if column not in rows.column_names:
+            along.append(pa.nulls(len(values), type))
+            continue
+        found, flat = flat_lists(rows, column)
+        absent = np.zeros(rows.num_rows, bool)
+        if column != origins:  # a row that was never ranked, or never asked about, has no list
+            absent = is_null(one_array(rows.column(column)))
+        wrong = (found != counts) & ~absent
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise SchemaError(
+                f"Row {_named(rows, at)} has {found[at]} values in {column!r} for {counts[at]} passages in "
+                f"{passages!r}; one each was expected. Run arhn.relabel again on these rows."
+            )
+        if absent.any() or not pa.types.is_struct(type):
+            placed = ~np.repeat(absent, counts)
+            flat = flat if pa.types.is_struct(type) else flat.cast(type)
+            flat = taken(flat, np.where(placed, np.cumsum(placed) - 1, -1))
+        along.append(flat)
+    return counts, *along
+
+
+def _check_wide(rows: pa.Table) -> None:
+    check_canonical(rows.column_names)
+    snippets = [POSITIVE.snippets, NEGATIVE.snippets, FILTERED.snippets]
+    if not any(column in rows.column_names for column in snippets) and further_of(rows.column_names):
+        optional = (*_RANKS, RANKING, *snippets)  # of a rule that looks at other evidence
+    else:
+        optional = (*_RANKS, RANKING)
+    needed = [column for column in _wide(further_of(rows.column_names)) if column not in optional]
+    missing = [column for column in needed if column not in rows.column_names]
+    if missing:
+        raise SchemaError(f"The rows lack the columns {missing}; rows that arhn.relabel has written were expected.")
+    if rows.column(DECISION).null_count:
+        at = int(np.argmax(is_null(one_array(rows.column(DECISION)))))
+        raise SchemaError(
+            f"Row {_named(rows, at)} was never relabelled: its decision is null. Run ds.map(arhn.relabel) on all rows."
+        )
+
+
+def _check_evidence(columns: list[str]) -> None:
+    missing = [name for name in (*EVIDENCE_ROW.names, PASSAGE) if name not in columns]
+    if missing:
+        raise SchemaError(
+            f"The evidence lacks the columns {missing}; the columns found are {columns}. Expected the configuration "
+            "'evidence' of a dataset that arhn-push has published."
+        )
+
+
+def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
+    """For each evidence row the row that it belongs to, counted from 0."""
+    row: Integers = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+    first = int(row[0]) if len(row) else 0
+    row = row - first
+    if (np.diff(row) < 0).any():
+        at = int(np.argmax(np.diff(row) < 0)) + 1
+        raise SchemaError(
+            f"The evidence of row {row[at] + first} stands behind that of row {row[at - 1] + first}; the order of its "
+            "publication was expected. Join before you sort or shuffle it."
+        )
+    if len(row) and row[-1] >= canonical.num_rows:
+        raise SchemaError(
+            f"There is evidence of row {row[-1] + first}, and no such row: the {canonical.num_rows} rows begin with "
+            f"number {first}. Join the whole split before you select rows of it."
+        )
+    found = np.bincount(row, minlength=canonical.num_rows)
+    if not found.all():
+        at = int(np.argmin(found > 0))
+        raise SchemaError(
+            f"Row {_named(canonical, at, first)} has no evidence. Load rows and evidence from the same repository and "
+            "revision."
+        )
+    return row
+
+
+def _check_queries(canonical: pa.Table, column: dict[str, pa.Array], row: Integers) -> None:
+    expected = taken(strings_of(canonical, QUERY_ID), row)
+    wrong = _differ(expected, column[QUERY_ID])
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise SchemaError(
+            f"The evidence of row {column[ROW][at].as_py()} is of query_id {column[QUERY_ID][at].as_py()!r}, and the "
+            f"row has query_id {expected[at].as_py()!r}. Join the whole split in its order, rows and evidence of one "
+            "revision, before you select or shuffle rows."
+        )
+    if column["row_status"].null_count:
+        at = int(np.argmax(is_null(column["row_status"])))
+        raise SchemaError(f"The evidence of row {column[ROW][at].as_py()} has no row_status; one was expected.")
+
+
+def _check_order(row: Integers, label: Any, column: dict[str, pa.Array]) -> None:
+    """Within a row: positives, negatives, filtered; a row of evidence without a label is the only one of its row."""
+    wrong = (label < 0) & ~is_null(column[LABEL])
+    wrong[1:] |= (np.diff(row) == 0) & ((np.diff(label) < 0) | (label[:-1] < 0))
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise SchemaError(
+            f"The evidence of row {column[ROW][at].as_py()} has docid {column[DOCID][at].as_py()!r} with the label "
+            f"{column[LABEL][at].as_py()!r} at this place; positives, then negatives, then filtered passages were "
+            "expected. Join the evidence as it was published."
+        )
+
+
+def _check_passages(
+    canonical: pa.Table, side: str, counts: Integers, docids: pa.Array, column: dict[str, pa.Array]
+) -> None:
+    first = column[ROW][0].as_py() if len(column[ROW]) else 0
+    expected, passages = flat_lists(canonical, side)
+    if (expected != counts).any():
+        at = int(np.argmax(expected != counts))
+        raise SchemaError(
+            f"Row {_named(canonical, at, first)} has {expected[at]} passages in {side!r} and evidence on {counts[at]}. "
+            "Load rows and evidence from the same repository and revision."
+        )
+    names = field_of(passages, "docid", pa.string())
+    wrong = _differ(names, docids)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise SchemaError(
+            f"Row {_named(canonical, int(rows_of(counts)[at]), first)}: docid {names[at].as_py()!r} stands in {side!r} "
+            f"where the evidence has {docids[at].as_py()!r}. Load rows and evidence from the same repository and "
+            "revision."
+        )
+
+
+def _differ(one: pa.Array, other: pa.Array) -> Any:
+    """Where two arrays of strings differ; null equals null."""
+    equal = pc.fill_null(pc.equal(one, other.cast(one.type)), False)
+    both = pc.and_(pc.is_null(one), pc.is_null(other))
+    return ~pc.or_(equal, both).to_numpy(zero_copy_only=False)
+
+
+def _structs(type: pa.StructType, values: dict[str, pa.Array], *, nullable: bool = False) -> pa.Array:
+    """Structs from their fields; with ``nullable``, null where the status is."""
+    arrays = [values[field.name].cast(field.type) for field in type]
+    mask = pc.is_null(values["status"]) if nullable else None
+    return pa.StructArray.from_arrays(arrays, fields=list(type), mask=mask)
+
+
+def _passage_type(schema: pa.Schema) -> pa.DataType:
+    """The type of the passages: that of the first list column that has one."""
+    for column in (POSITIVE.passages, NEGATIVE.passages, FILTERED.passages):
+        at = schema.get_field_index(column)
+        found = getattr(schema.field(at).type, "value_type", None) if at >= 0 else None
+        if found is not None and pa.types.is_struct(found):
+            return found
+    return PASSAGE_TYPE
+
+
+def _named(table: pa.Table, at: int, first: int = 0) -> str:
+    return f"{at + first} (query_id {strings_of(table, QUERY_ID)[at].as_py()!r})"

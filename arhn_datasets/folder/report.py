@@ -1,0 +1,329 @@
+"""What a refinement did, in counts: by subset, by status, and as a few rows to read.
+
+Both come from Arrow columns, a table after the other: :class:`Tally` and :class:`ChangedRows` keep no table.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from arhn_datasets.rows.arrow import Integers, field_of, flat_field, one_array
+from arhn_datasets.rows.records import (
+    CHANGED,
+    DECISION,
+    DECISION_STATUSES,
+    FILTERED,
+    GROUNDED,
+    JUDGEMENT_STATUSES,
+    NEGATIVE,
+    POSITIVE,
+    QUERY,
+    RANKING,
+    RANKING_STATUSES,
+    SNIPPET_STATUSES,
+    SUBSET,
+    Row,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    pass
+
+ALL = "all"
+NO_SUBSET = "(no subset)"
+OTHER_SUBSETS = "(other subsets)"
+MOST_SUBSETS = 50
+
+_ORIGINS = (POSITIVE.origins, NEGATIVE.origins, FILTERED.origins)
+_SNIPPETS = (POSITIVE.snippets, NEGATIVE.snippets, FILTERED.snippets)
+_JUDGEMENTS = {
+    "verdicts": (POSITIVE.verdicts, NEGATIVE.verdicts, FILTERED.verdicts),
+    "grades": (POSITIVE.grades, NEGATIVE.grades, FILTERED.grades),
+}
+COUNTED = (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS, *(c for columns in _JUDGEMENTS.values() for c in columns))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """The counts of one subset, or of all rows.
+
+    ``positives`` and ``negatives`` are those of the source; ``relabelled + filtered + kept == negatives``.
+    """
+
+    rows: int = 0
+    positives: int = 0
+    negatives: int = 0
+    relabelled: int = 0
+    filtered: int = 0
+    kept: int = 0
+    decisions: Mapping[str, int] = field(default_factory=dict)
+    snippets: Mapping[str, int] = field(default_factory=dict)
+    rankings: Mapping[str, int] = field(default_factory=dict)
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    grades: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> int:
+        """Requests that failed and can be asked again."""
+        return sum(kind.get("error", 0) for kind in (self.snippets, self.rankings, self.verdicts, self.grades))
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts; verdicts and grades only where there are some."""
+        found = asdict(self)
+        return {name: value for name, value in found.items() if value or name not in _JUDGEMENTS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The counts of a refinement, ``total`` and by subset in order of appearance."""
+
+    total: Counts
+    subsets: Mapping[str, Counts]
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as JSON, the total under ``"all"``."""
+        return {ALL: self.total.to_json(), **{name: counts.to_json() for name, counts in self.subsets.items()}}
+
+    def rows(self) -> list[tuple[str, Counts]]:
+        """Name and counts, the subsets first and the total last; the total alone where there is one subset."""
+        named = list(self.subsets.items()) if len(self.subsets) > 1 else []
+        return [*named, (ALL, self.total)]
+
+
+class Tally:
+    """Counts of relabelled rows that come in tables; rows that a guard dropped count as well.
+
+    Past :data:`MOST_SUBSETS` further subsets are counted as one: its size does not depend on the rows.
+    """
+
+    def __init__(self) -> None:
+        self._subsets: dict[str, Counter[str]] = {}
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of a table; of its columns only statuses, origins and the subset are read."""
+        names, groups = _subsets_of(table)
+        tallies = [self._of(str(name) if name else NO_SUBSET) for name in names]
+        _add(tallies, "rows", np.bincount(groups, minlength=len(tallies)))
+        decisions = table.column(DECISION)
+        _count(tallies, groups, field_of(decisions, "status", pa.string()), _keys("decisions", DECISION_STATUSES))
+        for name in ("relabelled", "filtered"):
+            numbers = one_array(pc.fill_null(field_of(decisions, name, pa.int64()), 0)).to_numpy()
+            _add(tallies, name, np.bincount(groups, numbers, minlength=len(tallies)))
+        if RANKING in table.column_names:
+            status = field_of(table.column(RANKING), "status", pa.string())
+            _count(tallies, groups, status, _keys("rankings", RANKING_STATUSES))
+        for column in _ORIGINS:
+            lengths, labels = flat_field(table, column, "label", pa.string())
+            _count(tallies, np.repeat(groups, lengths), labels, {"positive": "positives", "negative": "negatives"})
+        known = {"snippets": (SNIPPET_STATUSES, _SNIPPETS)}
+        known |= {kind: (JUDGEMENT_STATUSES, columns) for kind, columns in _JUDGEMENTS.items()}
+        for kind, (statuses, columns) in known.items():
+            for column in columns:
+                if column in table.column_names:
+                    lengths, status = flat_field(table, column, "status", pa.string())
+                    _count(tallies, np.repeat(groups, lengths), status, _keys(kind, statuses))
+
+    def merge(self, other: Tally) -> None:
+        """Add the counts of rows that come after these."""
+        for name, counted in other._subsets.items():
+            self._of(name).update(counted)
+
+    def report(self) -> Report:
+        """The counts so far."""
+        total: Counter[str] = sum(self._subsets.values(), Counter())
+        return Report(total=_counts(total), subsets={name: _counts(tally) for name, tally in self._subsets.items()})
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """The counts as JSON, to go on from with :meth:`from_json`."""
+        return {name: dict(tally) for name, tally in self._subsets.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Mapping[str, int]]) -> Tally:
+        """What :meth:`to_json` has given."""
+        tally = cls()
+        tally._subsets = {name: Counter(counted) for name, counted in value.items()}
+        return tally
+
+    def _of(self, name: str) -> Counter[str]:
+        if name not in self._subsets and len(self._subsets) >= MOST_SUBSETS:
+            name = OTHER_SUBSETS
+        return self._subsets.setdefault(name, Counter())
+
+
+def format_report(report: Report) -> str:
+    """The report as a table for a terminal."""
+    header = ("subset", "rows", "positives", "negatives", "relabelled", "filtered", "kept")
+    lines = [(name, *(f"{getattr(counts, column):,}" for column in header[1:])) for name, counts in report.rows()]
+    table = format_table(header, lines)
+    total = report.total
+    statuses = [
+        f"{label:<9} {_shares(counts, known)}"
+        for label, counts, known in (
+            ("snippets", total.snippets, SNIPPET_STATUSES),
+            ("rankings", total.rankings, RANKING_STATUSES),
+            ("verdicts", total.verdicts, JUDGEMENT_STATUSES),
+            ("grades", total.grades, JUDGEMENT_STATUSES),
+            ("rows", total.decisions, DECISION_STATUSES),
+        )
+        if counts or label not in _JUDGEMENTS
+    ]
+    return "\n".join([table, "", *statuses])
+
+
+def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Columns of text: the first to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [header, *lines]
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([shown[0], rule, *shown[1:]])
+
+
+class ChangedRows:
+    """Up to ``most`` rows that relabelling changed, of rows that come in tables.
+
+    Those with a relabelled passage come first, spread over the subsets. No other row becomes a Python object.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._rows = most, 0
+        self._seen: Counter[Any] = Counter()
+        self._found: list[tuple[tuple[bool, int, int], Row]] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Look at the rows of a table."""
+        decisions = table.column(DECISION)
+        changed = pc.fill_null(pc.equal(field_of(decisions, "status", pa.string()), CHANGED), False)
+        relabelled = pc.fill_null(field_of(decisions, "relabelled", pa.int64()), 0)
+        moved = one_array(pc.greater(relabelled, 0)).to_numpy(zero_copy_only=False)
+        names, groups = _subsets_of(table)
+        ordered = list(self._found)
+        for at in np.flatnonzero(one_array(changed).to_numpy(zero_copy_only=False)).tolist():
+            of = bool(moved[at]), names[groups[at]]
+            ordered.append(((not of[0], self._seen[of], self._rows + at), {}))
+            self._seen[of] += 1
+        self._found = [
+            (key, row or table.slice(key[2] - self._rows, 1).to_pylist()[0])
+            for key, row in heapq.nsmallest(self._most, ordered, key=lambda found: found[0])
+        ]
+        self._rows += table.num_rows
+
+    def rows(self) -> list[Row]:
+        """The rows that were found, in order."""
+        return [row for _, row in self._found]
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found so far, to go on from with :meth:`from_json`; what JSON cannot hold becomes a text."""
+        state = {"rows": self._rows, "seen": list(self._seen.items()), "found": self._found}
+        found: dict[str, Any] = json.loads(json.dumps(state, default=str))
+        return found
+
+    @classmethod
+    def from_json(cls, most: int, value: Mapping[str, Any]) -> ChangedRows:
+        """What :meth:`to_json` has given."""
+        changed = cls(most)
+        changed._rows, changed._seen = (
+            value["rows"],
+            Counter({(moved, name): count for (moved, name), count in value["seen"]}),
+        )
+        changed._found = [((key[0], key[1], key[2]), row) for key, row in value["found"]]
+        return changed
+
+
+def changed_rows(tables: Iterable[pa.Table], most: int) -> list[Row]:
+    """Up to ``most`` rows that relabelling changed, those with a relabelled passage first, spread over the subsets."""
+    found = ChangedRows(most)
+    for table in tables:
+        found.add(table)
+    return found.rows()
+
+
+def format_row(row: Row, width: int = 100) -> str:
+    """A changed row for a reader: the query, the positive, and each passage that moved with its snippet."""
+    lines = [f"query      {shorten(row[QUERY], width)}"]
+    ranks = row.get(POSITIVE.ranks) or [None] * len(row[POSITIVE.passages])
+    snippets = row.get(POSITIVE.snippets) or [None] * len(row[POSITIVE.passages])
+    for passage, origin, snippet, rank in zip(
+        row[POSITIVE.passages], row[POSITIVE.origins], snippets, ranks, strict=True
+    ):
+        label = "positive" if origin["label"] == "positive" else "+ now pos"
+        lines.append(f"{label:<10} {_passage_line(passage, snippet, rank, width)}")
+    snippets = row.get(FILTERED.snippets) or [None] * len(row[FILTERED.passages])
+    for passage, snippet in zip(row[FILTERED.passages], snippets, strict=True):
+        lines.append(f"{'- left':<10} {_passage_line(passage, snippet, None, width)}")
+    lines.append(f"{'kept':<10} {len(row[NEGATIVE.passages])} negatives")
+    return "\n".join(lines)
+
+
+def _passage_line(passage: Mapping[str, Any], snippet: Mapping[str, Any] | None, rank: int | None, width: int) -> str:
+    if snippet is None:  # of a rule that looks at other evidence
+        return f"[{passage['docid']}] {shorten(passage.get('text') or '', width)}"
+    said = f"“{shorten(snippet['snippet'], width)}”" if snippet["status"] == GROUNDED else f"({snippet['status']})"
+    return f"[{passage['docid']}]{f' rank {rank}' if rank else ''} {said}"
+
+
+def _subsets_of(table: pa.Table) -> tuple[list[Any], Integers]:
+    """The subsets in order of appearance, None where there is none, and for each row which of them."""
+    if SUBSET not in table.column_names:
+        return [None], np.zeros(table.num_rows, np.int64)
+    values = one_array(table.column(SUBSET))
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    encoded = pc.dictionary_encode(values, null_encoding="encode")
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+
+
+def _keys(kind: str, statuses: Sequence[str]) -> dict[str, str]:
+    return {status: f"{kind} {status}" for status in statuses}
+
+
+def _count(tallies: Sequence[Counter[str]], groups: Integers, values: Any, keys: Mapping[str, str]) -> None:
+    """Count values by group, each under its key; a value without one, or a null, does not count."""
+    codes = one_array(pc.index_in(values, value_set=pa.array(list(keys)))).fill_null(-1).to_numpy()
+    for code, key in enumerate(keys.values()):
+        _add(tallies, key, np.bincount(groups[codes == code], minlength=len(tallies)))
+
+
+def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
+    for tally, number in zip(tallies, numbers.tolist(), strict=True):
+        if number:
+            tally[key] += int(number)
+
+
+def _counts(tally: Counter[str]) -> Counts:
+    def statuses(kind: str, known: Sequence[str]) -> dict[str, int]:
+        return {status: tally[f"{kind} {status}"] for status in known if tally[f"{kind} {status}"]}
+
+    return Counts(
+        rows=tally["rows"],
+        positives=tally["positives"],
+        negatives=tally["negatives"],
+        relabelled=tally["relabelled"],
+        filtered=tally["filtered"],
+        kept=tally["negatives"] - tally["relabelled"] - tally["filtered"],
+        decisions=statuses("decisions", DECISION_STATUSES),
+        snippets=statuses("snippets", SNIPPET_STATUSES),
+        rankings=statuses("rankings", RANKING_STATUSES),
+        verdicts=statuses("verdicts", JUDGEMENT_STATUSES),
+        grades=statuses("grades", JUDGEMENT_STATUSES),
+    )
+
+
+def _shares(counts: Mapping[str, int], known: Sequence[str]) -> str:
+    whole = sum(counts.values()) or 1
+    shown = [f"{status} {counts[status]:,} ({counts[status] / whole:.1%})" for status in known if status in counts]
+    return ", ".join(shown) or "none"

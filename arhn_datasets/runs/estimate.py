@@ -1,0 +1,219 @@
+"""What a run will cost, before it runs: a small sample is really annotated, and its replies stay in the store."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, RANKING, SKIPPED, Row
+from arhn_datasets.runs.refine import Stages, fitted, silent, unfitted
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SEED = 0
+RESAMPLES = 2000
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Money in one currency: an hour of all endpoints, or a million tokens in and out."""
+
+    per_hour: float | None = None
+    per_million_in: float | None = None
+    per_million_out: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A share with its 95 % interval, by resampling rows."""
+
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The cost of the whole run, from a sample of its rows.
+
+    ``requests`` counts those of the whole run, ``stored`` the replies that the sample found or left in the store.
+    Tokens and seconds are None where the annotator states none; ``seconds`` is at the rate of the sample, which is
+    short: a long run fills the servers better.
+    """
+
+    rows: int
+    sampled_rows: int
+    requests: int
+    stored: int
+    tokens_in: int | None
+    tokens_out: int | None
+    requests_per_second: float | None
+    seconds: float | None
+    gpu_hours: float | None
+    price: float | None
+    relabelled: Interval
+    filtered: Interval
+    errors: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The estimate as JSON."""
+        return asdict(self)
+
+
+def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices | None = None) -> Estimate:
+    """Annotate ``sample`` rows, drawn at random, and extrapolate.
+
+    Args:
+        source: The input of the run.
+        stages: The configured transforms of the run.
+        sample: Rows to annotate.
+        prices: To turn time or tokens into money.
+
+    Raises:
+        InputError, SchemaError, EndpointError: as the run itself.
+    """
+    if sample < 1:
+        raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
+    annotator = stages.annotator
+    annotator.identity("snippets")
+    with silent():
+        splits, _ = load_input(source)
+    if unfitted(annotator) is not None:
+        stages = fitted(stages, splits)
+        annotator = stages.annotator
+    rows, passages = _size(splits)
+    drawn = _drawn(splits, sample)
+    before, started = annotator.statistics(), time.monotonic()
+    refined = _refined(drawn, stages)
+    seconds, after = time.monotonic() - started, annotator.statistics()
+    spent = {name: int(after[name]) - int(before.get(name, 0)) for name in after}
+    per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
+    requests = passages + round(per_row * stages.ranks.permutations * rows)
+    asked = spent.get("replies", 0)
+    known = asked + spent.get("stored", 0)
+    rate = asked / seconds if asked and seconds else None
+    tokens_in = _scaled(spent.get("prompt_tokens", 0) + spent.get("stored_prompt_tokens", 0), known, requests)
+    tokens_out = _scaled(spent.get("completion_tokens", 0) + spent.get("stored_completion_tokens", 0), known, requests)
+    duration = max(0, requests - known) / rate if rate else None
+    endpoints = len(getattr(annotator, "urls", ())) or 1
+    return Estimate(
+        rows=rows,
+        sampled_rows=len(refined),
+        requests=requests if after else 0,
+        stored=known,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        requests_per_second=rate,
+        seconds=duration,
+        gpu_hours=None if duration is None else duration / 3600 * endpoints,
+        price=_price(prices or Prices(), duration, tokens_in, tokens_out),
+        relabelled=_interval(refined, lambda row: int(row[DECISION]["relabelled"])),
+        filtered=_interval(refined, lambda row: int(row[DECISION]["filtered"])),
+        errors=spent.get("failures", 0),
+    )
+
+
+def format_estimate(found: Estimate, *, command: str = "the same command without --estimate") -> str:
+    """The estimate as lines for a terminal."""
+    lines = [
+        ("rows", f"{found.rows:,}, of which {found.sampled_rows:,} were annotated"),
+        ("requests", f"{found.requests:,}, of which {found.stored:,} are in the store now"),
+    ]
+    if found.tokens_in is not None and found.tokens_out is not None:
+        lines.append(("tokens", f"{found.tokens_in:,} in, {found.tokens_out:,} out"))
+    if found.seconds is not None and found.gpu_hours is not None and found.requests_per_second is not None:
+        lines.append(
+            ("duration", f"{_duration(found.seconds)} at the {found.requests_per_second:.1f} requests/s of the sample")
+        )
+        lines.append(("GPU-hours", f"{found.gpu_hours:.2f}, at one GPU an endpoint"))
+    elif found.requests:
+        lines.append(("duration", _unmeasured(found)))
+    if found.price is not None:
+        lines.append(("price", f"{found.price:,.2f}"))
+    for name, share in (("relabelled", found.relabelled), ("filtered", found.filtered)):
+        lines.append((name, f"{share.share:.1%} of the negatives ({share.low:.1%} to {share.high:.1%})"))
+    if found.errors:
+        lines.append(("failed", f"{found.errors:,} requests of the sample"))
+    lines.append(("next", f"{command} goes on from these replies"))
+    return "\n".join(f"{name:<11}{text}" for name, text in lines)
+
+
+def _unmeasured(found: Estimate) -> str:
+    """Why there is no duration, and what to do."""
+    if found.requests <= found.stored:
+        return "none: every request of the run is in the store"
+    if not found.stored:
+        return "cannot be told: no request of the sample was replied to"
+    return (
+        "duration, GPU-hours and a price by the hour cannot be told: every reply of the sample was in the store, so "
+        f"nothing was measured. --estimate-rows above {found.sampled_rows} asks for rows that are not there yet; so "
+        "does another --cache"
+    )
+
+
+def _size(splits: Mapping[str, Dataset]) -> tuple[int, int]:
+    """Rows and passages of all splits."""
+    rows = sum(len(dataset) for dataset in splits.values())
+    passages = 0
+    for dataset in splits.values():
+        for batch in dataset.select_columns([POSITIVE.passages, NEGATIVE.passages]).with_format("arrow").iter(1000):
+            passages += sum(
+                len(batch[column].combine_chunks().flatten()) for column in (POSITIVE.passages, NEGATIVE.passages)
+            )
+    return rows, passages
+
+
+def _drawn(splits: Mapping[str, Dataset], sample: int) -> list[Row]:
+    """Rows drawn at random from all splits, the same for the same input."""
+    places = [(name, at) for name, dataset in splits.items() for at in range(len(dataset))]
+    chosen = sorted(random.Random(SEED).sample(range(len(places)), min(sample, len(places))))
+    return [splits[name][at] for name, at in (places[index] for index in chosen)]
+
+
+def _refined(rows: Sequence[Row], stages: Stages) -> list[Row]:
+    batch: dict[str, Any] = {column: [row.get(column) for row in rows] for column in rows[0]}
+    for stage in (stages.snippets, stages.ranks, stages.relabel):
+        batch = stage(batch)
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def _scaled(tokens: int, known: int, requests: int) -> int | None:
+    return round(tokens / known * requests) if known and tokens else None
+
+
+def _price(prices: Prices, seconds: float | None, tokens_in: int | None, tokens_out: int | None) -> float | None:
+    if prices.per_hour is not None:
+        return None if seconds is None else prices.per_hour * seconds / 3600
+    if prices.per_million_in is None or tokens_in is None or tokens_out is None:
+        return None
+    return (prices.per_million_in * tokens_in + (prices.per_million_out or 0.0) * tokens_out) / MILLION
+
+
+def _interval(rows: Sequence[Row], moved: Callable[[Row], int]) -> Interval:
+    """The share of the source's negatives that moved, with an interval from resampled rows."""
+    counts = [(moved(row), _source_negatives(row)) for row in rows]
+    generator = random.Random(SEED)
+
+    def share(pairs: Sequence[tuple[int, int]]) -> float:
+        return sum(pair[0] for pair in pairs) / max(1, sum(pair[1] for pair in pairs))
+
+    shares = sorted(share(generator.choices(counts, k=len(counts))) for _ in range(RESAMPLES))
+    return Interval(share=share(counts), low=shares[RESAMPLES // 40], high=shares[-RESAMPLES // 40 - 1])
+
+
+def _source_negatives(row: Row) -> int:
+    sides = ("positive", "negative", "filtered")
+    return sum(origin["label"] == "negative" for side in sides for origin in row[f"{side}_origins"])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

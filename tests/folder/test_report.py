@@ -1,0 +1,262 @@
+"""Counts, tables and rows for a reader."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import arhn_datasets as arhn
+from arhn_datasets.folder import report as reporting
+from arhn_datasets.folder.report import (
+    ChangedRows,
+    Tally,
+    changed_rows,
+    format_report,
+    format_row,
+    format_table,
+)
+from arhn_datasets.rows.records import (
+    ALL_EVIDENCE_TYPES,
+    DECISION_STATUSES,
+    JUDGEMENT_STATUSES,
+    PASSAGE_TYPE,
+    RANKING_STATUSES,
+    SNIPPET_STATUSES,
+)
+from tests.conftest import build_report, tables_of
+from tests.folder.test_evidence_table import in_other_buffers
+
+SIDES = ("positive", "negative", "filtered")
+KINDS = {"snippets": SNIPPET_STATUSES, "verdicts": JUDGEMENT_STATUSES, "grades": JUDGEMENT_STATUSES}
+
+
+def statuses(known, rest=("other",)):
+    """Values of a column of structs, of which some are null and some have a status that there is not."""
+    return st.none() | st.fixed_dictionaries({"status": st.sampled_from([*known, *rest, None])})
+
+
+ROW = st.fixed_dictionaries(
+    {
+        "subset": st.sampled_from([None, "", "a", "b", "c"]),
+        "decision": st.fixed_dictionaries(
+            {
+                "status": st.sampled_from(DECISION_STATUSES),
+                "relabelled": st.integers(0, 2),
+                "filtered": st.integers(0, 3),
+            }
+        ),
+        "ranking": statuses(RANKING_STATUSES),
+        **{
+            f"{side}_passages": st.lists(st.just({"docid": "d", "title": "", "text": "é"}), max_size=1)
+            for side in SIDES
+        },
+        **{
+            f"{side}_origins": st.lists(st.fixed_dictionaries({"label": st.sampled_from(SIDES[:2])}), max_size=3)
+            for side in SIDES
+        },
+        **{
+            f"{side}_{kind}": st.none() | st.lists(statuses(known), max_size=3)
+            for side in SIDES
+            for kind, known in KINDS.items()
+        },
+    }
+)
+
+
+def table_from(rows, without=()):
+    """Rows with the types of relabelled ones."""
+    types = {"subset": pa.string(), **dict.fromkeys([f"{side}_passages" for side in SIDES], pa.list_(PASSAGE_TYPE))}
+    types |= ALL_EVIDENCE_TYPES
+    kept = [name for name in ROW_COLUMNS if name not in without]
+    return pa.Table.from_pylist(rows, pa.schema([(name, types[name]) for name in kept]))
+
+
+ROW_COLUMNS = (
+    *("subset", "decision", "ranking"),
+    *(f"{side}_{kind}" for kind in ("passages", "origins", *KINDS) for side in SIDES),
+)
+
+
+def naive_report(rows, most):
+    """The counts row by row, as JSON."""
+    subsets = {}
+    for row in rows:
+        name = row.get("subset") or "(no subset)"
+        if name not in subsets and len(subsets) >= most:
+            name = "(other subsets)"
+        count = subsets.setdefault(name, Counter())
+        origins = [origin["label"] for side in SIDES for origin in row[f"{side}_origins"]]
+        count.update(rows=1, positives=origins.count("positive"), negatives=origins.count("negative"))
+        count.update({name: row["decision"][name] for name in ("relabelled", "filtered")})
+        count["decisions", row["decision"]["status"]] += 1
+        if row.get("ranking"):
+            count["rankings", row["ranking"]["status"]] += 1
+        for kind in KINDS:
+            for side in SIDES:
+                count.update((kind, one["status"]) for one in row.get(f"{side}_{kind}") or () if one)
+    subsets = {"all": sum(subsets.values(), Counter()), **subsets}
+    known = {"decisions": DECISION_STATUSES, "snippets": SNIPPET_STATUSES, "rankings": RANKING_STATUSES, **KINDS}
+    found = {}
+    for name, count in subsets.items():
+        found[name] = {key: count[key] for key in ("rows", "positives", "negatives", "relabelled", "filtered")}
+        found[name]["kept"] = count["negatives"] - count["relabelled"] - count["filtered"]
+        for kind, names in known.items():
+            counted = {status: count[kind, status] for status in names if count[kind, status]}
+            found[name] |= {kind: counted} if counted or kind not in ("verdicts", "grades") else {}
+    return found
+
+
+def naive_changed(rows, most):
+    """The changed rows to show, chosen row by row."""
+    seen, keyed = Counter(), []
+    for at, row in enumerate(rows):
+        if row["decision"]["status"] == "changed":
+            of = row["decision"]["relabelled"] == 0, row.get("subset")
+            keyed.append(((of[0], seen[of], at), row))
+            seen[of] += 1
+    return [row for _, row in heapq.nsmallest(most, keyed, key=lambda pair: pair[0])]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(ROW, max_size=8),
+    st.sampled_from(["plain", "sliced", "chunked", "large"]),
+    st.integers(1, 4),
+    st.sampled_from([(), ("subset",), ("ranking", "positive_verdicts", "filtered_snippets")]),
+)
+def test_counts_and_changed_rows_are_what_plain_python_says(rows, kind, step, without):
+    """In any memory layout and any tables; stopped and gone on with, and in parts that are merged."""
+    whole = table_from(rows, without)
+    rows = whole.to_pylist()
+    tables = [in_other_buffers(whole.slice(at, step), kind) for at in range(0, len(rows), step)]
+    expected = naive_report(rows, reporting.MOST_SUBSETS)
+    tally = Tally()
+    for table in tables:
+        tally = Tally.from_json(json.loads(json.dumps(tally.to_json())))
+        tally.add(table)
+    found = tally.report().to_json()
+    assert found == expected
+    assert list(found) == list(expected)
+    halves = [Tally(), Tally()]
+    for i, table in enumerate(tables):
+        halves[i >= len(tables) // 2].add(table)
+    halves[0].merge(halves[1])
+    assert list(halves[0].report().to_json().items()) == list(expected.items())
+    for most in (0, 2, 5):
+        assert changed_rows(tables, most) == naive_changed(rows, most)
+
+
+@pytest.mark.parametrize("type", [pa.null(), pa.int64(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_subset_of_any_type_is_a_name(type):
+    """Integers are named by their digits, codes by what they stand for, and nulls and zeros by none."""
+    rows = [{"decision": {"status": "unchanged", "relabelled": 0, "filtered": 0}} for _ in range(3)]
+    values = {pa.null(): [None] * 3, pa.int64(): [7, None, 0]}.get(type, ["7", "", None])
+    table = table_from(rows, ["subset"]).append_column("subset", pa.array(values, type))
+    tally = Tally()
+    tally.add(table)
+    names = ["(no subset)"] if type == pa.null() else ["7", "(no subset)"]
+    assert list(tally.report().subsets) == names
+
+
+def test_very_many_subsets_are_merged_into_the_rest(monkeypatch):
+    """In parts or at once: the same names, the rest in one line, and no row lost."""
+    monkeypatch.setattr(reporting, "MOST_SUBSETS", 3)
+    rows = [
+        {"subset": f"s{i}", "decision": {"status": "unchanged", "relabelled": 0, "filtered": 0}}
+        for i in (0, 1, 0, 2, 3, 4)
+    ]
+    parts = [Tally(), Tally()]
+    parts[0].add(table_from(rows[:2]))
+    parts[1].add(table_from(rows[2:]))
+    parts[0].merge(parts[1])
+    assert {name: counts.rows for name, counts in parts[0].report().rows()} == {
+        **{"s0": 2, "s1": 1, "s2": 1},
+        **{"(other subsets)": 2, "all": 6},
+    }
+
+
+def test_a_dataset_that_was_filtered_is_counted(sample):
+    """A dataset with an order of its own, and without a single row."""
+    dataset = refined(sample[:6])
+    chosen = dataset.select([4, 1, 3])
+    assert build_report([chosen]).to_json() == build_report([Dataset.from_list(chosen.to_list())]).to_json()
+    assert build_report([dataset.select([])]).total.rows == 0
+    found = ChangedRows(10)
+    for table in tables_of(chosen):
+        found.add(table)
+    assert found.rows() == naive_changed(chosen.to_list(), 10)
+
+
+def refined(rows, **options):
+    """The rows after all stages with the lexical baseline."""
+    dataset = Dataset.from_list(rows)
+    for stage in (
+        arhn.Snippets(annotator=arhn.Lexical(of_best=0.5)),
+        arhn.Ranks(annotator=arhn.Lexical()),
+        arhn.Relabel(**options),
+    ):
+        dataset = dataset.map(stage)
+    return dataset
+
+
+def test_the_counts_add_up(sample):
+    """Relabelled, filtered and kept are the source's negatives, in each subset and in all."""
+    dataset = refined(sample)
+    report = build_report([dataset.select(range(30)), dataset.select(range(30, len(sample)))])
+    assert list(report.subsets) == ["qa", "claims", "arguments", "titles"]
+    for name, counts in report.rows():
+        rows = [row for row in sample if name in ("all", row["subset"])]
+        assert counts.rows == len(rows) == sum(counts.decisions.values()) == sum(counts.rankings.values())
+        assert counts.positives == sum(len(row["positive_passages"]) for row in rows)
+        assert counts.negatives == sum(len(row["negative_passages"]) for row in rows)
+        assert counts.relabelled + counts.filtered + counts.kept == counts.negatives
+        assert sum(counts.snippets.values()) == counts.positives + counts.negatives
+    assert report.to_json()["all"]["rows"] == len(sample)
+    assert report.total.errors == 0
+
+
+def test_rows_without_a_subset_and_with_very_many(sample, monkeypatch):
+    """One nameless subset shows the total alone; past a limit the rest is one line."""
+    bare = [{name: value for name, value in row.items() if name != "subset"} for row in sample[:4]]
+    assert [name for name, _ in build_report([refined(bare)]).rows()] == ["all"]
+    monkeypatch.setattr(reporting, "MOST_SUBSETS", 2)
+    many = [{**row, "subset": f"s{i}"} for i, row in enumerate(sample[:5])]
+    assert list(build_report([refined(many)]).subsets) == ["s0", "s1", "(other subsets)"]
+
+
+def test_a_policy_without_ranks_is_counted(sample):
+    """The filter policy needs no ranking stage, and the report none either."""
+    dataset = Dataset.from_list(sample[:5]).map(arhn.Snippets(annotator=arhn.Lexical()))
+    report = build_report([dataset.map(arhn.Relabel(policy="filter"))])
+    assert report.total.rankings == {}
+    assert "rankings  none" in format_report(report)
+
+
+def test_tables_align():
+    """The first column to the left, the others to the right."""
+    assert format_table(("a", "bb"), [("xxx", "1")]).splitlines() == ["a    bb", "---  --", "xxx   1"]
+
+
+def test_changed_rows_come_from_every_subset_and_read_well(sample):
+    """Relabelled rows first, one of each subset before the second; each passage with its snippet."""
+    dataset = refined(sample)
+    rows = changed_rows(tables_of(dataset), 3)
+    assert len({row["subset"] for row in rows}) == 3
+    assert all(row["decision"]["relabelled"] for row in rows)
+    assert changed_rows(tables_of(dataset), 1000)[-1]["decision"]["relabelled"] == 0
+    text = format_row(rows[0])
+    assert text.startswith("query      ")
+    assert "positive   [" in text
+    assert "+ now pos  [" in text
+    assert "negatives" in text.splitlines()[-1]
+    filtered = next(row for row in changed_rows(tables_of(dataset), 1000) if row["decision"]["filtered"])
+    assert "- left     [" in format_row(filtered)
+    unsupported = next(row for row in dataset if row["decision"]["reference"] == "unsupported")
+    assert "(no_answer)" in format_row(unsupported)

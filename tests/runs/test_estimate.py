@@ -1,0 +1,109 @@
+"""What a run will cost, from a sample that is really annotated."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import arhn_datasets as arhn
+from arhn_datasets import cli
+from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
+from arhn_datasets.runs.refine import Input, Stages
+from tests.conftest import SAMPLE
+
+
+def stages(annotator):
+    """The stages of a run."""
+    return Stages(
+        snippets=arhn.Snippets(annotator=annotator), ranks=arhn.Ranks(annotator=annotator), relabel=arhn.Relabel()
+    )
+
+
+def test_the_sample_is_paid_once_and_extrapolated(server):
+    """Requests, tokens, time and rates follow from the sample, whose replies the real run finds in the store."""
+    annotator = arhn.Endpoint(server.url)
+    found = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=20, prices=Prices(per_hour=3.6))
+    assert (found.rows, found.sampled_rows, found.errors) == (69, 20, 0)
+    assert found.stored == server.requests
+    assert 400 < found.requests <= 400 + 69
+    assert found.tokens_in == pytest.approx(10 * found.requests, rel=0.01)
+    assert found.tokens_out == pytest.approx(5 * found.requests, rel=0.01)
+    assert found.seconds == pytest.approx((found.requests - found.stored) / found.requests_per_second)
+    assert found.price == pytest.approx(found.seconds * 0.001)
+    assert found.gpu_hours == pytest.approx(found.seconds / 3600)
+    for share in (found.relabelled, found.filtered):
+        assert 0 <= share.low <= share.share <= share.high <= 1
+    again = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=20)
+    assert again.stored == server.requests, "the second estimate asked nothing"
+    assert (again.relabelled, again.tokens_in, again.seconds) == (found.relabelled, found.tokens_in, None)
+    json.dumps(again.to_json())
+
+
+def test_a_sample_that_is_in_the_store_says_why_nothing_was_measured(server):
+    """No rate, so no duration, GPU-hours or price, and what to do; nothing is missing where all is in the store."""
+    annotator = arhn.Endpoint(server.url)
+    estimate(Input(name=str(SAMPLE)), stages(annotator), sample=8)
+    again = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=8, prices=Prices(per_hour=4.0))
+    assert (again.seconds, again.gpu_hours, again.price) == (None, None, None)
+    text = format_estimate(again)
+    assert "duration, GPU-hours and a price by the hour cannot be told" in text
+    assert "--estimate-rows above 8" in text
+    larger = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=24)
+    assert larger.seconds is not None
+    whole = Input(name=str(SAMPLE), limit=4)
+    estimate(whole, stages(annotator), sample=4)
+    done = format_estimate(estimate(whole, stages(annotator), sample=4))
+    assert "cannot be told" not in done
+    assert "every request of the run is in the store" in done
+
+
+def test_prices_by_token_and_a_baseline_without_requests(server):
+    """Tokens times their price; the lexical baseline costs nothing and says only its rates."""
+    prices = Prices(per_million_in=2.0, per_million_out=10.0)
+    found = estimate(Input(name=str(SAMPLE), limit=9), stages(arhn.Endpoint(server.url)), sample=50, prices=prices)
+    assert found.sampled_rows == 9
+    assert found.price == pytest.approx((2 * found.tokens_in + 10 * found.tokens_out) / 1e6)
+    free = estimate(Input(name=str(SAMPLE)), stages(arhn.Lexical()), prices=prices)
+    assert (free.requests, free.tokens_in, free.price, free.seconds) == (0, None, None, None)
+    assert "tokens" not in format_estimate(free)
+
+
+def test_failures_and_long_runs_are_told(server):
+    """Requests of the sample that failed are counted, and hours are shown as hours."""
+    from aiohttp import web
+
+    server.fault = lambda number, prompt: web.Response(status=422) if number % 2 else None
+    server.delay = 0.05
+    found = estimate(Input(name=str(SAMPLE), limit=8), stages(arhn.Endpoint(server.url, concurrency=1)), sample=4)
+    assert found.errors > 0
+    text = format_estimate(found)
+    assert "failed" in text
+    from dataclasses import replace
+
+    assert "2 h 05 min" in format_estimate(replace(found, seconds=7500.0, gpu_hours=2.1, requests_per_second=1.0))
+    with pytest.raises(ConfigurationError, match="The sample has 0 rows"):
+        estimate(Input(name=str(SAMPLE)), stages(arhn.Lexical()), sample=0)
+
+
+def test_the_command_prints_it_and_writes_nothing(server, tmp_path, capsys, monkeypatch):
+    """--estimate needs no output folder and makes none."""
+    monkeypatch.chdir(tmp_path)
+    command = [str(SAMPLE), "--endpoint", server.url, "--estimate", "--estimate-rows", "5"]
+    assert cli.refine_command([*command, "--price-per-million", "1", "2"]) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "rows       69, of which 5",
+        "requests",
+        "tokens",
+        "duration",
+        "GPU-hours",
+        "price",
+        "relabelled",
+        "next",
+    ):
+        assert f"{line}" in printed
+    assert list(tmp_path.iterdir()) == []
+    assert cli.refine_command([str(SAMPLE), "--endpoint", server.url]) == 2
+    assert "--output DIR is missing" in capsys.readouterr().err
