@@ -16,9 +16,10 @@ import arhn_datasets as arhn
 from arhn_datasets import background, cli, errors
 from arhn_datasets.endpoint import ChatRequest, ConnectionOptions, HubTransport, Pool
 from arhn_datasets.records import ERROR, SnippetRequest
-from arhn_datasets.testing import Emulator, Fault, Latency
+from arhn_datasets.testing import Emulator, Fault
 from tests.conftest import SAMPLE
 from tests.server import Server
+from tests.together import Together
 
 only_newer_hub = pytest.mark.skipif(
     version("huggingface_hub").startswith("0."), reason="before 1.0 the hub's client says less of what went wrong"
@@ -98,8 +99,8 @@ def test_passing_faults_are_asked_again():
 def test_no_more_in_flight_than_asked_for():
     """The limit is the pool's."""
     requests = [SnippetRequest(query=f"q{n}", passage=ASKED.passage, task="question") for n in range(20)]
-    with Emulator(latency=Latency(overhead=0.01)) as server:
-        found = evidence(hub(server.url), *requests, concurrency=3, deadline=10)
+    with Emulator(reply=Together(3, "x")) as server:
+        found = evidence(hub(server.url), *requests, concurrency=3, deadline=120)
         assert server.stats.peak_in_flight == 3
     assert ERROR not in {snippet.status for snippet in found}
 

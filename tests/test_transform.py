@@ -19,8 +19,10 @@ from datasets.fingerprint import Hasher
 import arhn_datasets as arhn
 from arhn_datasets import errors
 from arhn_datasets.records import EVIDENCE_TYPES, RANKING, evidence_features
+from arhn_datasets.testing import Emulator
 from arhn_datasets.transform import TypedList, is_batch
 from tests.server import Server, lexical_reply
+from tests.together import Together
 
 ROWS = 12
 
@@ -153,10 +155,9 @@ def test_an_empty_dataset_gets_its_columns(row):
 
 def test_many_rows_wait_for_the_server_together(sample):
     """Row by row in a script, the endpoint is filled up to its own limit."""
-    with Server(lexical_reply) as server:
-        server.delay = 0.02
+    with Emulator(max_concurrent_requests=32, reply=Together(31, arhn.Lexical())) as server:
         Dataset.from_list(sample[:ROWS]).map(arhn.Snippets(endpoint=server.url))
-    assert server.most_in_flight > 20
+        assert server.stats.peak_in_flight == 31
 
 
 def test_a_client_survives_a_second_map(sample):
