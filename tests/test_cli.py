@@ -67,6 +67,8 @@ def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsy
         (["--annotator", "lexical", "--model", "m"], "--model goes with an LLM, not with --annotator lexical"),
         (["--annotator", "lexical", "--concurrency", "4", "--api", "tgi"], "--api, --concurrency go with"),
         (["--annotator", "lexical", "--constrained"], "--constrained goes with"),
+        (["--annotator", "lexical", "--max-tokens", "64"], "--max-tokens goes with"),
+        (["--endpoint", "http://x", "--max-tokens", "1025"], "max_tokens is 1025; a number from 1 to 1024"),
         (["--annotator", "lexical", "--timeout", "300"], "--timeout goes with"),
         (["--annotator", "lexical", "--give-up-after", "600"], "--give-up-after goes with"),
         (["--annotator", "lexical", "--api-key", "k"], "--api-key goes with"),
@@ -258,6 +260,26 @@ def test_endpoints_that_refuse_or_are_not_there_exit_with_1(server, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_the_limit_of_a_snippet_reply_changes_what_is_asked_and_known(server, tmp_path):
+    """It goes to the server, into run.json and the identity; the same limit asks nothing again, another one does."""
+    base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "2", "--endpoint", server.url]
+
+    def identity(*limit):
+        assert cli.refine_command([*base, *limit]) == 0
+        run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+        assert run["annotator"]["max_tokens"] == (int(limit[1]) if limit else 384)
+        return run["identity"]
+
+    limited = identity("--max-tokens", "7")
+    snippets = [body for body in server.bodies if "<passage>" in body["messages"][-1]["content"]]
+    assert {body["max_tokens"] for body in snippets} == {7}
+    asked = server.requests
+    assert identity("--max-tokens", "7") == limited
+    assert server.requests == asked
+    assert identity() != limited
+    assert server.requests == asked + len(snippets)
+
+
 def test_requests_that_all_fail_exit_with_1_and_some_with_0(server, tmp_path, capsys):
     """The rows are written unchanged, and the message says how to ask again."""
     from aiohttp import web
@@ -286,11 +308,12 @@ def test_arguments_reach_the_stages(monkeypatch):
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
-        "--ties below --min-negatives 2 --on-shortage drop --max-relabeled 3 --on-excess allow"
+        "--ties below --min-negatives 2 --on-shortage drop --max-relabeled 3 --on-excess allow --max-tokens 99"
     )
     stages = cli.configured_stages(parse(given.split()))
     assert isinstance(stages.annotator, Local)
     assert (stages.annotator.model, stages.annotator.revision, stages.annotator.cache) == ("x", "r", "none")
+    assert stages.annotator.max_tokens == 99
     assert stages.snippets.tasks == {"qa": "claim"}
     ranks, relabel = stages.ranks, stages.relabel
     assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
