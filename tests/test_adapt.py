@@ -703,7 +703,7 @@ def test_the_module_is_light_to_import() -> None:
     heavy = "{'datasets', 'pandas', 'torch', 'transformers', 'aiohttp'}"
     code = f"import sys, arhn_datasets.adapt; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
 
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], timeout=120)
 
 
 # --- the map callable ---

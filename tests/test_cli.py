@@ -185,7 +185,12 @@ def test_a_closed_pipe_ends_a_command_quietly(command, refined, tmp_path):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [str(BIN / given[0]), *map(str, given[1:])], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        [str(BIN / given[0]), *map(str, given[1:])],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=120,
     )
     os.close(write)
     assert done.returncode == 1 or (done.returncode == 0 and command == "help")
@@ -198,7 +203,7 @@ def test_a_full_disk_behind_the_output_is_told(tmp_path):
     """What was printed and did not arrive is no success."""
     with open("/dev/full", "w", encoding="utf-8") as full:
         command = [str(BIN / "arhn-cache"), "info", "--cache", str(tmp_path)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
@@ -351,7 +356,7 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     kept, asked = len(Answers(tmp_path / "answers")), server.requests
     assert kept >= 20
     server.fault = None
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "snippets  grounded" in finished.stdout
     assert server.requests - asked <= 422 + 69 - kept
 
@@ -407,6 +412,6 @@ def test_push_prints_the_commit(refined, capsys, monkeypatch):
 def test_help_and_version_start_fast_and_light(command):
     """--help and --version need no dataset library."""
     for flag in ("--help", "--version"):
-        done = subprocess.run([str(BIN / command), flag], capture_output=True, text=True, check=True)
+        done = subprocess.run([str(BIN / command), flag], capture_output=True, text=True, check=True, timeout=120)
         assert command in done.stdout
     assert json.dumps(done.stderr) == '""'

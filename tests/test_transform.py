@@ -279,6 +279,7 @@ def test_fingerprints_are_equal_in_two_processes():
             capture_output=True,
             text=True,
             check=True,
+            timeout=120,
         ).stdout
         for url, key, seed in (("http://a:1", "one", "1"), ("http://b:2", "three", "2"))
     }
@@ -299,7 +300,9 @@ def test_a_second_process_reuses_the_cached_map(server, sample, tmp_path):
     environment = {**os.environ, "ARHN_CACHE": "none"}
     counts = []
     for key in ("one", "two"):
-        subprocess.run([sys.executable, "-c", script, key], check=True, capture_output=True, env=environment)
+        subprocess.run(
+            [sys.executable, "-c", script, key], check=True, capture_output=True, env=environment, timeout=120
+        )
         counts.append(server.requests)
     assert counts[0] > 0
     assert counts[1] == counts[0]
