@@ -11,38 +11,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.inputs.values import STRING, BrokenRow, array_of, blank, filled
-from arhn_datasets.rows.arrow import Integers, is_null, lists_of, rows_of, starts_of, taken
+from arhn_datasets.inputs.values import STRING, BrokenRow, blank, filled
+from arhn_datasets.rows.arrow import Integers, is_null, lists_of, rows_of, shaped, starts_of, taken
 from arhn_datasets.rows.records import Row, shorten, stable_docid
 
+OBJECTS = ""  # the name of a field that no passage has
 CONTROLS = bytes(range(32))
 PASSAGES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class FlatPassages:
     """The passages of one side of all rows, flat: how many each row has, and one array a field.
 
-    ``fields`` are ``docid`` and ``title``, where there are such, ``text``, and any further ones; of passages that came
-    as Python objects these further ones are in ``entries``, the fields of each in the order that they shall have.
-    ``given`` is the column in which the lists stand just as they are here, if there is one.
+    ``fields`` are ``docid`` and ``title``, where there are such, ``text``, and any further ones. Of passages that came
+    as Python objects the field :data:`OBJECTS` says at which place in ``objects`` each stands, whose further fields, in
+    their order, are those of the passage. ``given`` is the column in which the lists stand just as they are here.
     """
 
     counts: Integers
     fields: Mapping[str, pa.Array]
-    entries: Sequence[Mapping[str, Any]] | None = None
+    objects: Sequence[Mapping[str, Any]] | None = None
     given: pa.ChunkedArray | None = None
 
-    def kept(self, mask: Any) -> Side:
+    def kept(self, mask: Any) -> FlatPassages:
         """Only the passages at which the mask is true."""
         places = np.flatnonzero(mask)
-        return Side(
+        return FlatPassages(
             counts=np.bincount(rows_of(self.counts)[places], minlength=len(self.counts)),
             fields={name: taken(values, places) for name, values in self.fields.items()},
-            entries=None if self.entries is None else [self.entries[place] for place in places.tolist()],
+            objects=self.objects,
         )
 
-    def with_docids(self) -> Side:
+    def with_docids(self) -> FlatPassages:
         """Titles, and docids where there were none."""
         count, fields = len(self.fields["text"]), self.fields
         if not {"docid", "title"} <= fields.keys():
@@ -59,23 +60,20 @@ class Side:
         """The passages as a column of lists of that type."""
         if self.given is not None and self.given.type == type:
             return self.given
-        arrays = [self._field(field.name, field.type) for field in type.value_type]
+        count = len(self.fields["text"])
+        arrays = [
+            shaped(self.fields.get(field.name, pa.nulls(count)), field.type, field.name) for field in type.value_type
+        ]
         return lists_of(self.counts, pa.StructArray.from_arrays(arrays, fields=list(type.value_type)))
 
-    def _field(self, name: str, type: pa.DataType) -> pa.Array:
-        values = self.fields.get(name)
-        if values is not None:
-            return values if values.type == type else pc.cast(values, type)
-        if self.entries is not None:
-            return pa.array([entry.get(name) for entry in self.entries], type)
-        return pa.nulls(len(self.fields["text"]), type)
-
-    def objects(self) -> list[list[Row]]:
+    def dicts(self) -> list[list[Row]]:
         """The passages as Python objects, a list a row."""
-        values = zip(*(array.to_pylist() for array in self.fields.values()), strict=True)
-        passages = [dict(zip(self.fields, passage, strict=True)) for passage in values]
-        if self.entries is not None:
-            passages = [{**entry, **passage} for entry, passage in zip(self.entries, passages, strict=True)]
+        fields = dict(self.fields)
+        places = fields.pop(OBJECTS, None)
+        values = zip(*(array.to_pylist() for array in fields.values()), strict=True)
+        passages = [dict(zip(fields, passage, strict=True)) for passage in values]
+        if self.objects is not None and places is not None:
+            passages = [{**self.objects[at], **found} for at, found in zip(places.to_pylist(), passages, strict=True)]
         starts = starts_of(self.counts).tolist()
         return [passages[start:end] for start, end in zip(starts, starts[1:], strict=False)]
 
@@ -96,7 +94,8 @@ def stable_docids(titles: pa.Array, texts: pa.Array) -> pa.Array:
     """
     made: dict[tuple[bytes, bytes], str] = {}
     passages = zip(_bytes_of(titles), _bytes_of(texts), strict=True)
-    return array_of([made.get(found) or made.setdefault(found, _stable_docid(*found)) for found in passages])
+    hashes = [made.get(found) or made.setdefault(found, _stable_docid(*found)) for found in passages]
+    return pa.array(hashes, STRING)
 
 
 def _stable_docid(title: bytes, text: bytes) -> str:
@@ -115,7 +114,7 @@ def _bytes_of(texts: pa.Array) -> Iterator[bytes]:
         yield from texts[start : start + PASSAGES_AT_ONCE].cast(pa.binary()).to_pylist()
 
 
-def checked(positives: Side, negatives: Side) -> tuple[Side, Side]:
+def checked(positives: FlatPassages, negatives: FlatPassages) -> tuple[FlatPassages, FlatPassages]:
     """Each side with each passage of a row once, at its first place; a row needs a positive, and none on both sides.
 
     By docid alone: a copy of a positive under another docid is a false negative, and refining finds it. Where docids
@@ -145,7 +144,7 @@ def checked(positives: Side, negatives: Side) -> tuple[Side, Side]:
     return kept
 
 
-def _refuse_no_positive(positives: Side) -> None:
+def _refuse_no_positive(positives: FlatPassages) -> None:
     there = np.zeros(len(positives.counts), bool)
     for name in ("text", "title"):
         if not there.all():
@@ -157,7 +156,7 @@ def _refuse_no_positive(positives: Side) -> None:
         )
 
 
-def _each_once(side: Side, keys: Integers) -> Side:
+def _each_once(side: FlatPassages, keys: Integers) -> FlatPassages:
     order = np.argsort(keys, kind="stable")
     again = _repeats(keys[order])
     if not again.any():

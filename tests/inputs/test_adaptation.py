@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.inputs import adaptation, values
-from arhn_datasets.inputs.adaptation import adapt_dataset, adapt_row, keeps_rows
-from arhn_datasets.inputs.forms import KNOWN_FORMS
+from arhn_datasets.inputs import values
+from arhn_datasets.inputs.adaptation import adapt_dataset, adapt_rows, keeps_rows
+from arhn_datasets.inputs.forms import FORMS as KNOWN_FORMS
 from arhn_datasets.rows import stage
 from arhn_datasets.rows.records import stable_docid, stable_query_id
 from tests.inputs import rowwise
@@ -32,6 +32,11 @@ QUERY = "why do lighthouses blink"
 YES = "Each lighthouse has its own rhythm, so that a crew can tell which one it sees."
 NO = "The keeper's cottage was painted white every spring."
 ALSO_NO = "Lamp oil came by ship twice a year."
+
+
+def adapt_row(row: Row) -> Row:
+    """One row as a canonical row, of Python objects throughout."""
+    return adapt_rows([row])[0]
 
 
 def passage(text: str, docid: str | None = None, title: str = "", **fields: object) -> Row:
@@ -233,7 +238,7 @@ def test_unknown_columns_are_refused_with_the_known_forms() -> None:
     with pytest.raises(SchemaError, match=r"no known form: \['pos', 'utterance'\]") as caught:
         adapt_row({"utterance": QUERY, "pos": [YES]})
 
-    assert all(form in str(caught.value) for form in KNOWN_FORMS)
+    assert all(form.label in str(caught.value) for form in KNOWN_FORMS)
 
 
 @pytest.mark.parametrize(
@@ -1061,8 +1066,8 @@ def test_a_batched_map_stays_in_arrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Dataset.map` with batched=True makes no Python object of a value, and drops the columns that it is told to."""
     rows = [{"query": f"q{number}", "pos": ["yes"], "neg": [f"no {number}"], "kind": "x"} for number in range(5)]
     ds = Dataset.from_list(rows)
+    monkeypatch.setattr(values, "typed", None)
     monkeypatch.setattr(values, "each", None)
-    monkeypatch.setattr(adaptation, "_adapted_rows", None)
 
     adapted = ds.map(arhn.adapt, batched=True, batch_size=2, remove_columns=ds.column_names)
 
