@@ -92,17 +92,10 @@ def adapt_rows(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None 
 
 
 def adapt_columns(table: pa.Table, numbers: Sequence[int] | None = None) -> dict[str, Any]:
-    """The canonical columns of the rows of a table of any form that keeps its rows, as :func:`adapt_rows` makes them.
+    """The canonical columns of the rows of a table, as :func:`adapt_rows`; those that are canonical come as they are.
 
-    Columns that are canonical already come back as they are. Where docids are missing, one Python loop hashes each
-    distinct passage once; nothing else makes a Python object of a passage.
-
-    Args:
-        table: rows of one form, in any chunks.
-        numbers: of each row, for the messages.
-
-    Raises:
-        SchemaError: as :func:`adapt_rows`.
+    Where docids are missing, one Python loop hashes each distinct passage once; nothing else makes a Python object of a
+    passage.
     """
     reading = reading_of(tuple(table.column_names))
     columns = {name: table[name] for name in reading.inputs(table.column_names)}
@@ -272,11 +265,10 @@ def _adapted_dataset(ds: Dataset | Iterable[object], corpus: GivenRows | None) -
 
 
 def _with_the_same_columns(given: Iterable[object]) -> list[Row]:
-    rows: list[Mapping[str, Any]] = []
-    for row in given:
+    rows: list[Any] = list(given)
+    for row in rows:
         if not isinstance(row, Mapping):
             raise SchemaError(f"Found {found_as(row)} among the rows; a dataset, or one dict per row, was expected.")
-        rows.append(row)
     if not rows:
         raise SchemaError("There are no rows, so there are no columns to recognise a form by.")
     columns = dict.fromkeys(chain.from_iterable(rows))
@@ -331,14 +323,13 @@ def _dataset(tables: Iterable[pa.Table], features: Features, split: NamedSplit |
     return Dataset(pa.concat_tables([empty_table(features.arrow_schema), *tables]), split=split)
 
 
-def _features_of(features: Features, reading: Reading) -> Features:
-    adapted = _features(reading.passages(features.arrow_schema))
-    adapted.update({name: features[name] for name in reading.passed(features)})
-    return adapted
-
-
-def _features(passages: pa.DataType) -> Features:
+def _features(passages: pa.DataType, passed: Mapping[str, Any] | None = None) -> Features:
     from datasets import Features
 
-    types = (STRING, STRING, passages, passages)
-    return Features.from_arrow_schema(pa.schema(list(zip(CANONICAL, types, strict=True))))
+    canonical = zip(CANONICAL, (STRING, STRING, passages, passages), strict=True)
+    return Features({**Features.from_arrow_schema(pa.schema(list(canonical))), **(passed or {})})
+
+
+def _features_of(features: Features, reading: Reading) -> Features:
+    passed = {name: features[name] for name in reading.passed(features)}
+    return _features(reading.passages(features.arrow_schema), passed)

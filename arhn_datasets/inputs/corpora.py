@@ -132,9 +132,9 @@ def _parts_of_corpus(corpus: GivenRows, needed: Mapping[str, None]) -> Iterator[
 
 
 def _structs_of(docids: pa.Array, titles: Values, texts: Values) -> pa.Array:
-    arrays = (docids, read(titles, TITLE, "text"), read(texts, TEXT, "text"))
-    typed = [pc.cast(values, field.type) for values, field in zip(arrays, CORPUS_TYPE, strict=True)]
-    return pa.StructArray.from_arrays(typed, fields=list(CORPUS_TYPE))
+    fields = (docids, read(titles, TITLE, "text"), read(texts, TEXT, "text"))
+    arrays = [pc.cast(values, field.type) for values, field in zip(fields, CORPUS_TYPE, strict=True)]
+    return pa.StructArray.from_arrays(arrays, fields=list(CORPUS_TYPE))
 
 
 def contents_of(passages: pa.Array) -> Integers:

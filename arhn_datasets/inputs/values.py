@@ -28,10 +28,6 @@ STRING = pa.string()
 ROWS_PER_BATCH = 1000
 
 
-class HalfAPair(SchemaError):
-    """A text that cannot be encoded."""
-
-
 class BrokenRow(SchemaError):
     """What is wrong with a row, before it has a name."""
 
@@ -91,17 +87,18 @@ def read(values: Values, kind: Kind, column: str) -> pa.Array:
     Raises:
         BrokenRow: a value is not of the kind.
     """
-    found, wrong = None, None
+    array = None
     try:
-        found = kind.array(typed(values, column) if isinstance(values, list) else one_array(values))
-    except SchemaError as error:  # of values of several types, or of one that Arrow cannot hold
-        wrong = error if isinstance(error, HalfAPair) else None
-    if found is not None and not (kind.needed and found.null_count):
-        return found
+        array = kind.array(typed(values, column) if isinstance(values, list) else one_array(values))
+    except SchemaError as error:  # values of several types, or one that Arrow cannot hold
+        if len(values) == 1 and isinstance(values[0], str):  # which no advice on types would help
+            raise BrokenRow(0, error) from None
+    if array is not None and not (kind.needed and array.null_count):
+        return array
     if not isinstance(values, list):
         return read(values.to_pylist(), kind, column)
     if len(values) == 1:
-        raise BrokenRow(0, wrong or f"column {column!r} holds {found_as(values[0])} {kind.expected}.")
+        raise BrokenRow(0, f"column {column!r} holds {found_as(values[0])} {kind.expected}.")
     return pa.concat_arrays([pa.nulls(0, kind.type), *each(values, lambda value: read([value], kind, column))])
 
 
@@ -163,7 +160,7 @@ def typed(values: list[Any], column: str) -> pa.Array:
     except OverflowError:  # integers beyond 64 bits, as hashes are
         return typed([Decimal(value) if isinstance(value, int) else value for value in values], column)
     except UnicodeEncodeError as error:
-        raise HalfAPair(
+        raise SchemaError(
             f"A text holds half of a surrogate pair, which no dataset can store: {shorten(ascii(error.object), 60)}. "
             "Repair the texts first: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         ) from None

@@ -21,12 +21,13 @@ import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.inputs import values
 from arhn_datasets.inputs.adaptation import adapt_dataset, adapt_rows, keeps_rows
-from arhn_datasets.inputs.forms import FORMS as KNOWN_FORMS
+from arhn_datasets.inputs.forms import FORMS
 from arhn_datasets.rows import stage
 from arhn_datasets.rows.records import stable_docid, stable_query_id
 from tests.inputs import rowwise
 
 Row = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 
 QUERY = "why do lighthouses blink"
 YES = "Each lighthouse has its own rhythm, so that a crew can tell which one it sees."
@@ -238,7 +239,14 @@ def test_unknown_columns_are_refused_with_the_known_forms() -> None:
     with pytest.raises(SchemaError, match=r"no known form: \['pos', 'utterance'\]") as caught:
         adapt_row({"utterance": QUERY, "pos": [YES]})
 
-    assert all(form.label in str(caught.value) for form in KNOWN_FORMS)
+    assert all(form.label in str(caught.value) for form in FORMS)
+
+
+def test_the_readme_has_a_line_for_every_form() -> None:
+    """Its table of forms is the list of forms."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Training forms that are recognised")[1]
+    lines = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("| ")]
+    assert lines[1:] == [f"| {form.label} | `{form.columns}` |" for form in FORMS]
 
 
 @pytest.mark.parametrize(
@@ -305,6 +313,22 @@ def test_rows_that_break_their_form_are_refused(row: Row, message: str) -> None:
     """The message names the row, the column, what was found and what was expected."""
     with pytest.raises(SchemaError, match=message):
         adapt_row(row)
+
+
+def test_values_of_several_types_are_read_each_by_itself() -> None:
+    """Ids may be strings here and integers there, of any size; a value of another kind is the one that is named."""
+    ids = [1, "b", 8.0, 2**64 - 1, None]
+    rows = [canonical(query_id=found, query=f"q{place}") for place, found in enumerate(ids)]
+
+    found = [row["query_id"] for row in adapt_rows(rows)]
+
+    assert found == ["1", "b", "8", str(2**64 - 1), stable_query_id("q4")]
+    for wrong in (1.5, True, b"c", object(), [1]):
+        named = f"query_id .* \\(row 1, .*'query_id' holds a {type(wrong).__name__} .* as an id"
+        with pytest.raises(SchemaError, match=named):
+            adapt_rows([rows[0], {**rows[1], "query_id": wrong}, *rows[2:]], range(5))
+    with pytest.raises(SchemaError, match="'neg' holds a int .3. where the text of one passage"):
+        adapt_row({**FLAG, "neg": [NO, 3]})
 
 
 # --- properties of adapt_row ---
@@ -710,13 +734,13 @@ def test_the_module_is_light_to_import() -> None:
     heavy = "{'datasets', 'pandas', 'torch', 'transformers', 'aiohttp'}"
     code = f"import sys, arhn_datasets.inputs.adaptation; found = {heavy} & set(sys.modules); assert not found, found"
 
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # --- the map callable ---
 
 
-FORMS = {
+ROWS_IN = {
     "flag": [{"query": f"q{i}", "pos": [f"yes {i}"], "neg": [f"no {i}", f"never {i}"], "kind": "x"} for i in range(3)],
     "triplet": [{"anchor": f"q{i}", "positive": f"yes {i}", "negative": f"no {i}", "kind": "x"} for i in range(3)],
     "dpr": [
@@ -754,18 +778,18 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ROWS_IN)
 def test_every_way_of_adapting_gives_the_same_rows(form: str, way: str) -> None:
     """The canonical columns come, those of the other form go, and the rest passes through."""
-    rows = FORMS[form]
+    rows = ROWS_IN[form]
     assert [dict(row) for row in WAYS[way](rows)] == [adapt_row(row) for row in rows]
 
 
 def test_a_row_given_to_adapt_stays_as_it_was() -> None:
     """A plain call makes a new row; only what `datasets` hands over is changed in place."""
-    row = dict(FORMS["flag"][0])
+    row = dict(ROWS_IN["flag"][0])
     arhn.adapt(row)
-    assert row == FORMS["flag"][0]
+    assert row == ROWS_IN["flag"][0]
 
 
 def test_a_copy_of_a_positive_under_another_docid_is_read() -> None:
