@@ -156,15 +156,16 @@ def typed(values: list[Any], column: str) -> pa.Array:
         SchemaError: they have more than one, or a text is none that Arrow can hold.
     """
     try:
-        return pa.array(values)
-    except OverflowError:  # integers beyond 64 bits, as hashes are
-        return typed([Decimal(value) if isinstance(value, int) else value for value in values], column)
+        try:
+            return pa.array(values)
+        except OverflowError:  # integers beyond 64 bits, as hashes are
+            return pa.array([Decimal(value) if isinstance(value, int) else value for value in values])
     except UnicodeEncodeError as error:
         raise SchemaError(
             f"A text holds half of a surrogate pair, which no dataset can store: {shorten(ascii(error.object), 60)}. "
             "Repair the texts first: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         ) from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise SchemaError(
             f"Column {column!r} holds values of different types ({error}). Give them one type, or leave the column out."
         ) from error
@@ -243,18 +244,21 @@ def _queries(values: pa.Array) -> pa.Array | None:
     return None if texts is None or texts.null_count or blank(texts).any() else texts
 
 
+def _is_whole(type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type) or (pa.types.is_decimal(type) and type.scale == 0))
+
+
 def _ids(values: pa.Array) -> pa.Array | None:
     if pa.types.is_float32(values.type) or pa.types.is_float64(values.type):
         whole = pc.and_(pc.equal(pc.floor(values), values), pc.less(pc.abs(values), 2.0**53))
         if pc.all(whole).as_py() is False:
             return None
         values = pc.cast(values, pa.int64())  # what pandas makes of a column of integers with gaps
-    whole_decimals = pa.types.is_decimal(values.type) and values.type.scale == 0
-    return pc.cast(values, STRING) if pa.types.is_integer(values.type) or whole_decimals else _optional_texts(values)
+    return pc.cast(values, STRING) if _is_whole(values.type) else _optional_texts(values)
 
 
 def _numbers(values: pa.Array) -> pa.Array | None:
-    of = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    of = (_is_whole, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     return pc.cast(values, pa.float64(), safe=False) if any(fits(values.type) for fits in of) else None
 
 
