@@ -15,7 +15,6 @@ from arhn_datasets.inputs.values import STRING, BrokenRow, blank, filled
 from arhn_datasets.rows.arrow import Integers, is_null, lists_of, rows_of, shaped, starts_of, taken
 from arhn_datasets.rows.records import Row, shorten, stable_docid
 
-OBJECTS = ""  # the name of a field that no passage has
 CONTROLS = bytes(range(32))
 PASSAGES_AT_ONCE = 10_000
 
@@ -24,9 +23,9 @@ PASSAGES_AT_ONCE = 10_000
 class FlatPassages:
     """The passages of one side of all rows, flat: how many each row has, and one array a field.
 
-    ``fields`` are ``docid`` and ``title``, where there are such, ``text``, and any further ones. Of passages that came
-    as Python objects the field :data:`OBJECTS` says at which place in ``objects`` each stands, whose further fields, in
-    their order, are those of the passage. ``given`` is the column in which the lists stand just as they are here.
+    ``fields`` are ``docid`` and ``title``, where there are such, ``text``, and any further ones; of passages that came
+    as Python objects, ``objects`` holds these further ones, and the order of all. ``given`` is the column in which the
+    lists stand just as they are here.
     """
 
     counts: Integers
@@ -40,7 +39,7 @@ class FlatPassages:
         return FlatPassages(
             counts=np.bincount(rows_of(self.counts)[places], minlength=len(self.counts)),
             fields={name: taken(values, places) for name, values in self.fields.items()},
-            objects=self.objects,
+            objects=None if self.objects is None else [self.objects[place] for place in places.tolist()],
         )
 
     def with_docids(self) -> FlatPassages:
@@ -68,18 +67,12 @@ class FlatPassages:
 
     def dicts(self) -> list[list[Row]]:
         """The passages as Python objects, a list a row."""
-        fields = dict(self.fields)
-        places = fields.pop(OBJECTS, None)
-        values = zip(*(array.to_pylist() for array in fields.values()), strict=True)
-        passages = [dict(zip(fields, passage, strict=True)) for passage in values]
-        if self.objects is not None and places is not None:
-            passages = [{**self.objects[at], **found} for at, found in zip(places.to_pylist(), passages, strict=True)]
+        values = zip(*(array.to_pylist() for array in self.fields.values()), strict=True)
+        passages = [dict(zip(self.fields, passage, strict=True)) for passage in values]
+        if self.objects is not None:
+            passages = [{**whole, **read} for whole, read in zip(self.objects, passages, strict=True)]
         starts = starts_of(self.counts).tolist()
         return [passages[start:end] for start, end in zip(starts, starts[1:], strict=False)]
-
-    def row_of(self, place: int) -> int:
-        """The row of the passage at a place."""
-        return int(np.searchsorted(starts_of(self.counts), place, side="right")) - 1
 
     def quoted(self, place: int) -> str:
         """The beginning of the passage at a place, for a message."""
@@ -137,7 +130,7 @@ def checked(positives: FlatPassages, negatives: FlatPassages) -> tuple[FlatPassa
     if both.any():
         place = int(both.argmax())
         raise BrokenRow(
-            negatives.row_of(place),
+            int(rows_of(negatives.counts)[place]),
             f"the passage {negatives.fields['docid'][place].as_py()!r} ({negatives.quoted(place)}) is both positive "
             "and negative. Decide which it is and remove it from the other side.",
         )
@@ -169,7 +162,7 @@ def _each_once(side: FlatPassages, keys: Integers) -> FlatPassages:
     if differ.any():
         other, first = min(zip(others[differ].tolist(), firsts[differ].tolist(), strict=True))
         raise BrokenRow(
-            side.row_of(other),
+            int(rows_of(side.counts)[other]),
             f"docid {side.fields['docid'][other].as_py()!r} stands for two texts, {side.quoted(first)} and "
             f"{side.quoted(other)}. Give each text its own docid, or null docids to have them made.",
         )

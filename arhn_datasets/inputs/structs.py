@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.inputs.passages import OBJECTS, FlatPassages
+from arhn_datasets.inputs.passages import FlatPassages
 from arhn_datasets.inputs.values import ID, TEXT, TITLE, Values, each, found_as, in_lists, lengths, list_in, read
 from arhn_datasets.rows.arrow import Integers, flat_lists
 from arhn_datasets.rows.records import PASSAGE_TYPE
@@ -33,20 +33,10 @@ def structs_of(values: Values, column: str, docids: tuple[str, ...]) -> FlatPass
         titles, texts = fields.pop("title", nothing), fields.pop("text", nothing)
         known = {"title": read(titles, TITLE, column), "text": read(texts, TEXT, column)}
     docid = pc.coalesce(*ids) if len(ids) > 1 else ids[0]
-    further = {name: array for name, array in fields.items() if name not in FIELDS}
-    as_it_is = not (
-        isinstance(values, list)
-        or pa.types.is_struct(values.type)
-        or values.null_count
-        or docid.null_count
-        or titles.null_count
-    )
-    return FlatPassages(
-        counts=counts,
-        fields={"docid": docid, **known, **further},
-        objects=objects,
-        given=values if as_it_is and objects is None else None,
-    )
+    given = None
+    if not isinstance(values, list) and flat and not pa.types.is_struct(values.type):
+        given = None if values.null_count or docid.null_count or titles.null_count else values
+    return FlatPassages(counts=counts, fields={"docid": docid, **known, **fields}, objects=objects, given=given)
 
 
 def _flat(values: pa.ChunkedArray) -> tuple[Integers, dict[str, Any]] | None:
@@ -75,13 +65,13 @@ def fields_in(structs: Any) -> dict[str, Any]:
 def _flat_objects(
     values: Values, column: str, docids: tuple[str, ...]
 ) -> tuple[Integers, dict[str, Any], list[Mapping[str, Any]]]:
-    """The same of Python objects, which may have any further fields: of these the places of the objects are kept."""
+    """The same of Python objects, which may have any further fields: these stay in the objects."""
     lists = each(values, lambda value: _objects_in(value, column))
     counts, objects = lengths(lists), list(chain.from_iterable(lists))
     fields: dict[str, Any] = {name: [passage.get(name) for passage in objects] for name in (*docids, "title", "text")}
     if docids != ("docid",):
         objects = [{**dict.fromkeys(FIELDS), **{n: p[n] for n in p if n not in docids}} for p in objects]
-    return counts, {**fields, OBJECTS: pa.array(np.arange(len(objects)))}, objects
+    return counts, fields, objects
 
 
 def _objects_in(value: Any, column: str) -> list[Any]:
