@@ -11,14 +11,19 @@ from typing import Any
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, OutputError
-from arhn_datasets.folder.card import CHANGED_ROWS, CardContent, Config, Facts, merge_card, render_card
+from arhn_datasets.folder.card import CHANGED_ROWS, render_card
+from arhn_datasets.folder.card_content import CardContent, Config
 from arhn_datasets.folder.chart import draw_chart
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of, evidence_schema, further_of
-from arhn_datasets.folder.parquet import Shards, with_features
+from arhn_datasets.folder.facts import Facts
+from arhn_datasets.folder.parquet import Shards, features_of
 from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, RUN_FILE, Folder, describe_files
+from arhn_datasets.folder.readme import merge_card
 from arhn_datasets.folder.report import ALL, Counts, Report, changed_rows
-from arhn_datasets.formats.tables import Options, check_formats
-from arhn_datasets.formats.writers import FolderSource, Writer, Written, writer_of
+from arhn_datasets.formats.format import Format, Options
+from arhn_datasets.formats.registry import chosen_formats, examples_of, known_formats
+from arhn_datasets.formats.split_rows import FolderRows
+from arhn_datasets.formats.writers import Written
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, FILTERED
 
 CHARTS: Mapping[str, str] = {theme: f"charts/counts-{theme}.png" for theme in ("light", "dark")}
@@ -55,7 +60,7 @@ def build_publication(
     Args:
         source: A refined folder, or a published one that is to be published in other formats.
         target: A folder that does not exist or is empty.
-        formats: Of trainers, each a configuration; ``flagembedding`` and ``beir`` are files without one.
+        formats: Of trainers, each a configuration or files without one.
         options: Of the formats.
         repo_id: Where the card says that the dataset is.
         facts: What the publisher says in the card.
@@ -67,13 +72,13 @@ def build_publication(
         OutputError: ``target`` cannot be written.
     """
     options = options or Options()
-    formats = check_formats(formats) if formats else ()
+    chosen = chosen_formats(formats) if formats else {}
     report, notes = _report(source), []
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} is not an empty folder; name one that does not exist or is empty.")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        writing = _Writing(source, target, formats, options)
+        writing = _Writing(source, target, chosen, options)
         changed = changed_rows(writing.tables(), CHANGED_ROWS)
         written = writing.close()
         charts = dict(CHARTS)
@@ -84,13 +89,15 @@ def build_publication(
             notes.append(f"The card has no charts. {error}")
         run = {
             **source.run,
-            "published": {"formats": list(formats), "options": options.to_json(), "license": license},
+            "published": {"formats": list(chosen), "options": options.to_json(), "license": license},
             "files": describe_files(target),
         }
         content = CardContent(
             run=run,
             report=report,
             configs=writing.configs,
+            files=[format.files for name, format in known_formats().items() if format.files and name in chosen],
+            examples=examples_of({*writing.configs, *chosen}),
             layout=PUBLISHED,
             repo_id=repo_id,
             changed=changed,
@@ -114,12 +121,11 @@ def build_publication(
 class _Writing:
     """The one pass over the rows: every configuration is written as they go by."""
 
-    def __init__(self, source: Folder, target: Path, formats: Sequence[str], options: Options) -> None:
+    def __init__(self, source: Folder, target: Path, formats: Mapping[str, Format], options: Options) -> None:
         self.configs: dict[str, Config] = {}
         self._source, self._target = source, target
-        rows = FolderSource(source, source.splits)
-        self._writers: dict[str, Writer] = {
-            format: writer_of(format, target, options, rows, published=True) for format in formats
+        self._writers = {
+            name: format.open(format, target, options, FolderRows(source), True) for name, format in formats.items()
         }
 
     def tables(self) -> Iterator[pa.Table]:
@@ -159,24 +165,18 @@ class _Writing:
 
     def close(self) -> dict[str, Written]:
         """Finish the formats."""
-        from datasets import Features
-
         written = {format: writer.close() for format, writer in self._writers.items()}
         for one in written.values():
-            for config, splits in one.splits.items():
-                features = Features.from_arrow_schema(with_features(one.schemas[config]))
-                self.configs[config] = Config(splits=splits, features=features, sizes=one.sizes[config])
+            self.configs |= one.configs
         return written
 
     def _close(self, part: str, split: str, shards: Shards, schema: pa.Schema) -> None:
-        from datasets import Features
-
         shards.close()
         name = _CONFIGS[part]
         before = self.configs.get(name)
         self.configs[name] = Config(
             splits={**(before.splits if before else {}), split: f"{part}/{split}-*"},
-            features=before.features if before else Features.from_arrow_schema(schema),
+            features=before.features if before else features_of(schema),
             sizes={**(before.sizes if before else {}), split: (shards.rows, shards.bytes)},
         )
 

@@ -11,16 +11,18 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets, get
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, OutputError
-from arhn_datasets.folder.card import Facts
 from arhn_datasets.folder.evidence_table import evidence_of
+from arhn_datasets.folder.facts import Facts
 from arhn_datasets.folder.reading import open_folder, sha256_of
-from arhn_datasets.formats.tables import FORMATS, Options, table_of
+from arhn_datasets.formats.format import Options
+from arhn_datasets.formats.registry import known_formats, table_of
 from arhn_datasets.hub import publication
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.rows.records import EVIDENCE_TYPES
 from arhn_datasets.runs.refine import Input, Stages, refine
 
 KIND = ClassLabel(names=["even", "odd"])
+FORMATS = tuple(known_formats())
 
 
 def source_of(rows):
