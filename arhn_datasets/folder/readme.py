@@ -59,9 +59,9 @@ def merge_card(existing: str, card: str, *, license_given: bool = False) -> str:
         ) from error
     ours, page = parsed(card)
     block = page.strip("\n")
-    found = re.search(f"{re.escape(BEGIN)}(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}", text, re.DOTALL)
-    if found:
-        text = text[: found.start()] + block + text[found.end() :]
+    earlier = re.search(f"{re.escape(BEGIN)}(?:(?!{re.escape(BEGIN)}).)*?{re.escape(END)}", text, re.DOTALL)
+    if earlier:
+        text = text[: earlier.start()] + block + text[earlier.end() :]
     elif text:
         gap = "" if text.endswith("\n\n") else "\n" if text.endswith("\n") else "\n\n"
         text = f"{text}{gap}{block}\n"

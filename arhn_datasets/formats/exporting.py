@@ -141,7 +141,7 @@ def _check_output(target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; the name of a folder to make was expected.")
     if target.is_dir() and any(target.iterdir()):
-        found = ", ".join(sorted(path.name for path in target.iterdir())[:5])
+        there = ", ".join(sorted(path.name for path in target.iterdir())[:5])
         raise OutputError(
-            f"{target} is not empty; found {found}. Nothing was touched: name another folder, or empty it."
+            f"{target} is not empty; found {there}. Nothing was touched: name another folder, or empty it."
         )

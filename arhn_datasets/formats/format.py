@@ -86,7 +86,7 @@ class Table:
         columns: These, from canonical rows that no guard dropped.
         sides: Whose passages are read.
         scored: Whether it has a place for the scores of the passages.
-        content: What the card says is in it, from the names of its columns.
+        describe: What the card says is in it, from the names of its columns.
     """
 
     name: str
@@ -94,15 +94,15 @@ class Table:
     columns: Callable[[pa.Table, Options], Made]
     sides: Callable[[Options], Sequence[Side]] = lambda options: LABELLED
     scored: bool = False
-    content: Callable[[str, Options], str] = lambda names, options: names
+    describe: Callable[[str, Options], str] = lambda names, options: names
 
     def schema(self, options: Options | None = None) -> pa.Schema:
         """The columns as Arrow has them."""
         return pa.schema(list(self.types(options or Options()).items()))
 
-    def told(self, options: Options) -> str:
+    def content(self, options: Options) -> str:
         """What the card says is in it."""
-        return self.content(", ".join(f"`{name}`" for name in self.schema(options).names), options)
+        return self.describe(", ".join(f"`{name}`" for name in self.schema(options).names), options)
 
     def needs(self, options: Options) -> list[str]:
         """The columns of the rows that are read, as far as a row has them."""
@@ -186,7 +186,7 @@ def _scored(rows: pa.Table) -> Any:
                 "ds.map(arhn.Scores(model), batched=True)."
             )
         counts, _ = flat_lists(rows, side.passages)
-        found, scores = flat_lists(rows, side.scores)
+        lengths, scores = flat_lists(rows, side.scores)
         missing = is_null(scores) | ~np.isfinite(pc.fill_null(scores.cast(SCORE_TYPE), 0.0).to_numpy())
-        known &= (found == counts) & (np.bincount(rows_of(found)[missing], minlength=rows.num_rows) == 0)
+        known &= (lengths == counts) & (np.bincount(rows_of(lengths)[missing], minlength=rows.num_rows) == 0)
     return known

@@ -39,7 +39,7 @@ def _columns(rows: pa.Table, options: Options) -> Made:
     return columns, reasons
 
 
-def _content(names: str, options: Options) -> str:
+def _description(names: str, options: Options) -> str:
     if options.soft:
         return f"{names}: its label is the score of the passage"
     return f"{names}: {'2 is a positive, 1 a filtered passage, 0 a negative' if options.grades else '1 is a positive'}"
@@ -56,7 +56,7 @@ LABELED_LIST = Format(
             columns=_columns,
             sides=lambda options: tuple(_grades(options)),
             scored=True,
-            content=_content,
+            describe=_description,
         ),
     ),
     options=("grades",),

@@ -39,7 +39,7 @@ def _columns(rows: pa.Table, options: Options) -> Made:
     return columns, {**without(positives, negatives), f"fewer than {least} negatives": int(short.sum())}
 
 
-def _content(names: str, options: Options) -> str:
+def _description(names: str, options: Options) -> str:
     short = "is left out" if options.short == "drop" else "repeats its own"
     width = f"`negative_1` up to `negative_{options.negatives}`"
     return f"`anchor`, `positive`, {width}; a row with fewer negatives {short}"
@@ -49,7 +49,7 @@ N_TUPLE = Format(
     name="n-tuple",
     place=2,
     purpose="sentence-transformers",
-    tables=(Table(name="n-tuple", types=_types, columns=_columns, scored=True, content=_content),),
+    tables=(Table(name="n-tuple", types=_types, columns=_columns, scored=True, describe=_description),),
     options=("negatives", "short"),
     repeats=True,
     example="tuples",

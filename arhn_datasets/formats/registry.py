@@ -59,8 +59,8 @@ def table_of(name: str, rows: pa.Table, options: Options | None = None) -> tuple
 
 def examples_of(there: Collection[str]) -> dict[str, dict[str, str]]:
     """The examples of loading what is there, as the card takes them: by template, the formats and what a row is."""
-    found: dict[str, dict[str, str]] = {}
+    examples: dict[str, dict[str, str]] = {}
     for format in known_formats().values():
         if set(format.loads or [format.name]) <= set(there):
-            found.setdefault(format.example or format.name, {})[format.name] = format.row
-    return found
+            examples.setdefault(format.example or format.name, {})[format.name] = format.row
+    return examples

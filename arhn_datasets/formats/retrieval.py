@@ -64,20 +64,20 @@ CORPUS = Table(
     types=lambda options: {"_id": TEXT, "title": TEXT, "text": TEXT},
     columns=_passages,
     sides=lambda options: ALL_SIDES,
-    content=lambda names, options: f"{names} of every passage",
+    describe=lambda names, options: f"{names} of every passage",
 )
 QUERIES = Table(
     name="queries",
     types=lambda options: {"_id": TEXT, "text": TEXT},
     columns=_judged_queries,
-    content=lambda names, options: f"{names} of every query",
+    describe=lambda names, options: f"{names} of every query",
 )
 QRELS = Table(
     name="qrels",
     types=lambda options: {"query-id": TEXT, "corpus-id": TEXT, "score": pa.int32()},
     columns=_judgements,
     sides=lambda options: ALL_SIDES,
-    content=lambda names, options: f"{names}: 2 is a positive, 1 a filtered passage",
+    describe=lambda names, options: f"{names}: 2 is a positive, 1 a filtered passage",
 )
 
 
@@ -165,7 +165,7 @@ class _MtebWriter(_BeirWriter):
                 splits={split: f"{prefix}{table.name}/{split}-*" for split in sizes},
                 features=features_of(table.schema()),
                 sizes=sizes,
-                content=table.told(self._options),
+                content=table.content(self._options),
             )
             for table, sizes in self._sizes.items()
         }

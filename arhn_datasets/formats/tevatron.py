@@ -33,6 +33,6 @@ TEVATRON = Format(
     place=6,
     purpose="Tevatron",
     # The card has said of the rows what these columns are.
-    tables=(Table(name="tevatron", types=_types, columns=_columns, content=lambda names, options: ""),),
+    tables=(Table(name="tevatron", types=_types, columns=_columns, describe=lambda names, options: ""),),
     loads=("default",),  # it leaves the further columns of the rows alone
 )

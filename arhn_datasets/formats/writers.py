@@ -89,7 +89,7 @@ class TableWriter:
             splits={split: f"{name}/{split}-*" for split in self._sizes},
             features=features_of(self._table.schema(self._options)),
             sizes=self._sizes,
-            content=self._table.told(self._options),
+            content=self._table.content(self._options),
         )
         return Written(
             format=name,

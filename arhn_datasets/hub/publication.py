@@ -45,7 +45,7 @@ class Publication:
 
 
 def build_publication(
-    source: Folder,
+    folder: Folder,
     target: Path,
     *,
     formats: Sequence[str] = (),
@@ -58,7 +58,7 @@ def build_publication(
     """Build the published layout of a folder, reading it once, in bounded memory; the folder stays as it is.
 
     Args:
-        source: A refined folder, or a published one that is to be published in other formats.
+        folder: A refined folder, or a published one that is to be published in other formats.
         target: A folder that does not exist or is empty.
         formats: Of trainers, each a configuration or files without one.
         options: Of the formats.
@@ -73,12 +73,12 @@ def build_publication(
     """
     options = options or Options()
     chosen = chosen_formats(formats) if formats else {}
-    report, notes = _report(source), []
+    report, notes = _report(folder), []
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target} is not an empty folder; name one that does not exist or is empty.")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        writing = _Writing(source, target, chosen, options)
+        writing = _Writing(folder, target, chosen, options)
         changed = changed_rows(writing.tables(), CHANGED_ROWS)
         written = writing.close()
         charts = dict(CHARTS)
@@ -88,7 +88,7 @@ def build_publication(
             charts = {}
             notes.append(f"The card has no charts. {error}")
         run = {
-            **source.run,
+            **folder.run,
             "published": {"formats": list(chosen), "options": options.to_json(), "license": license},
             "files": describe_files(target),
         }
@@ -121,36 +121,36 @@ def build_publication(
 class _Writing:
     """The one pass over the rows: every configuration is written as they go by."""
 
-    def __init__(self, source: Folder, target: Path, formats: Mapping[str, Format], options: Options) -> None:
+    def __init__(self, folder: Folder, target: Path, formats: Mapping[str, Format], options: Options) -> None:
         self.configs: dict[str, Config] = {}
-        self._source, self._target = source, target
+        self._folder, self._target = folder, target
         self._writers = {
-            name: format.open(format, target, options, FolderRows(source), True) for name, format in formats.items()
+            name: format.open(format, target, options, FolderRows(folder), True) for name, format in formats.items()
         }
 
     def tables(self) -> Iterator[pa.Table]:
         """Write everything; the wide rows as they go by, of which the card shows some."""
         from datasets.utils import tqdm
 
-        counts = [self._source.count(split, part) for split in self._source.splits for part in (DATA, DROPPED)]
+        counts = [self._folder.count(split, part) for split in self._folder.splits for part in (DATA, DROPPED)]
         with tqdm(total=sum(counts), unit=" rows", desc="publish") as bar:
             yield from self._rows(bar)
 
     def _rows(self, bar: Any) -> Iterator[pa.Table]:
-        for split in self._source.splits:
-            wide = self._source.schema(split)
+        for split in self._folder.splits:
+            wide = self._folder.schema(split)
             passage = wide.field(FILTERED.passages).type.value_type
             evidence = Shards(self._target / EVIDENCE, split, evidence_schema(passage, further_of(wide.names)))
             first = 0
             for part in (DATA, DROPPED):
-                if part == DROPPED and not self._source.count(split, part):
+                if part == DROPPED and not self._folder.count(split, part):
                     continue
-                schema = _canonical_schema(self._source.features_schema(split))
+                schema = _canonical_schema(self._folder.features_schema(split))
                 shards = Shards(self._target / part, split, schema)
                 writers = list(self._writers.values()) if part == DATA else []
                 for writer in writers:
                     writer.begin(split)
-                for table in self._source.tables(split, part=part):
+                for table in self._folder.tables(split, part=part):
                     shards.write(canonical_of(table))
                     evidence.write(evidence_of(table, first))
                     first += table.num_rows
@@ -191,14 +191,14 @@ def _canonical_schema(found: pa.Schema) -> pa.Schema:
     return pa.schema([found.field(column) for column in kept], metadata=metadata)
 
 
-def _report(source: Folder) -> Report:
+def _report(folder: Folder) -> Report:
     """The counts that the run has recorded; arhn-verify holds them against the rows."""
-    counts: Any = source.run.get("counts")
+    counts: Any = folder.run.get("counts")
     try:
         subsets = {name: Counts(**values) for name, values in counts.items() if name != ALL}
         return Report(total=Counts(**counts[ALL]), subsets=subsets)
     except (LookupError, TypeError, AttributeError) as error:
         raise ConfigurationError(
-            f"The counts in {source.path / RUN_FILE} cannot be read: {error!r}. Expected those that arhn-refine has "
+            f"The counts in {folder.path / RUN_FILE} cannot be read: {error!r}. Expected those that arhn-refine has "
             "written; refine again, or restore the file."
         ) from error

@@ -563,7 +563,7 @@ def published(tmp_path_factory, sample):
             splits={"train": f"{name}/train-*"},
             features=Features.from_arrow_schema(rows.schema),
             sizes={"train": (rows.num_rows, rows.nbytes)},
-            content="" if name in ("default", "evidence") else table_named(name).told(Options()),
+            content="" if name in ("default", "evidence") else table_named(name).content(Options()),
         )
     (folder / "flagembedding").mkdir()
     Dataset(table_of("flagembedding", table)[0]).to_json(str(folder / "flagembedding" / "train.jsonl"))
