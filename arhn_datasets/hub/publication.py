@@ -18,7 +18,6 @@ from arhn_datasets.folder.evidence_table import canonical_of, evidence_of, evide
 from arhn_datasets.folder.facts import Facts
 from arhn_datasets.folder.parquet import Shards, features_of
 from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, RUN_FILE, Folder, describe_files
-from arhn_datasets.folder.readme import merge_card
 from arhn_datasets.folder.report import ALL, Counts, Report, changed_rows
 from arhn_datasets.formats.format import Format, Options
 from arhn_datasets.formats.registry import chosen_formats, examples_of, known_formats
@@ -53,7 +52,6 @@ def build_publication(
     repo_id: str | None = None,
     facts: Facts | None = None,
     license: str | None = None,
-    existing_card: str | None = None,
 ) -> Publication:
     """Build the published layout of a folder, reading it once, in bounded memory; the folder stays as it is.
 
@@ -65,7 +63,6 @@ def build_publication(
         repo_id: Where the card says that the dataset is.
         facts: What the publisher says in the card.
         license: The licence, if another than that of the source.
-        existing_card: The README that is to be kept around ours.
 
     Raises:
         ConfigurationError: a format is unknown, or the counts of the run are missing.
@@ -106,8 +103,6 @@ def build_publication(
             license=license,
         )
         card = render_card(content)
-        if existing_card is not None:
-            card = merge_card(existing_card, card, license_given=license is not None)
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         # Last, because it tells that the folder is whole.
         (target / RUN_FILE).write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
