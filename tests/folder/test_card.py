@@ -486,6 +486,32 @@ def test_merging_twice_is_merging_once(before, keys):
         assert text in body
 
 
+@pytest.mark.parametrize(
+    ("text", "metadata", "rest"),
+    [
+        (
+            '---\npretty_name: "Part two ---"\nlanguage: no\n---\ntext',
+            {"pretty_name": "Part two ---", "language": "no"},
+            "text",
+        ),
+        ("\ufeff---\r\na: 1\r\n---\r\nx", {"a": 1}, "x"),
+        ("---\n\n---\nx", {}, "x"),
+        ("---\n---\n# Mine\n---\nx", {}, "---\n---\n# Mine\n---\nx"),
+        ("no metadata\n---\n", {}, "no metadata\n---\n"),
+    ],
+)
+def test_metadata_are_read_where_the_hub_finds_them(text, metadata, rest):
+    """A rule inside of a value ends nothing, languages stay texts, and no word of the page is taken for metadata."""
+    assert parsed(text) == (metadata, rest)
+
+
+def test_pages_are_found_by_name_and_nowhere_else():
+    """A policy has its page; a name that leads out of the folder, or to no page, has none."""
+    assert templates.is_there("policies/relabel+filter")
+    assert not templates.is_there("policies/../card")
+    assert not templates.is_there("policies/of mine")
+
+
 def test_the_example_of_facts_is_a_facts_file():
     """The commented example loads, and gives every fact that there is."""
     facts = load_facts(Path(arhn.__file__).parents[1] / "dataset_cards" / "facts.example.yaml")
