@@ -34,8 +34,9 @@ from arhn_datasets.folder.reading import (
     sha256_of,
 )
 from arhn_datasets.folder.report import ALL, OTHER_SUBSETS, Report, Tally
-from arhn_datasets.formats.tables import RETRIEVAL, Options, check_formats, table_of
-from arhn_datasets.formats.writers import FolderSource, writer_of
+from arhn_datasets.formats.format import Format, Options
+from arhn_datasets.formats.registry import chosen_formats, table_of
+from arhn_datasets.formats.split_rows import FolderRows
 from arhn_datasets.rows.arrow import (
     Integers,
     field_of,
@@ -599,23 +600,22 @@ class _Formats:
         published = _at(folder.run, "published")
         try:
             self._options = Options(**_at(published, "options"))
-            self._formats = check_formats(published["formats"]) if published.get("formats") else ()
+            formats: Mapping[str, Format] = chosen_formats(published["formats"]) if published.get("formats") else {}
         except (ConfigurationError, TypeError) as error:
             record.violated(FORMATS, f"the formats in {RUN_FILE} are none: {error}")
-            self._options, self._formats = Options(), ()
-        rows = FolderSource(folder, folder.splits)
+            self._options, formats = Options(), {}
+        self._tables = [name for name, format in formats.items() if format.rowwise]
         self._writers = {
-            name: writer_of(name, scratch, self._options, rows, published=True)
-            for name in self._formats
-            if name in (*RETRIEVAL, "flagembedding")
+            name: format.open(format, scratch, self._options, FolderRows(folder), True)
+            for name, format in formats.items()
+            if not format.rowwise
         }
 
     def begin(self, split: str) -> None:
         self._split = split
         for writer in self._writers.values():
             writer.begin(split)
-        tables = [name for name in self._formats if name not in self._writers]
-        self._stored = [self._stored_in(name, split) for name in tables]
+        self._stored = [self._stored_in(name, split) for name in self._tables]
 
     def write(self, rows: pa.Table) -> None:
         for writer in self._writers.values():

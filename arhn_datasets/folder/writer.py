@@ -35,7 +35,8 @@ from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import OutputError, SchemaError
 from arhn_datasets.evidence.scores import Scores
 from arhn_datasets.evidence.stage import AnnotatedTransform
-from arhn_datasets.folder.card import CHANGED_ROWS, CardContent, Config, render_card
+from arhn_datasets.folder.card import CHANGED_ROWS, render_card
+from arhn_datasets.folder.card_content import CardContent, Config
 from arhn_datasets.folder.parquet import Shards
 from arhn_datasets.folder.reading import (
     CARD_FILE,

@@ -39,8 +39,9 @@ from arhn_datasets.checks.auditing import (
 )
 from arhn_datasets.checks.verification import verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
-from arhn_datasets.folder.card import BEGIN, END, audit_sentence
+from arhn_datasets.folder.card import audit_sentence
 from arhn_datasets.folder.reading import DATA, open_folder
+from arhn_datasets.folder.readme import BEGIN, END
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.runs.refine import Input, Stages, refine, save
 from tests.conftest import SAMPLE
