@@ -371,8 +371,7 @@ def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
 
 def _truth_of_dataset(name: str) -> Truth:
     """Any dataset that `arhn-refine` reads."""
-    from arhn_datasets.inputs.sources import Input, load_input
-    from arhn_datasets.runs.refine import silent
+    from arhn_datasets.inputs.sources import Input, load_input, silent
 
     with silent():
         splits, _ = load_input(Input(name=name))

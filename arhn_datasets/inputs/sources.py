@@ -283,6 +283,20 @@ def reading(source: Input) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """No progress bars of `datasets` for what is not one of our stages."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 def _hub_facts(source: Input) -> dict[str, Any]:
     """The commit that the run reads, so that it can be read again, and the terms under which the source is there.
 
