@@ -45,8 +45,9 @@ import pyarrow.compute as pc
 from arhn_datasets.annotators.words import sentences, terms
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError, OutputError, SchemaError
 from arhn_datasets.folder.card import BEGIN, END, audit_sentence
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, RUN_FILE, Folder, open_folder
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, Folder, open_folder
 from arhn_datasets.folder.report import MOST_SUBSETS, NO_SUBSET, OTHER_SUBSETS
+from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.rows.arrow import Integers, field_of, flat_lists, rows_of, strings_of
 from arhn_datasets.rows.records import FILTERED, GROUNDED, NEGATIVE, POSITIVE, QUERY, SUBSET, Passage, Row, shorten
 

@@ -15,8 +15,9 @@ from arhn_datasets.folder.card import CHANGED_ROWS, CardContent, Config, Facts, 
 from arhn_datasets.folder.chart import draw_chart
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of, evidence_schema, further_of
 from arhn_datasets.folder.parquet import Shards, with_features
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, RUN_FILE, Folder, describe_files
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, Folder, describe_files
 from arhn_datasets.folder.report import ALL, Counts, Report, changed_rows
+from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.formats.tables import Options, check_formats
 from arhn_datasets.formats.writers import FolderSource, Writer, Written, writer_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, FILTERED

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError, InputError
-from arhn_datasets.folder.reading import RUN_FILE, is_refined
+from arhn_datasets.folder.run import RUN_FILE, is_refined
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
 from arhn_datasets.rows.records import DECISION, QUERY, QUERY_ID, canonical_json
 from arhn_datasets.rules.arhn import Revert

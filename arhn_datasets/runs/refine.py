@@ -25,9 +25,12 @@ from arhn_datasets.evidence.ranks import Ranks
 from arhn_datasets.evidence.scores import Scores
 from arhn_datasets.evidence.snippets import Snippets
 from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.folder.description import configuration, describe_run
+from arhn_datasets.folder.place import check_output
 from arhn_datasets.folder.reading import BATCH_BYTES, BATCH_ROWS
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.writer import Refinement, check_output, configuration, describe_run, united, write_run
+from arhn_datasets.folder.types import united
+from arhn_datasets.folder.writer import Refinement, write_run
 from arhn_datasets.inputs.sources import Input, load_input, open_input, provenance_of, sharded, silent, stamp_of
 from arhn_datasets.rows.arrow import empty_table, field_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, NEGATIVE, POSITIVE, Row
