@@ -18,15 +18,15 @@ import pyarrow as pa
 from arhn_datasets.checks.measures import (
     WAYS,
     Curve,
-    Figures,
     Finding,
     Interval,
+    Measures,
     curve_of,
-    figures_of,
     findings,
     levels_of,
+    measures_of,
 )
-from arhn_datasets.checks.pairs import COLUMNS, EITHER, SIGNALS, STATUS, Reader
+from arhn_datasets.checks.pairs import COLUMNS, EITHER, QUALITIES, SIGNALS, STATUS, Reader
 from arhn_datasets.checks.truth import Truth, read_truth
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError
 from arhn_datasets.folder.reading import Folder, open_folder
@@ -45,11 +45,11 @@ class Evaluation:
     """A refinement beside a truth.
 
     ``policies`` holds how well false negatives would be found by each policy on the same evidence, and ``curves`` the
-    same for each threshold of a signal; both only where they were asked for. ``notes`` say what limits the figures.
+    same for each threshold of a signal; both only where they were asked for. ``notes`` say what limits the measures.
     """
 
-    total: Figures
-    subsets: Mapping[str, Figures]
+    total: Measures
+    subsets: Mapping[str, Measures]
     truth: str
     form: str
     samples: int
@@ -59,15 +59,15 @@ class Evaluation:
     curves: Sequence[Curve] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of each subset, and of all rows under ``"all"``."""
+        """The measures of each subset, and of all rows under ``"all"``."""
         policies = {"policies": {name: finding.to_json() for name, finding in self.policies.items()}}
         return {
-            **{name: figures.to_json() for name, figures in self.subsets.items()},
+            **{name: measures.to_json() for name, measures in self.subsets.items()},
             ALL: {**self.total.to_json(), **(policies if self.policies else {})},
         }
 
-    def rows(self) -> list[tuple[str, Figures]]:
-        """Name and figures, the subsets first and the total last; the total alone where there is one subset."""
+    def rows(self) -> list[tuple[str, Measures]]:
+        """Name and measures, the subsets first and the total last; the total alone where there is one subset."""
         return [*(self.subsets.items() if len(self.subsets) > 1 else ()), (ALL, self.total)]
 
 
@@ -116,21 +116,21 @@ def evaluate(
     for table in _tables(opened):
         check_origins(table)
         reader.read(table)
-    judged = reader.judged("The dataset" if isinstance(opened, list) else str(dataset))
+    pairs = reader.pairs("The dataset" if isinstance(opened, list) else str(dataset))
     levels = levels_of(known.grades[known.relevant >= 0])
     subsets = {
-        f"{name} (subset)" if name == ALL else name: figures_of(
-            judged.of(number), reader.counts(name), levels, samples, seed
+        f"{name} (subset)" if name == ALL else name: measures_of(
+            pairs.of(number), reader.counts(name), levels, samples, seed
         )
         for name, number in reader.subsets.items()
         if name != NO_SUBSET or len(reader.subsets) > 1
     }
-    total = figures_of(judged, reader.counts(None), levels, samples, seed)
+    total = measures_of(pairs, reader.counts(None), levels, samples, seed)
     policies = {
         name: findings(pairs.where(pairs.relevant >= 0), samples, seed)[0][EITHER]
         for name, pairs in reader.policy_pairs().items()
     }
-    found = [curve_of(judged, name) for name in SIGNALS if name != STATUS] if curves else []
+    found = [curve_of(pairs, name) for name in SIGNALS if name != STATUS] if curves else []
     return Evaluation(
         total=total,
         subsets=subsets,
@@ -153,11 +153,11 @@ def format_evaluation(evaluation: Evaluation) -> str:
             way,
             f"{finding.moved:,}",
             f"{finding.found:,}",
-            *(_shown(getattr(finding, figure), finding.ci[figure]) for figure in ("precision", "recall", "f1")),
+            *_rates(finding),
             "-" if finding.lost_per_found is None else f"{finding.lost_per_found:.2f}",
         )
-        for name, figures in evaluation.rows()
-        for way, finding in figures.found.items()
+        for name, measures in evaluation.rows()
+        for way, finding in measures.found.items()
     ]
     weighted = evaluation.total.kappa_weights
     second = ("subset", "true negatives lost", f"kappa ({weighted})" if weighted else "kappa")
@@ -165,21 +165,18 @@ def format_evaluation(evaluation: Evaluation) -> str:
     others = [
         (
             name,
-            _shown(figures.true_negatives_lost, figures.ci["true_negatives_lost"]),
-            _shown(figures.kappa, figures.ci["kappa"]),
+            _shown(measures.true_negatives_lost, measures.ci["true_negatives_lost"]),
+            _shown(measures.kappa, measures.ci["kappa"]),
             *(
-                _shown(figures.aucs.get(signal), figures.ci["auc"] if signal == STATUS else None)
+                _shown(measures.aucs.get(signal), measures.ci["auc"] if signal == STATUS else None)
                 for signal in evaluation.total.aucs
             ),
         )
-        for name, figures in evaluation.rows()
+        for name, measures in evaluation.rows()
     ]
     parts = [format_table(header, lines), format_table(third, others)]
     if evaluation.policies:
-        named = [
-            (name, *(_shown(getattr(finding, figure), finding.ci[figure]) for figure in ("precision", "recall", "f1")))
-            for name, finding in evaluation.policies.items()
-        ]
+        named = [(name, *_rates(finding)) for name, finding in evaluation.policies.items()]
         parts.append(format_table(("policy on this evidence", "precision", "recall", "F1"), named))
     if evaluation.total.snippets is not None:
         parts.append(_snippet_table(evaluation))
@@ -187,10 +184,9 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
 
 def _snippet_table(evaluation: Evaluation) -> str:
-    names = ("grounded", "exact", "contains", "f1", "offsets")
     lines = [
-        (name, f"{quality.pairs:,}", *(_shown(getattr(quality, figure), quality.ci[figure]) for figure in names))
-        for name, quality in ((name, figures.snippets) for name, figures in evaluation.rows())
+        (name, f"{quality.pairs:,}", *(_shown(getattr(quality, measure), quality.ci[measure]) for measure in QUALITIES))
+        for name, quality in ((name, measures.snippets) for name, measures in evaluation.rows())
         if quality is not None
     ]
     return format_table(("subset", "known answers", "a snippet", "exact", "contains", "token F1", "offsets"), lines)
@@ -214,13 +210,17 @@ def _summary(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def _rates(finding: Finding) -> list[str]:
+    return [_shown(getattr(finding, name), finding.ci[name]) for name in ("precision", "recall", "f1")]
+
+
 def _shown(value: float | None, interval: Interval | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
-def _notes(total: Figures, truth: Truth) -> list[str]:
+def _notes(total: Measures, truth: Truth) -> list[str]:
     counts, notes = total.counts, []
     if not counts["judged"]:
         notes.append("The truth decides no negative of the data; only its positives are known.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,26 @@ def swap(fresh: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Write all files beside their places, then rename them there, in this order; before that, nothing changes."""
+    fresh: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+            fresh[path] = Path(name)
+            with os.fdopen(number, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes it private
+            fresh[path].chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR if path.exists() else 0o644)
+        for path, made in fresh.items():
+            made.replace(path)
+    finally:
+        for made in fresh.values():
+            made.unlink(missing_ok=True)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -186,7 +186,7 @@ def test_a_failed_rename_or_write_leaves_the_old_run(jsonl, tmp_path, monkeypatc
 
 def test_no_permission_is_told_before_any_work(jsonl, tmp_path, monkeypatch):
     """The message names the folder in which nothing may be written."""
-    monkeypatch.setattr(output.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="no permission in"):
         refine(Input(name=str(jsonl)), tmp_path / "deep" / "out", stages())
 
