@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +30,7 @@ from arhn_datasets.checks.truth import Truth, read_truth
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError
 from arhn_datasets.folder.reading import Folder, open_folder
 from arhn_datasets.folder.report import ALL, NO_SUBSET, format_table
-from arhn_datasets.inputs.download import downloaded
+from arhn_datasets.inputs.download import folder_or_repository
 from arhn_datasets.rules.arhn import POLICIES, Relabel
 from arhn_datasets.rules.moves import check_origins
 
@@ -242,11 +241,7 @@ def _notes(total: Measures, truth: Truth) -> list[str]:
 def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | list[Any]:
     """A folder, or the splits of a dataset in memory."""
     if isinstance(dataset, (str, os.PathLike)):
-        if not Path(dataset).is_dir():
-            return open_folder(downloaded(os.fspath(dataset), revision, token)[0])
-        if revision is not None:
-            raise ConfigurationError(f"{dataset} is a folder, and a revision ({revision}) goes with a repository.")
-        return open_folder(dataset)
+        return open_folder(folder_or_repository(dataset, revision, token)[0])
     if not hasattr(dataset, "select_columns"):
         raise InputError(
             f"evaluate got {type(dataset).__name__}; expected a folder of arhn-refine, the name of a repository, or a "
@@ -263,8 +258,7 @@ def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | l
 
 def _policies_of(opened: Folder | list[Any]) -> dict[str, Relabel]:
     """Each policy, over the evidence and with the other options of the run."""
-    run = opened.run if isinstance(opened, Folder) else {}
-    given = (run.get("parameters") or {}).get("relabel") or {}
+    given = opened.run.relabel if isinstance(opened, Folder) else {}
     known = {option.name for option in fields(Relabel)} - {"policy"}
     options = {name: value for name, value in given.items() if name in known}
     return {policy: Relabel(policy=policy, **options) for policy in POLICIES}

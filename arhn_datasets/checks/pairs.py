@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -110,8 +111,9 @@ class Reader:
         self._parts: list[dict[str, Any]] = []
         self._policy_parts: dict[str, list[dict[str, Any]]] = {name: [] for name in policies}
         self._seen = np.zeros(len(truth), bool)
-        self._rows = {"rows": np.zeros(0, np.int64), "rows_without_truth": np.zeros(0, np.int64)}
-        self._unjudged = np.zeros(0, np.int64)
+        self._counted: dict[str, Counter[int]] = {
+            name: Counter() for name in ("rows", "rows_without_truth", "unjudged")
+        }
         self._example: dict[str, str] = {}
 
     def read(self, table: pa.Table) -> None:
@@ -131,8 +133,8 @@ class Reader:
         known = queries >= 0
         if not known.all() and "query" not in self._example:
             self._example["query"] = str(query_ids[int(np.argmin(known))])
-        self._count("rows", np.bincount(subsets, minlength=len(self.subsets)))
-        self._count("rows_without_truth", np.bincount(subsets[~known], minlength=len(self.subsets)))
+        self._counted["rows"].update(subsets.tolist())
+        self._counted["rows_without_truth"].update(subsets[~known].tolist())
         self._read_known(table, queries, subsets)
         if known.any() and self._policies:
             self._read_policies(table.filter(pa.array(known)), queries[known])
@@ -144,7 +146,7 @@ class Reader:
             pair = self._truth.find(queries[row], docids)
             negative = _negatives_in(table, side, counts)
             unknown = negative & (pair < 0)
-            self._unjudged = _added(self._unjudged, np.bincount(subsets[row[unknown]], minlength=len(self.subsets)))
+            self._counted["unjudged"].update(subsets[row[unknown]].tolist())
             if "docid" not in self._example and (unknown & (queries[row] >= 0)).any():
                 self._example["docid"] = str(docids[int(np.argmax(unknown & (queries[row] >= 0)))])
             at = np.flatnonzero(pair >= 0)
@@ -201,9 +203,6 @@ class Reader:
         """The number of each subset that was read."""
         return self._subsets.numbers
 
-    def _count(self, name: str, counts: Integers) -> None:
-        self._rows[name] = _added(self._rows[name], counts)
-
     def pairs(self, name: Any) -> Pairs:
         """The pairs that were read.
 
@@ -220,26 +219,21 @@ class Reader:
 
     def counts(self, subset: str | None) -> dict[str, int]:
         """What was read and what was not, of one subset or of all."""
-
-        def of(numbers: Integers) -> int:
-            if subset is None:
-                return int(numbers.sum())
-            at = self.subsets[subset]
-            return int(numbers[at]) if at < len(numbers) else 0
-
-        counted = {**{name: of(numbers) for name, numbers in self._rows.items()}, "unjudged": of(self._unjudged)}
-        if subset is None:
-            query = np.repeat(np.arange(len(self._truth.queries)), np.diff(self._truth.starts))
-            there = np.bincount(query[self._seen], minlength=len(self._truth.queries)) > 0
-            counted["truth_queries"] = len(self._truth.queries)
-            counted["truth_queries_not_in_data"] = int((~there).sum())
-            counted["truth_pairs"] = len(self._truth)
-            counted["truth_pairs_not_in_data"] = int((~self._seen).sum())
-            counted["contradictory"] = self._truth.contradictory
-        return counted
+        if subset is not None:
+            return {name: found[self.subsets[subset]] for name, found in self._counted.items()}
+        query = np.repeat(np.arange(len(self._truth.queries)), np.diff(self._truth.starts))
+        there = np.bincount(query[self._seen], minlength=len(self._truth.queries)) > 0
+        return {
+            **{name: found.total() for name, found in self._counted.items()},
+            "truth_queries": len(self._truth.queries),
+            "truth_queries_not_in_data": int((~there).sum()),
+            "truth_pairs": len(self._truth),
+            "truth_pairs_not_in_data": int((~self._seen).sum()),
+            "contradictory": self._truth.contradictory,
+        }
 
     def _nothing_common(self, name: str) -> str:
-        rows, without = (int(self._rows[key].sum()) for key in ("rows", "rows_without_truth"))
+        rows, without = (self._counted[key].total() for key in ("rows", "rows_without_truth"))
         truth = self._truth
         found = f"{truth.name} was read as {truth.form} with {len(truth.queries):,} queries and {len(truth):,} pairs"
         if rows == without:
@@ -264,13 +258,6 @@ def _without_texts(table: pa.Table) -> pa.Table:
                 slim = pa.StructArray.from_arrays([field_of(values, kept, pa.string())], names=[kept])
                 table = table.set_column(table.column_names.index(column), column, lists_of(counts, slim))
     return table
-
-
-def _added(numbers: Integers, counts: Integers) -> Integers:
-    wide = np.zeros(max(len(numbers), len(counts)), np.int64)
-    wide[: len(numbers)] += numbers
-    wide[: len(counts)] += counts
-    return wide
 
 
 def _negatives_in(table: pa.Table, side: Side, counts: Integers) -> Mask:

@@ -50,7 +50,7 @@ from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUB
 from arhn_datasets.folder.readme import metadata_of
 from arhn_datasets.folder.report import ALL, OTHER_SUBSETS, Report, Tally
 from arhn_datasets.folder.run import RUN_FILE, Run, WrittenFile, read_run
-from arhn_datasets.inputs.download import downloaded
+from arhn_datasets.inputs.download import folder_or_repository
 from arhn_datasets.rows.arrow import (
     Integers,
     field_of,
@@ -61,14 +61,7 @@ from arhn_datasets.rows.arrow import (
     one_array,
     strings_of,
 )
-from arhn_datasets.rows.records import (
-    DECISION,
-    EVIDENCE_TYPES,
-    GROUNDED,
-    QUERY_ID,
-    SIDES,
-    shorten,
-)
+from arhn_datasets.rows.records import DECISION, EVIDENCE_TYPES, GROUNDED, QUERY_ID, SIDES, shorten
 from arhn_datasets.rows.records import DROPPED as DROPPED_STATUS
 from arhn_datasets.rules.arhn import Decision
 from arhn_datasets.rules.by_score import rule_of
@@ -106,12 +99,8 @@ def verify(
         InputError: there is no such folder or repository, or it cannot be downloaded.
         ConfigurationError: it was not written by this package, or its ``run.json`` cannot be read.
     """
-    if Path(dataset).is_dir():
-        if revision is not None:
-            raise ConfigurationError(f"{dataset} is a folder, and a revision ({revision}) goes with a repository.")
-        return verify_folder(dataset, progress=progress)
-    path, commit = downloaded(str(dataset), revision, token)
-    return replace(verify_folder(path, progress=progress, name=str(dataset)), revision=commit)
+    path, commit = folder_or_repository(dataset, revision, token)
+    return replace(verify_folder(path, progress=progress, name=os.fspath(dataset)), revision=commit)
 
 
 def verify_folder(path: str | os.PathLike[str], *, progress: bool = False, name: str | None = None) -> Verification:
@@ -178,9 +167,8 @@ def _changed(root: Path, path: str, written: WrittenFile) -> str | None:
     if not file.is_file():
         return f"is missing, and {RUN_FILE} lists it."
     found, expected = sha256_of(file), str(written.sha256)
-    return (
-        None if found == expected else f"was changed: its SHA-256 is {found[:12]}…, and {expected[:12]}… was written."
-    )
+    changed = f"was changed: its SHA-256 is {found[:12]}…, and {expected[:12]}… was written."
+    return None if found == expected else changed
 
 
 def _check_contents(folder: Folder, record: Record, progress: bool) -> None:
@@ -199,9 +187,7 @@ def _check_contents(folder: Folder, record: Record, progress: bool) -> None:
                         if first < kept:
                             formats.write(table)
                         first += table.num_rows
-                        passages += int(
-                            np.maximum(_passages_in(table), 1).sum()
-                        )  # a row without any has one of evidence
+                        passages += int(np.maximum(_passages_in(table), 1).sum())  # a row without any has evidence
                         advance(table.num_rows)
                 formats.end()
                 _check_sizes(folder, split, first, passages, record)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from arhn_datasets.errors import SchemaError
 from arhn_datasets.rows.arrow import is_list
-
-if TYPE_CHECKING:
-    from datasets import Features
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -70,6 +66,8 @@ def _holds(type: pa.DataType, found: pa.DataType) -> bool:
 
 def common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
     """The one schema of the first tables of a split."""
+    from datasets import Features
+
     first = tables[0].schema
     types = {field.name: field.type for field in first}
     for schema in (table.schema for table in tables if not table.schema.equals(first)):
@@ -82,7 +80,8 @@ def common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
                     f"Column {field.name!r} holds {types[field.name]} in some rows and {field.type} in others; one "
                     "type was expected. Give all rows the same type first."
                 ) from error
-    features = features_of(pa.schema(list(types.items()), metadata=first.metadata))
+    # Of the features that the metadata tell, those of these columns and types stay.
+    features = Features.from_arrow_schema(pa.schema(list(types.items()), metadata=first.metadata))
     return pa.schema(list(types.items()), metadata=features.arrow_schema.metadata)
 
 
@@ -106,10 +105,3 @@ def united(one: pa.DataType, other: pa.DataType) -> pa.DataType:
         return (pa.large_list if large else pa.list_)(united(one.value_type, other.value_type))
     schemas = [pa.schema([("value", type)]) for type in (one, other)]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-
-
-def features_of(schema: pa.Schema) -> Features:
-    """The features that the metadata tell, as far as they are of these columns and types; else those of the types."""
-    from datasets import Features
-
-    return Features.from_arrow_schema(schema)

@@ -29,7 +29,7 @@ from arhn_datasets.folder.place import check_output, naming, swap
 from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, describe_files, read_rows
 from arhn_datasets.folder.report import ChangedRows, Report, Tally
 from arhn_datasets.folder.run import RUN_FILE, Run, as_json
-from arhn_datasets.folder.types import common_schema, conformed, features_of
+from arhn_datasets.folder.types import common_schema, conformed
 from arhn_datasets.rows.arrow import field_of
 from arhn_datasets.rows.records import DECISION, Row
 from arhn_datasets.rows.records import DROPPED as DROPPED_STATUS
@@ -161,6 +161,8 @@ class RunWriter:
 
     def finish(self, describe: Describe) -> Refinement:
         """Write what is left, the card and ``run.json``, and put the folder in its place."""
+        from datasets import Features
+
         with naming(self._target):
             configs: dict[str, Config] = {}
             for name, split in self._splits.items():
@@ -170,7 +172,7 @@ class RunWriter:
                     size = (split.shards[part].rows, sum(path.stat().st_size for path in paths))
                     configs[part] = Config(
                         splits={**(before.splits if before else {}), name: f"{part}/{name}-*"},
-                        features=before.features if before else features_of(split.shards[part].schema),
+                        features=before.features if before else Features.from_arrow_schema(split.shards[part].schema),
                         sizes={**(before.sizes if before else {}), name: size},
                     )
             report = self._tally.report()

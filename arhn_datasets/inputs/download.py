@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from arhn_datasets.errors import InputError
+from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.rows.records import shorten
+
+
+def folder_or_repository(
+    name: str | os.PathLike[str], revision: str | None = None, token: str | None = None
+) -> tuple[Path, str | None]:
+    """A folder as it is; else the files of the repository of that name, and the commit that they are of.
+
+    Raises:
+        ConfigurationError: a revision was named, of a folder.
+        InputError: there is neither, or the repository cannot be downloaded.
+    """
+    if not Path(name).is_dir():
+        return downloaded(os.fspath(name), revision, token)
+    if revision is not None:
+        raise ConfigurationError(f"{name} is a folder, and a revision ({revision}) goes with a repository.")
+    return Path(name), None
 
 
 def downloaded(repo_id: str, revision: str | None = None, token: str | None = None) -> tuple[Path, str]:
