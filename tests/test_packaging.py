@@ -22,7 +22,7 @@ def test_the_wheel_holds_what_it_needs(tmp_path):
     """Typing marker, sample, truth and card template are in the wheel, and no test is."""
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in ("py.typed", "samples/questions.jsonl", "samples/questions.truth.jsonl", "dataset_cards/card.md"):

@@ -639,7 +639,7 @@ def test_a_hub_that_cannot_be_reached(command):
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     environment.pop("HF_HUB_OFFLINE", None)
     run = [sys.executable, "-c", code, "me/x", *further]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert done.returncode == 2
     assert "me/x is no folder and cannot be downloaded: " in done.stderr
     assert "Check the connection to http://127.0.0.1:9 (HF_ENDPOINT)" in done.stderr
@@ -836,5 +836,6 @@ def test_the_command_is_light():
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     )
     assert "REPO_ID|DIR" in done.stdout
