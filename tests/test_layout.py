@@ -39,6 +39,7 @@ NEVER = {
     "annotators": {"inputs"},
     "rules": {"inputs", "annotators", "evidence"},
     "folder": {"inputs"},
+    "checks": {"runs"},
     "cli": {"testing"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

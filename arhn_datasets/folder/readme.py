@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from arhn_datasets.errors import InputError
@@ -122,3 +123,11 @@ def _dump(metadata: Mapping[str, Any]) -> str:
 
     Dumper.add_representer(str, text)
     return str(yaml_dump(dict(metadata), sort_keys=False, width=float("inf"), Dumper=Dumper))
+
+
+def metadata_of(path: Path) -> dict[str, Any] | None:
+    """The metadata of a README file; None where there are none, or they are no YAML mapping."""
+    try:
+        return parsed(path.read_text(encoding="utf-8"))[0] or None
+    except ValueError:  # of text that is no UTF-8 as well
+        return None

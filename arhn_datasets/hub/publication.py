@@ -17,8 +17,9 @@ from arhn_datasets.folder.chart import draw_chart
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of, evidence_schema, further_of
 from arhn_datasets.folder.facts import Facts
 from arhn_datasets.folder.parquet import Shards, features_of
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, RUN_FILE, Folder, describe_files
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, Folder, describe_files
 from arhn_datasets.folder.report import ALL, Counts, Report, changed_rows
+from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.formats.format import Format, Options
 from arhn_datasets.formats.registry import chosen_formats, examples_of, known_formats
 from arhn_datasets.formats.split_rows import FolderRows
