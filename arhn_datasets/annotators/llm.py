@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from arhn_datasets.annotators import replies
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.client.limits import Turns
-from arhn_datasets.annotators.client.store import Answers, default_directory, directory_of
+from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.annotators.requests import (
@@ -265,26 +265,24 @@ class LLMAnnotator(Annotator):
         completion = await self.complete(request)
         if store is not None and completion.text.strip():
             store.put(key, vars(completion), model=model["model"], revision=model.get("revision"))
+            await store.keep_up()
         return completion
 
     def kept_at(self, place: Callable[[Path], Path]) -> Annotator:
         """The same annotator with its store of replies in the folder that ``place`` gives for it; none stays none."""
-        directory = self._directory()
+        directory = directory_of(self.cache)
         return replace(self, cache="none" if directory is None else place(directory))
 
-    def _directory(self) -> Path | None:
-        return default_directory() if self.cache is None else directory_of(self.cache)
-
-    def _store(self) -> Answers | None:
+    def _store(self) -> Replies | None:
         named = os.environ.get("ARHN_CACHE") if self.cache is None else self.cache  # a notebook may set another one
-        known: WeakKeyDictionary[LLMAnnotator, tuple[object, Answers | None]] = background.resource(
+        known: WeakKeyDictionary[LLMAnnotator, tuple[object, Replies | None]] = background.resource(
             "stores", WeakKeyDictionary
         )
         found = known.get(self)
         if found is None or found[0] != named:
-            directory, store = self._directory(), None
+            directory, store = directory_of(self.cache), None
             if directory is not None:
-                store = background.resource(("answers", str(directory)), lambda: Answers(directory))
+                store = background.resource(("store", str(directory)), lambda: Replies(directory))
             found = known[self] = named, store
         return found[1]
 

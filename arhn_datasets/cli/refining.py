@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arhn_datasets.annotators.client.contract import APIS
-from arhn_datasets.annotators.client.store import default_directory, directory_of
+from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.annotators.endpoint import Endpoint
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.lexical import Lexical
@@ -416,7 +416,7 @@ def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
     from arhn_datasets.runs.streaming import work_folder
 
-    named = default_directory() if options.cache is None else directory_of(options.cache)
+    named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
     if options.streaming and (unfinished := work_folder(Path(options.output))).exists():
         nothing += f" What is finished of it is kept in {unfinished}."
