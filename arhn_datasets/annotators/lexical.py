@@ -79,6 +79,8 @@ class Lexical(Annotator):
         ConfigurationError: a value is out of range, or the stemmer is unknown.
     """
 
+    NAME: ClassVar[str] = "lexical"
+    SUMMARY: ClassVar[str] = "the word-overlap baseline"
     awaits: ClassVar[bool] = False
     baseline: ClassVar[bool] = True
 

@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from arhn_datasets.annotators import replies
+from arhn_datasets.annotators.client.connection import Option
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.client.limits import Turns
 from arhn_datasets.annotators.client.store import Replies, directory_of
@@ -33,6 +34,13 @@ from arhn_datasets.annotators.requests import (
 from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GRADES, Passage, digest, shorten, text_of
+
+MODEL_OPTIONS: Mapping[str, Option] = {
+    "model": Option(help="the model that has to answer; with --annotator local the id or folder", metavar="ID"),
+    "model_revision": Option(help="its commit", metavar="SHA"),
+    "cache": Option(help="store of replies, kept between runs; default: ARHN_CACHE or user cache", metavar="DIR|none"),
+}
+"""The options of a command that every LLM takes."""
 
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from arhn_datasets.annotators.client.connection import Option
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
-from arhn_datasets.annotators.llm import LLMAnnotator
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.rows import background
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import digest
 
 TAIL_BYTES = 1 << 20
@@ -43,6 +45,10 @@ class Local(LLMAnnotator):
         MissingDependencyError: torch or transformers is not installed.
     """
 
+    NAME: ClassVar[str] = "local"
+    SUMMARY: ClassVar[str] = "a transformers model in this process"
+    OPTIONS: ClassVar[Mapping[str, Option]] = MODEL_OPTIONS
+
     model: str
     _: KW_ONLY
     revision: str | None = None
@@ -52,8 +58,18 @@ class Local(LLMAnnotator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size is {self.batch_size}; 1 or more was expected.")
+        check_integer("batch_size", self.batch_size, least=1)
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> Local:
+        """The model that ``--model`` names.
+
+        Raises:
+            ConfigurationError: it is missing.
+        """
+        if not given["model"]:
+            raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
+        return cls(given["model"], revision=given["model_revision"], cache=given["cache"])
 
     async def complete(self, request: ChatRequest) -> Completion:
         """The reply, generated in a batch with whatever else is waiting; a schema is not enforced here."""

@@ -53,8 +53,8 @@ class Grades(AnnotatedTransform):
 
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
-        source = self.source
-        positives, negatives = await self.each_passage(row, GradeRequest, source.screened_grades, source.grade)
+        asked = self.configured
+        positives, negatives = await self.each_passage(row, GradeRequest, asked.screened_grades, asked.grade)
         return {
             POSITIVE.grades: [checked(grade).to_struct() for grade in positives],
             NEGATIVE.grades: [checked(grade).to_struct() for grade in negatives],

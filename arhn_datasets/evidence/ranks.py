@@ -20,7 +20,8 @@ import pyarrow as pa
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.requests import Ranking, RankingRequest
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_integer
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import (
     ERROR,
     GROUNDED,
@@ -116,11 +117,11 @@ class Ranks(AnnotatedTransform):
             return _result(row, {}, {}, Ranking(status=SKIPPED, detail=skipped), candidates=0)
         texts = sorted({text for text in (*positives.values(), *negatives.values())})
         reference = {texts.index(text) for text in positives.values()}
-        source = self.source
-        await source.turn(self.permutations)
+        annotator = self.configured
+        await annotator.turn(self.permutations)
         orders = await gather(
-            (self._permutation(source, row, texts, number) for number in range(self.permutations)),
-            concurrently=source.awaits,
+            (self._permutation(annotator, row, texts, number) for number in range(self.permutations)),
+            concurrently=annotator.awaits,
         )
         tiers, agreement = consensus([order.positions(reference) for order in orders], reference)
         ranks = _passage_ranks(tiers, texts, [*positives.values(), *negatives.values()])
@@ -135,7 +136,7 @@ class Ranks(AnnotatedTransform):
             agreement=agreement if self.permutations > 1 else None,
         )
 
-    async def _permutation(self, source: Annotator, row: Row, texts: Sequence[str], number: int) -> Order:
+    async def _permutation(self, annotator: Annotator, row: Row, texts: Sequence[str], number: int) -> Order:
         # The shown order follows from the texts alone: another order of the passages in the row asks nothing new.
         shown = list(range(len(texts)))
         random.Random(digest([self.seed, number, row[QUERY], list(texts)])).shuffle(shown)
@@ -148,7 +149,7 @@ class Ranks(AnnotatedTransform):
                 task=self.task(row),
                 background=background,
             )
-            order.place(start, end, await source.ranking(request))
+            order.place(start, end, await annotator.ranking(request))
         return order
 
 

@@ -51,8 +51,8 @@ class Snippets(AnnotatedTransform):
 
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
-        source = self.source
-        positives, negatives = await self.each_passage(row, SnippetRequest, source.screened_snippets, source.snippet)
+        asked = self.configured
+        positives, negatives = await self.each_passage(row, SnippetRequest, asked.screened_snippets, asked.snippet)
         return {
             column: [
                 checked(snippet, passage).to_struct()

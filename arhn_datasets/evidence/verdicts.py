@@ -17,7 +17,8 @@ import pyarrow as pa
 from arhn_datasets.annotators.cascade import Cascade
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.requests import Verdict, VerdictRequest
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator, check_integer
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import (
     JUDGED,
     JUDGEMENT_STATUSES,
@@ -73,9 +74,9 @@ class Verdicts(AnnotatedTransform):
         check_integer("seed", self.seed)
 
     @property
-    def source(self) -> Annotator:
+    def configured(self) -> Annotator:
         """The configured annotator, behind the screen where there is one."""
-        found = super().source
+        found = super().configured
         if self.screen is None:
             return found
         made: dict[Any, Annotator] = self.__dict__.setdefault("_cascades", {})  # no field: it is not pickled
@@ -111,10 +112,10 @@ class Verdicts(AnnotatedTransform):
         shown = sorted(set(negatives))
         random.Random(digest([self.seed, row[QUERY], shown])).shuffle(shown)
         windows = [tuple(shown[start : start + self.window]) for start in range(0, len(shown), self.window)]
-        source, background, task = self.source, background_of(row), self.task(row)
-        await source.turn(len(windows))
+        annotator, background, task = self.configured, background_of(row), self.task(row)
+        await annotator.turn(len(windows))
         requests = (
-            source.verdicts(
+            annotator.verdicts(
                 VerdictRequest(
                     query=row[QUERY], positives=tuple(sorted(positives)), candidates=window, task=task,
                     background=background,
@@ -122,7 +123,7 @@ class Verdicts(AnnotatedTransform):
             )
             for window in windows
         )  # fmt: skip
-        replies = await gather(requests, concurrently=source.awaits)
+        replies = await gather(requests, concurrently=annotator.awaits)
         return {
             text: verdict
             for window, reply in zip(windows, replies, strict=True)

@@ -67,7 +67,10 @@ def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsy
         (["--annotator", "lexical", "--task", "poem"], "Unknown task 'poem'"),
         (["--annotator", "lexical", "--task", "claim", "--task", "qa=claim"], "expected one task for all rows"),
         (["--annotator", "lexical", "--min-negatives", "-1"], "a whole number from 0"),
-        (["--annotator", "lexical", "--model", "m"], "--model goes with an LLM, not with --annotator lexical"),
+        (
+            ["--annotator", "lexical", "--model", "m"],
+            "--model goes with --annotator local or tgi, not with",
+        ),
         (["--annotator", "lexical", "--concurrency", "4", "--api", "tgi"], "--api, --concurrency go with"),
         (["--annotator", "lexical", "--constrained"], "--constrained goes with"),
         (["--annotator", "lexical", "--timeout", "300"], "--timeout goes with"),

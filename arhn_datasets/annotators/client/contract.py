@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -98,34 +98,6 @@ class ChatRequest:
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
         return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConnectionOptions:
-    """How to reach servers; none of it changes a reply, so none of it enters an identity.
-
-    ``timeout`` is in seconds for each attempt and ``deadline`` for all attempts of a request; ``concurrency`` in
-    requests for each server, None for what it allows, and shared by so many ``processes``; ``attempts`` counts the
-    first one, and none while a server is overloaded or away; ``backoff`` is the first pause in seconds, doubled and
-    jittered; ``give_up_after`` seconds without any server that answers end the run; ``api`` is None to find out.
-    """
-
-    api_key: str | None = field(default=None, repr=False)
-    timeout: float = 300.0
-    deadline: float = 3600.0
-    concurrency: int | None = None
-    processes: int = 1
-    attempts: int = 6
-    backoff: float = 0.5
-    give_up_after: float = 600.0
-    api: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.api_key and not (self.api_key.isprintable() and self.api_key.isascii()):
-            raise ConfigurationError(
-                "The API key holds a character that no HTTP header can carry. Expected one line of plain characters; "
-                "look at ARHN_API_KEY, api_key= or --api-key."
-            )
 
 
 def base_url(url: str) -> str:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from arhn_datasets.annotators.client.breaker import Breaker
+from arhn_datasets.annotators.client.connection import ConnectionOptions
 from arhn_datasets.annotators.client.contract import (
     DEFAULT_CONCURRENCY,
     ChatRequest,
     Completion,
-    ConnectionOptions,
     ServerInfo,
     slice_of,
     slots_of,
