@@ -16,6 +16,7 @@ from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows.records import (
     DECISION,
+    LABELLED,
     NEGATIVE,
     POSITIVE,
     QUERY,
@@ -25,10 +26,12 @@ from arhn_datasets.rows.records import (
     passages_of,
     shorten,
     text_of,
+    types_of,
 )
 from arhn_datasets.rows.stage import Transform, gather
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from huggingface_hub import AsyncInferenceClient
 
 Asked = TypeVar("Asked")
@@ -126,6 +129,10 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         """The canonical columns."""
         return (QUERY, POSITIVE.passages, NEGATIVE.passages)
 
+    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
+        """One value a passage of both sides, of the kind that has the name of the stage."""
+        return types_of((self.NAME,), LABELLED)
+
     def identity(self) -> dict[str, Any]:
         """The annotator's identity for this stage, and the tasks."""
         tasks = self.tasks if isinstance(self.tasks, str) else {**SUBSET_TASKS, **(self.tasks or {})}
@@ -139,11 +146,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         """
         for row in rows:
             check_query(self.NAME, row)
-            if row.get(DECISION) is not None:
-                raise SchemaError(
-                    f"arhn.{self.NAME} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
-                    "Go back first: ds.map(arhn.revert)."
-                )
+            check_not_relabelled(self.NAME, row)
         return await gather((self.annotate(row) for row in rows), concurrently=self.awaits)
 
     @abstractmethod
@@ -246,6 +249,19 @@ def check_query(stage: str, row: Row) -> None:
         f"arhn.{stage} got a row whose {QUERY!r} holds {found} ({named}); a text was expected. Correct the row, or "
         f'leave such rows out first: ds.filter(lambda row: isinstance(row["{QUERY}"], str)).'
     )
+
+
+def check_not_relabelled(stage: str, row: Row) -> None:
+    """Refuse a row whose lists are no longer those of the source.
+
+    Raises:
+        SchemaError: names the row, and what to do.
+    """
+    if row.get(DECISION) is not None:
+        raise SchemaError(
+            f"arhn.{stage} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
+            "Go back first: ds.map(arhn.revert)."
+        )
 
 
 def background_of(row: Row) -> tuple[str, ...]:
