@@ -815,3 +815,25 @@ def test_pages_of_what_is_new(tmp_path):
     [stored], _ = store_file.page(tmp_path, last, 3)
     assert (stored.origin, stored.reply) == (None, '{"text": "9"}')
     assert store_file.add_replies(tmp_path / "other", first) == (3, 3)
+
+
+def test_whoever_puts_waits_for_a_thread_that_is_late(slow, tmp_path, monkeypatch):
+    """So that a busy loop leaves the interpreter to it; for a moment, and not where the file is locked."""
+    monkeypatch.setattr(f"{STORE}.LATE_SECONDS", 0.0)
+    store = Replies(tmp_path)
+    asyncio.run(store.keep_up())  # nothing was put
+    batch(store)
+    waited = []
+
+    async def sleep(seconds):
+        waited.append(seconds)
+        store._full.set()
+        assert eventually(lambda: in_the_file(tmp_path) == 10)
+        store._written_at = float("inf")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(store.keep_up())
+    assert waited == [60]
+    store._written_at, store._locked_since = 0.0, 1.0
+    asyncio.run(store.keep_up())
+    assert waited == [60]
