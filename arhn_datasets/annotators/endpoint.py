@@ -14,7 +14,7 @@ from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool, Transport
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, stored_replies
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, stored_replies
 from arhn_datasets.errors import ConfigurationError, EndpointError
 from arhn_datasets.rows import background
 
@@ -78,8 +78,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
             ConfigurationError: none is named, or the options do not fit each other.
         """
         options = {name: value for name, value in given.items() if name in CONNECTION and value is not None}
-        options |= {name: given[name] for name in ("model", "constrained", "cache")}
-        options["revision"] = given["model_revision"]
+        options |= {**model_options(given), "model": given["model"], "constrained": given["constrained"]}
         if given["provider"]:
             return cls(client=_provided(given, options.get("timeout", cls.timeout)), **options)
         urls = given["endpoint"] or urls_of_environment()

@@ -37,13 +37,6 @@ from arhn_datasets.rows.records import ERROR, GRADES, Passage, digest, shorten, 
 
 Given = TypeVar("Given", Snippet, Ranking, Verdict, Grade)
 
-MODEL_OPTIONS: Mapping[str, Option] = {
-    "model": Option(help="the model that has to answer; with --annotator local the id or folder", metavar="ID"),
-    "model_revision": Option(help="its commit", metavar="SHA"),
-    "cache": Option(help="store of replies, kept between runs; default: ARHN_CACHE or user cache", metavar="DIR|none"),
-}
-"""The options of a command that every LLM takes."""
-
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
 SNIPPET_SCHEMA: Mapping[str, Any] = {
@@ -65,9 +58,25 @@ GRADE_SCHEMA: Mapping[str, Any] = {
     "properties": {"grade": {"type": "integer", "enum": list(GRADES)}},
     "required": ["grade"],
 }
-GRADE_TOKENS = 32
+SNIPPET_TOKENS, GRADE_TOKENS = 384, 32
 MOST_UNDER_WAY = 512
 MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
+
+MODEL_OPTIONS: Mapping[str, Option] = {
+    "model": Option(help="the model that has to answer; with --annotator local the id or folder", metavar="ID"),
+    "model_revision": Option(help="its commit", metavar="SHA"),
+    "max_tokens": Option(
+        help=f"most tokens of a snippet reply, up to {MAX_TOKENS}; default: {SNIPPET_TOKENS}", metavar="N"
+    ),
+    "cache": Option(help="store of replies, kept between runs; default: ARHN_CACHE or user cache", metavar="DIR|none"),
+}
+"""The options of a command that every LLM takes."""
+
+
+def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What these options say of any LLM, as keywords; ``given`` has None for what was not given."""
+    options = {"revision": given["model_revision"], "cache": given["cache"], "max_tokens": given["max_tokens"]}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +92,7 @@ class LLMAnnotator(Annotator):
     """
 
     prompts: Prompts = PROMPTS
-    max_tokens: int = 384
+    max_tokens: int = SNIPPET_TOKENS
     constrained: bool = False
     cache: str | os.PathLike[str] | None = None
 

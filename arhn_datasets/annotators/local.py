@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from arhn_datasets.annotators.client.connection import Option
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options
 from arhn_datasets.annotators.model_files import hash_of_folder
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.rows import background
@@ -67,7 +67,7 @@ class Local(LLMAnnotator):
         """
         if not given["model"]:
             raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
-        return cls(given["model"], revision=given["model_revision"], cache=given["cache"])
+        return cls(given["model"], **model_options(given))
 
     async def complete(self, request: ChatRequest) -> Completion:
         """The reply, generated in a batch with whatever else is waiting; a schema is not enforced here."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ArhnError, ConfigurationError
-from arhn_datasets.folder.card import Facts
-from arhn_datasets.folder.reading import RUN_FILE, Folder, open_folder
-from arhn_datasets.formats.tables import Options
+from arhn_datasets.folder.facts import Facts
+from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.run import RUN_FILE
+from arhn_datasets.formats.format import Options
 from arhn_datasets.hub.repository import Repository
 from arhn_datasets.rows.stage import Transform
 
@@ -162,10 +163,10 @@ def refuse_private(source: Folder, repo_id: str) -> None:
     Raises:
         ConfigurationError: it did.
     """
-    origin = source.run["source"]
-    if origin.get("private"):
+    origin = source.run.source
+    if origin.private:
         raise ConfigurationError(
-            f"The source {origin['name']} is private on the Hub, and everybody could read {repo_id}. Push it to a "
+            f"The source {origin.name} is private on the Hub, and everybody could read {repo_id}. Push it to a "
             "private repository (--private, to one that is not public already), or say --allow-private-source if you "
             "may publish it."
         )
@@ -239,7 +240,7 @@ def _built(
     """The content of the repository; what its present README says is merged into the card at each attempt."""
     from arhn_datasets.hub.publication import build_publication
 
-    inherited = source.run["source"].get("license")
+    inherited = source.run.source.license
     if license is None and facts is not None and facts.license and inherited and facts.license != inherited:
         raise ConfigurationError(
             f"The facts name the licence {facts.license}, and the source is under {inherited}. Say it again with "

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import AccessDenied, ArhnError, OutputError
-from arhn_datasets.folder.card import merge_card
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, RUN_FILE
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE
+from arhn_datasets.folder.readme import merge_card
+from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.hub.asking import (
     ATTEMPTS,
     MOVED,
@@ -76,11 +77,12 @@ def replaced(there: Sequence[str], new: Sequence[str], *, ours: bool) -> list[st
 
     In a repository that no push of ours has made, only what lies where the new files come.
     """
-    from arhn_datasets.formats.tables import FORMATS
+    from arhn_datasets.formats.registry import known_formats
 
     folders = {DATA, *(path.split("/")[0] for path in new if "/" in path)}
     if ours:
-        folders |= {DROPPED, EVIDENCE, CHARTS, "corpus", "queries", "qrels", *FORMATS}
+        tables = [table.name for format in known_formats().values() for table in format.tables]
+        folders |= {DROPPED, EVIDENCE, CHARTS, *known_formats(), *tables}
     return sorted(path for path in set(there) - set(new) if "/" in path and path.split("/")[0] in folders)
 
 

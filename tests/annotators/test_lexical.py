@@ -291,7 +291,8 @@ def test_the_same_in_any_process():
         "texts = 'tin melts', 'red gold', 'a'\n"
         "rows = [{'positive_passages': [{'text': text}], 'negative_passages': []} for text in texts]\n"
         "a = arhn.Lexical.fitted(rows[::int(sys.argv[1])])\n"
-        "requests = [arhn.records.SnippetRequest(query='red tin gold melts', passage={'text': text}, task='question',\n"
+        "ask = arhn.annotators.requests.SnippetRequest\n"
+        "requests = [ask(query='red tin gold melts', passage={'text': text}, task='question',\n"
         "    background=texts) for text in texts]\n"
         "print(json.dumps([a.identity('ranks'), [a.coverage(request) for request in requests]]))"
     )
@@ -302,6 +303,7 @@ def test_the_same_in_any_process():
             capture_output=True,
             text=True,
             check=True,
+            timeout=120,
         ).stdout
         for seed, step in (("1", "1"), ("2", "-1"))
     }
