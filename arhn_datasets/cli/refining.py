@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arhn_datasets.annotators.client.contract import APIS
-from arhn_datasets.annotators.client.store import default_directory, directory_of
-from arhn_datasets.annotators.endpoint import Endpoint
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.lexical import Lexical
-from arhn_datasets.annotators.llm import MAX_TOKENS
-from arhn_datasets.annotators.local import Local
-from arhn_datasets.annotators.prompts import TASKS
+from arhn_datasets.annotators.client.store import directory_of
+from arhn_datasets.cli.annotators import add_annotator_options, annotator_of, refuse, tasks_of
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rules.arhn import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
@@ -29,10 +22,6 @@ if TYPE_CHECKING:
 ENGINES = ("datasets", "ray")
 ESTIMATED_ROWS = 32
 MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
-# What only an LLM server takes, and what only an LLM has.
-OF_SERVER = ("api_key", "api", "constrained", "timeout", "give_up_after", "concurrency")
-OF_MODEL = ("model", "model_revision", "max_tokens")
-ANNOTATORS = ("lexical", "local", "tgi")
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
     "from a passage about the same subject."
@@ -93,48 +82,7 @@ def refine_parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--shard-index", type=int, metavar="I", help="only this shard of each split, from 0")
     source.add_argument("--num-shards", type=positive, metavar="N", help="of so many")
-    annotator = parser.add_argument_group("annotator")
-    annotator.add_argument(
-        "--annotator",
-        choices=ANNOTATORS,
-        help="who gives the evidence: an LLM server (tgi, also OpenAI-compatible), a transformers model in this "
-        "process (local), or the word-overlap baseline (lexical); default: tgi if an endpoint is given",
-    )
-    annotator.add_argument(
-        "--endpoint", action="append", metavar="URL", help="an LLM server; repeatable; default: ARHN_ENDPOINT"
-    )
-    annotator.add_argument("--model", help="the model that has to answer; with --annotator local the id or folder")
-    annotator.add_argument("--model-revision", metavar="SHA", help="its commit")
-    annotator.add_argument("--api-key", metavar="KEY", help="sent to the endpoint alone; default: ARHN_API_KEY")
-    annotator.add_argument("--provider", metavar="NAME", help="an inference provider of the Hub instead of an endpoint")
-    annotator.add_argument("--api", choices=APIS, help="what the endpoint speaks; default: it is asked")
-    annotator.add_argument("--constrained", action="store_true", help="hold the model to JSON, where the server can")
-    annotator.add_argument(
-        "--max-tokens",
-        type=positive,
-        metavar="N",
-        help=f"most tokens of a snippet reply, up to {MAX_TOKENS}; default: {Endpoint.max_tokens}",
-    )
-    annotator.add_argument(
-        "--timeout", type=not_negative, metavar="SECONDS", help=f"for each attempt; default: {Endpoint.timeout:g}"
-    )
-    annotator.add_argument(
-        "--give-up-after",
-        type=not_negative,
-        metavar="SECONDS",
-        help=f"end the run when no endpoint answers; default: {Endpoint.give_up_after:g}",
-    )
-    annotator.add_argument("--concurrency", type=positive, metavar="N", help="requests in flight for each server")
-    annotator.add_argument(
-        "--cache", metavar="DIR|none", help="store of replies, kept between runs; default: ARHN_CACHE or user cache"
-    )
-    annotator.add_argument(
-        "--task",
-        action="append",
-        default=[],
-        metavar="TASK|SUBSET=TASK",
-        help=f"prompts for all rows or for a subset, one of {', '.join(TASKS)}; repeatable; default: by subset",
-    )
+    add_annotator_options(parser)
     ranking = parser.add_argument_group("ranking")
     ranking.add_argument("--rank-by", choices=("snippet", "passage"), default="snippet")
     ranking.add_argument("--window", type=positive, default=20, metavar="N", help="most candidates in a request")
@@ -194,8 +142,8 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     from arhn_datasets.rules.arhn import Relabel
     from arhn_datasets.runs.refine import Stages
 
-    annotator = _annotator(options)
-    tasks = _tasks(options.task)
+    annotator = annotator_of(options)
+    tasks = tasks_of(options.task)
     return Stages(
         snippets=Snippets(annotator=annotator, tasks=tasks),
         ranks=Ranks(
@@ -220,109 +168,12 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     )
 
 
-def _annotator(options: argparse.Namespace) -> Annotator:
-    urls = options.endpoint or [url for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip()]
-    if options.provider:
-        return _provided(options)
-    kind = options.annotator or ("tgi" if urls else None)
-    if kind is None:
-        raise ConfigurationError(
-            "No annotator was named. Choose one: --endpoint URL (an LLM server; or set ARHN_ENDPOINT), "
-            "--annotator local --model ID (a transformers model in this process), or --annotator lexical "
-            "(a word-overlap baseline that needs no LLM)."
-        )
-    if kind != "tgi" and options.endpoint:
-        raise ConfigurationError(f"--endpoint goes with --annotator tgi, not with {kind}; leave one of them out.")
-    if kind == "lexical":
-        _refuse(options, (*OF_MODEL, *OF_SERVER), "an LLM, not with --annotator lexical")
-        return Lexical()
-    if kind == "local":
-        _refuse(options, OF_SERVER, "an LLM server, not with --annotator local")
-        if not options.model:
-            raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
-        return Local(
-            options.model, revision=options.model_revision, max_tokens=_max_tokens(options), cache=options.cache
-        )
-    if not urls:
-        raise ConfigurationError("--annotator tgi needs --endpoint URL (or ARHN_ENDPOINT), e.g. http://localhost:8080.")
-    timeout, give_up_after = _patience(options)
-    return Endpoint(
-        tuple(urls),
-        model=options.model or os.environ.get("ARHN_MODEL"),
-        revision=options.model_revision,
-        api_key=options.api_key,
-        api=options.api,
-        max_tokens=_max_tokens(options),
-        constrained=options.constrained,
-        timeout=timeout,
-        give_up_after=give_up_after,
-        concurrency=options.concurrency,
-        cache=options.cache,
-    )
-
-
-def _refuse(options: argparse.Namespace, names: Sequence[str], place: str) -> None:
-    """Refuse what was given and would have no effect."""
-    if given := [name for name in names if _is_given(getattr(options, name))]:
-        goes, it = ("goes", "it") if len(given) == 1 else ("go", "them")
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigurationError(f"{flags} {goes} with {place}; leave {it} out.")
-
-
-def _is_given(value: object) -> bool:
-    return value is not None and value is not False  # 0 is a value
-
-
-def _max_tokens(options: argparse.Namespace) -> int:
-    """The limit of a snippet reply; its default is no default of the parser, which hides what was given."""
-    return Endpoint.max_tokens if options.max_tokens is None else int(options.max_tokens)
-
-
-def _patience(options: argparse.Namespace) -> tuple[float, float]:
-    """The timeout, and when to give up; their defaults are no defaults of the parser, which hide what was given."""
-    return (
-        Endpoint.timeout if options.timeout is None else options.timeout,
-        Endpoint.give_up_after if options.give_up_after is None else options.give_up_after,
-    )
-
-
-def _provided(options: argparse.Namespace) -> Annotator:
-    key = options.api_key or os.environ.get("ARHN_API_KEY")
-    if not (key and options.model) or options.endpoint or options.annotator in ("lexical", "local"):
-        raise ConfigurationError(
-            "--provider goes with --model ID and a key of the Hub in ARHN_API_KEY (or --api-key), and without "
-            "--endpoint; the key that is stored on this machine is never sent by itself."
-        )
-    from huggingface_hub import AsyncInferenceClient
-
-    timeout, give_up_after = _patience(options)
-    return Endpoint(
-        client=AsyncInferenceClient(provider=options.provider, api_key=key, timeout=timeout),
-        model=options.model,
-        revision=options.model_revision,
-        max_tokens=_max_tokens(options),
-        constrained=options.constrained,
-        timeout=timeout,
-        give_up_after=give_up_after,
-        concurrency=options.concurrency,
-        cache=options.cache,
-    )
-
-
-def _tasks(named: Sequence[str]) -> str | Mapping[str, str] | None:
-    whole = [task for task in named if "=" not in task]
-    by_subset = dict(task.rsplit("=", 1) for task in named if "=" in task)
-    if len(whole) > 1 or (whole and by_subset):
-        raise ConfigurationError(f"--task got {list(named)}; expected one task for all rows, or SUBSET=TASK for each.")
-    return whole[0] if whole else by_subset or None
-
-
 def _refine(options: argparse.Namespace) -> int:
     from arhn_datasets.inputs.sources import Input
     from arhn_datasets.runs.refine import refine
 
     if not options.estimate:
-        _refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
+        refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
     if options.price_per_hour is not None and options.price_per_million is not None:
         raise ConfigurationError(
             "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
@@ -432,7 +283,7 @@ def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
     from arhn_datasets.runs.streaming import work_folder
 
-    named = default_directory() if options.cache is None else directory_of(options.cache)
+    named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
     if options.streaming and (unfinished := work_folder(Path(options.output))).exists():
         nothing += f" What is finished of it is kept in {unfinished}."

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import NoReturn, TextIO
 
-from arhn_datasets.annotators.client import store as answers
+from arhn_datasets.annotators.client import store
 from arhn_datasets.errors import AccessDenied, ArhnError, ConfigurationError, InputError
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
@@ -128,7 +128,7 @@ def _interrupt() -> None:
 
 def _end_worker(number: int) -> None:
     # In a thread, since what was interrupted may hold the store's locks.
-    writing = threading.Thread(target=answers.flush_all, daemon=True)
+    writing = threading.Thread(target=store.flush_all, daemon=True)
     writing.start()
     writing.join(2)
     signal.signal(number, signal.SIG_DFL)

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence.stage import check_integer
 from arhn_datasets.rows.arrow import (
     Codes,
     Integers,
@@ -32,6 +31,7 @@ from arhn_datasets.rows.arrow import (
     one_array,
     shaped,
 )
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import (
     ALL_EVIDENCE_TYPES,
     CHANGED,

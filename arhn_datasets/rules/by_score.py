@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.evidence.stage import check_integer
 from arhn_datasets.rows.arrow import Codes, Integers, Mask, Numbers, extremes, starts_of, within
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import QUERY_ID
 from arhn_datasets.rules.arhn import ABOVE, BELOW, NOTHING, Decision, Relabel, states_of
 from arhn_datasets.rules.moves import Evidence, Names

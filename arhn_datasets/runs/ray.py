@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from arhn_datasets.annotators.client import store as answers
+from arhn_datasets.annotators.client import store, store_file
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.local import Local
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
@@ -345,7 +345,7 @@ class _Refiner:
             ray.get(self._keeper.failed.remote(error))
             raise
         finally:
-            answers.flush_all()  # Ray kills an actor that it needs no more
+            store.flush_all()  # Ray kills an actor that it needs no more
             ray.get(self._tell())
 
     def _tell(self) -> Any:
@@ -384,9 +384,9 @@ class _Keeper:
         """The driver's node, a name of the run, and the folders of its stores."""
         return self._node, self._run, self._folders
 
-    def page(self, folder: Path, after: int) -> tuple[list[answers.Stored], int]:
+    def page(self, folder: Path, after: int) -> tuple[list[store_file.Stored], int]:
         """What a store of the driver holds beyond so many."""
-        return answers.page(folder, after, PAGE)
+        return store_file.page(folder, after, PAGE)
 
     def gather(self) -> int:
         """Take over what is new in the stores of the other nodes; how many replies were new here."""
@@ -413,7 +413,7 @@ class _Keeper:
             page, last = ray.get(asked.remote(folder, after), timeout=60)
             if not page:
                 return new
-            new += answers.add_replies(folder, page)[0]
+            new += store_file.add_replies(folder, page)[0]
             self._gathered[node, folder] = last
 
     def tell(self, actor: str, statistics: Mapping[str, Any]) -> None:
@@ -501,7 +501,7 @@ def _fetch(keeper: Any, folder: Path, run: str) -> None:
         page, after = ray.get(keeper.page.remote(folder, after))
         if not page:
             return
-        answers.add_replies(place, page)
+        store_file.add_replies(place, page)
         noted.write_text(json.dumps({"run": run, "after": after}), encoding="utf-8")
 
 
@@ -510,8 +510,8 @@ def _on_this_node(folder: Path) -> Path:
     return folder / "nodes" / platform.node()
 
 
-def _page_of_node(folder: Path, after: int) -> tuple[list[answers.Stored], int]:
-    return answers.page(_on_this_node(folder), after, PAGE)
+def _page_of_node(folder: Path, after: int) -> tuple[list[store_file.Stored], int]:
+    return store_file.page(_on_this_node(folder), after, PAGE)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class Stages:
     @property
     def annotator(self) -> Annotator:
         """Who gives the evidence."""
-        return self.snippets.source
+        return self.snippets.configured
 
     @property
     def transforms(self) -> tuple[Snippets, Ranks, Relabel]:

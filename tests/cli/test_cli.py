@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from arhn_datasets import cli
-from arhn_datasets.annotators.client.store import Answers
+from arhn_datasets.annotators.client.store import Replies
 from arhn_datasets.annotators.endpoint import Endpoint
 from arhn_datasets.annotators.lexical import Lexical
 from arhn_datasets.annotators.local import Local
@@ -67,7 +67,10 @@ def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsy
         (["--annotator", "lexical", "--task", "poem"], "Unknown task 'poem'"),
         (["--annotator", "lexical", "--task", "claim", "--task", "qa=claim"], "expected one task for all rows"),
         (["--annotator", "lexical", "--min-negatives", "-1"], "a whole number from 0"),
-        (["--annotator", "lexical", "--model", "m"], "--model goes with an LLM, not with --annotator lexical"),
+        (
+            ["--annotator", "lexical", "--model", "m"],
+            "--model goes with --annotator local or tgi, not with",
+        ),
         (["--annotator", "lexical", "--concurrency", "4", "--api", "tgi"], "--api, --concurrency go with"),
         (["--annotator", "lexical", "--constrained"], "--constrained goes with"),
         (["--annotator", "lexical", "--max-tokens", "64"], "--max-tokens goes with"),
@@ -338,7 +341,7 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     server.info["max_concurrent_requests"] = 4
     server.fault = lambda number, _: asyncio.sleep(60) if number > 45 else None  # it cannot end by itself
     command = [str(BIN / "arhn-refine"), str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
-    command += ["--cache", str(tmp_path / "answers")]
+    command += ["--cache", str(tmp_path / "store")]
     running = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -354,9 +357,9 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     assert time.monotonic() - started < 10
     assert running.returncode == 1
     assert "Traceback" not in error
-    assert f"Every reply so far is kept in {tmp_path / 'answers'}; run the same command again" in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers"]
-    kept, asked = len(Answers(tmp_path / "answers")), server.requests
+    assert f"Every reply so far is kept in {tmp_path / 'store'}; run the same command again" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+    kept, asked = len(Replies(tmp_path / "store")), server.requests
     assert kept >= 20
     server.fault = None
     finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

@@ -353,7 +353,7 @@ def test_options_are_validated_and_immutable():
         arhn.relabel.policy = "filter"
     other = arhn.relabel.with_options(policy="filter")
     assert (arhn.relabel.policy, other.policy) == ("relabel+filter", "filter")
-    assert arhn.Snippets(endpoint=["http://a", "http://b"]).source.url == ("http://a", "http://b")
+    assert arhn.Snippets(endpoint=["http://a", "http://b"]).configured.url == ("http://a", "http://b")
     assert "k" not in repr(arhn.Snippets(**{**BASE, "api_key": "KKK"})).replace("api_key", "").split("KKK")[1:]
 
 

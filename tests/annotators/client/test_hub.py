@@ -14,7 +14,8 @@ from huggingface_hub import AsyncInferenceClient, constants
 
 import arhn_datasets as arhn
 from arhn_datasets import cli, errors
-from arhn_datasets.annotators.client.contract import ChatRequest, ConnectionOptions
+from arhn_datasets.annotators.client.connection import ConnectionOptions
+from arhn_datasets.annotators.client.contract import ChatRequest
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.requests import SnippetRequest
@@ -63,7 +64,7 @@ def fails(url, client=None, **options):
     """The error of one request."""
 
     async def main():
-        made = ConnectionOptions(backoff=0.001, attempts=2, deadline=0.3, **options)
+        made = ConnectionOptions(**{"backoff": 0.001, "attempts": 2, "deadline": 30, **options})
         pool = Pool([HubTransport(client or hub(url), "m")], made)
         try:
             await pool.chat(REQUEST)
@@ -148,7 +149,7 @@ def test_an_overloaded_or_absent_provider_is_waited_for(status, kind):
     """Until the deadline, without using up attempts."""
     with Server(str) as server:
         server.fault = lambda *_: web.json_response({"error": "later"}, status=status)
-        assert type(fails(server.url)) is kind
+        assert type(fails(server.url, deadline=0.3)) is kind
     assert server.requests > 2
 
 
@@ -180,7 +181,7 @@ def test_nobody_there():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    error = fails(url)
+    error = fails(url, deadline=0.3)
     assert type(error) is errors.EndpointUnavailable
     assert "no connection through the AsyncInferenceClient" in str(error)
     assert type(fails(url, give_up_after=0.1)) is errors.EndpointsDead
