@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import arhn_datasets as arhn
-from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.inputs.sources import Input, silent
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE
-from arhn_datasets.runs.refine import silent
+from arhn_datasets.runs.preparing import load_input
 
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 TARGET = 0.9

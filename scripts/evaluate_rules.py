@@ -28,10 +28,10 @@ import arhn_datasets as arhn
 from arhn_datasets.annotators.requests import SnippetRequest
 from arhn_datasets.checks.measures import WAYS, Figures, Interval
 from arhn_datasets.checks.truth import read_truth
-from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.inputs.sources import Input, silent
 from arhn_datasets.rows.records import DECISION, DROPPED, GUARDED, NEGATIVE, POSITIVE
 from arhn_datasets.rules.arhn import POLICIES
-from arhn_datasets.runs.refine import silent
+from arhn_datasets.runs.preparing import load_input
 
 LEXICAL = "lexical"
 SNIPPETS, PASSAGES, VERDICTS, GRADES, CASCADE = "snippets", "passages", "verdicts", "grades", "cascade"

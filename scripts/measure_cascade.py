@@ -23,9 +23,9 @@ from typing import Any
 import arhn_datasets as arhn
 from arhn_datasets.annotators.requests import Ranking, RankingRequest, Snippet, SnippetRequest, Verdict, VerdictRequest
 from arhn_datasets.folder.report import format_table
-from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.inputs.sources import Input, silent
 from arhn_datasets.rows.records import DECISION, GROUNDED, JUDGED, NO_ANSWER, RANKED, text_of
-from arhn_datasets.runs.refine import silent
+from arhn_datasets.runs.preparing import load_input
 
 FLOORS = "0.5,0.6,0.7,0.8,0.9,1"
 THRESHOLDS = "0.3,0.4,0.5,0.6,0.7,0.8"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.llm import LLMAnnotator
@@ -42,6 +42,8 @@ class Local(LLMAnnotator):
         ConfigurationError: a value is out of range.
         MissingDependencyError: torch or transformers is not installed.
     """
+
+    on_gpu: ClassVar[bool] = True
 
     model: str
     _: KW_ONLY

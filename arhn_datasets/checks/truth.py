@@ -371,7 +371,8 @@ def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
 
 def _truth_of_dataset(name: str) -> Truth:
     """Any dataset that `arhn-refine` reads."""
-    from arhn_datasets.inputs.sources import Input, load_input, silent
+    from arhn_datasets.inputs.sources import Input, silent
+    from arhn_datasets.runs.preparing import load_input
 
     with silent():
         splits, _ = load_input(Input(name=name))

@@ -43,6 +43,7 @@ class Snippets(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "snippets"
+    ORDER: ClassVar[int] = 0
     VERSION: ClassVar[int] = 2
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:

@@ -9,9 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.inputs.sources import Input, load_input, silent
-from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, RANKING, SKIPPED, Row
-from arhn_datasets.runs.refine import Stages, fitted, unfitted
+from arhn_datasets.inputs.sources import Input
+from arhn_datasets.rows.arrow import lengths_in
+from arhn_datasets.rows.records import DECISION, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
+from arhn_datasets.runs.preparing import prepare
+from arhn_datasets.runs.splits import Loaded
+from arhn_datasets.runs.stages import Stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,13 +84,10 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
     """
     if sample < 1:
         raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
-    annotator = stages.annotator
-    annotator.identity("snippets")
-    with silent():
-        splits, _ = load_input(source)
-    if unfitted(annotator) is not None:
-        stages = fitted(stages, splits)
-        annotator = stages.annotator
+    stages.annotator.identity("snippets")
+    prepared = prepare(source, stages, streamed=False)
+    splits = {name: split.dataset for name, split in prepared.splits.items() if isinstance(split, Loaded)}
+    stages, annotator = prepared.stages, prepared.stages.annotator
     rows, passages = _size(splits)
     drawn = _drawn(splits, sample)
     before, started = annotator.statistics(), time.monotonic()
@@ -160,14 +160,12 @@ def _unmeasured(found: Estimate) -> str:
 
 def _size(splits: Mapping[str, Dataset]) -> tuple[int, int]:
     """Rows and passages of all splits."""
-    rows = sum(len(dataset) for dataset in splits.values())
+    columns = [side.passages for side in LABELLED]
     passages = 0
     for dataset in splits.values():
-        for batch in dataset.select_columns([POSITIVE.passages, NEGATIVE.passages]).with_format("arrow").iter(1000):
-            passages += sum(
-                len(batch[column].combine_chunks().flatten()) for column in (POSITIVE.passages, NEGATIVE.passages)
-            )
-    return rows, passages
+        for batch in dataset.select_columns(columns).with_format("arrow").iter(1000):
+            passages += sum(int(lengths_in(batch, column)[0].sum()) for column in columns)
+    return sum(map(len, splits.values())), passages
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> list[Row]:
@@ -179,7 +177,7 @@ def _drawn(splits: Mapping[str, Dataset], sample: int) -> list[Row]:
 
 def _refined(rows: Sequence[Row], stages: Stages) -> list[Row]:
     batch: dict[str, Any] = {column: [row.get(column) for row in rows] for column in rows[0]}
-    for stage in (stages.snippets, stages.ranks, stages.relabel):
+    for stage in stages.transforms:
         batch = stage(batch)
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
@@ -209,8 +207,7 @@ def _interval(rows: Sequence[Row], moved: Callable[[Row], int]) -> Interval:
 
 
 def _source_negatives(row: Row) -> int:
-    sides = ("positive", "negative", "filtered")
-    return sum(origin["label"] == "negative" for side in sides for origin in row[f"{side}_origins"])
+    return sum(origin["label"] == NEGATIVE.label for side in SIDES for origin in row[side.origins])
 
 
 def _duration(seconds: float) -> str:

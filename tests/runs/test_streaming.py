@@ -13,6 +13,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from arhn_datasets.runs.streaming import CHECKPOINT, read, work_folder
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDatasetDict, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,8 +28,8 @@ from arhn_datasets.folder import writer as output
 from arhn_datasets.inputs.sources import Input, Shard, open_input
 from arhn_datasets.rows.records import NO_ANSWER, RANKED
 from arhn_datasets.runs import streaming
-from arhn_datasets.runs.refine import refine, save
-from arhn_datasets.runs.streaming import CHECKPOINT, read, work_folder
+from arhn_datasets.runs.refine import refine
+from arhn_datasets.runs.saving import save
 from arhn_datasets.testing import Emulator, Latency
 from tests.hub.test_pushing import REPO
 from tests.runs.test_refine import stages
@@ -357,7 +358,8 @@ from tests.runs.test_streaming import Failing, stages
 from arhn_datasets.folder import writer as output
 from arhn_datasets.runs import streaming
 from arhn_datasets.inputs.sources import Input, open_input
-from arhn_datasets.runs.refine import refine, save
+from arhn_datasets.runs.refine import refine
+from arhn_datasets.runs.saving import save
 sys.modules["arhn_datasets.folder.parquet"].GROUP_BYTES = output.TYPED_BYTES = streaming.WINDOW_BYTES = 1_000_000
 class Waiting(Failing):
     awaits = True
