@@ -98,7 +98,15 @@ def test_arguments_that_cannot_work_exit_with_2(arguments, message, tmp_path, ca
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--limit", "0"], ["--limit", "x"], ["--policy", "all"], ["--annotator", "gpt"], ["--endpoints", "http://x"]),
+        *(
+            ["--streaming"],
+            ["--num-proc", "2"],
+            ["--limit", "0"],
+            ["--limit", "x"],
+            ["--policy", "all"],
+            ["--annotator", "gpt"],
+            ["--endpoints", "http://x"],
+        ),
         *(["--batch-size", "9" * 20], ["--show", "-3"], ["--permutations", "101"], ["--price-per-hour", "-4"]),
         *(["--price-per-hour", "nan"], ["--price-per-million", "1", "-2"], ["--timeout", "nan"]),
     ],
@@ -289,7 +297,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
-        "--ties below --min-negatives 2 --on-shortage drop --max-relabeled 3 --on-excess allow"
+        "--ties below --min-negatives 2 --on-shortage drop --max-relabelled 3 --on-excess allow"
     )
     stages = cli.configured_stages(parse(given.split()))
     assert isinstance(stages.annotator, Local)
