@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client.contract import APIS
 from arhn_datasets.annotators.client.store import default_directory, directory_of
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
+# The options that a stage has under the same name.
+OF_RANKING = ("rank_by", "window", "stride", "permutations", "seed")
+OF_POLICY = ("policy", "reference", "unsupported", "ties", "min_negatives", "on_shortage", "max_relabeled", "on_excess")
 MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
 # What only an LLM server takes, and what only an LLM has.
 OF_SERVER = ("api_key", "api", "constrained", "timeout", "give_up_after", "concurrency")
@@ -158,7 +161,9 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
     policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
     policy.add_argument("--on-shortage", choices=GUARDS, default="keep", help="what becomes of a row with fewer")
-    policy.add_argument("--max-relabelled", type=int, metavar="N", help="most new positives in a row")
+    policy.add_argument(
+        "--max-relabelled", dest="max_relabeled", type=int, metavar="N", help="most new positives in a row"
+    )
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
 
 
@@ -205,26 +210,13 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     tasks = _tasks(options.task)
     return Stages(
         snippets=Snippets(annotator=annotator, tasks=tasks),
-        ranks=Ranks(
-            annotator=annotator,
-            tasks=tasks,
-            rank_by=options.rank_by,
-            window=options.window,
-            stride=options.stride,
-            permutations=options.permutations,
-            seed=options.seed,
-        ),
-        relabel=Relabel(
-            policy=options.policy,
-            reference=options.reference,
-            unsupported=options.unsupported,
-            ties=options.ties,
-            min_negatives=options.min_negatives,
-            on_shortage=options.on_shortage,
-            max_relabeled=options.max_relabelled,
-            on_excess=options.on_excess,
-        ),
+        ranks=Ranks(annotator=annotator, tasks=tasks, **_chosen(options, OF_RANKING)),
+        relabel=Relabel(**_chosen(options, OF_POLICY)),
     )
+
+
+def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _annotator(options: argparse.Namespace) -> Annotator:
@@ -341,17 +333,13 @@ def _refine(options: argparse.Namespace) -> int:
     if not options.output:
         raise ConfigurationError("--output DIR is missing: the folder to write.")
     if options.engine == "ray":
-        return _summary(_refine_on_ray(source, stages, options), options)
-    if options.ray_address or options.ray_actors:
-        raise ConfigurationError("--ray-address and --ray-actors go with --engine ray; add it, or leave them out.")
+        from arhn_datasets.runs.ray import refine_on_ray
+
+        _refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
+        done = refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
+        return _summary(done, options)
+    _refuse(options, ("ray_address", "ray_actors"), "--engine ray")
     return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
-
-
-def _refine_on_ray(source: Input, stages: Stages, options: argparse.Namespace) -> Refinement:
-    from arhn_datasets.runs.ray import refine_on_ray
-
-    _refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
-    return refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
 
 
 def _shard(options: argparse.Namespace) -> Shard | None:

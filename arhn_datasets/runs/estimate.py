@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.inputs.sources import Input
@@ -14,7 +16,7 @@ from arhn_datasets.rows.arrow import lengths_in
 from arhn_datasets.rows.records import DECISION, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
 from arhn_datasets.runs.preparing import prepare
 from arhn_datasets.runs.splits import Loaded
-from arhn_datasets.runs.stages import Stages
+from arhn_datasets.runs.stages import Stages, through
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,10 +67,6 @@ class Estimate:
     filtered: Interval
     errors: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The estimate as JSON."""
-        return asdict(self)
-
 
 def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices | None = None) -> Estimate:
     """Annotate ``sample`` rows, drawn at random, and extrapolate.
@@ -89,9 +87,9 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
     splits = {name: split.dataset for name, split in prepared.splits.items() if isinstance(split, Loaded)}
     stages, annotator = prepared.stages, prepared.stages.annotator
     rows, passages = _size(splits)
-    drawn = _drawn(splits, sample)
+    drawn = list(_drawn(splits, sample))
     before, started = annotator.statistics(), time.monotonic()
-    refined = _refined(drawn, stages)
+    refined = [row for table in drawn for row in through(table, stages.transforms).to_pylist()]
     seconds, after = time.monotonic() - started, annotator.statistics()
     spent = {name: int(after[name]) - int(before.get(name, 0)) for name in after}
     per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
@@ -168,18 +166,15 @@ def _size(splits: Mapping[str, Dataset]) -> tuple[int, int]:
     return sum(map(len, splits.values())), passages
 
 
-def _drawn(splits: Mapping[str, Dataset], sample: int) -> list[Row]:
-    """Rows drawn at random from all splits, the same for the same input."""
-    places = [(name, at) for name, dataset in splits.items() for at in range(len(dataset))]
-    chosen = sorted(random.Random(SEED).sample(range(len(places)), min(sample, len(places))))
-    return [splits[name][at] for name, at in (places[index] for index in chosen)]
-
-
-def _refined(rows: Sequence[Row], stages: Stages) -> list[Row]:
-    batch: dict[str, Any] = {column: [row.get(column) for row in rows] for column in rows[0]}
-    for stage in stages.transforms:
-        batch = stage(batch)
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:
+    """Rows drawn at random from all splits, the same for the same input; a table of each split."""
+    total = sum(map(len, splits.values()))
+    chosen, first = sorted(random.Random(SEED).sample(range(total), min(sample, total))), 0
+    for dataset in splits.values():
+        own = [at - first for at in chosen if first <= at < first + len(dataset)]
+        first += len(dataset)
+        if own:
+            yield dataset.select(own).with_format("arrow")[:]
 
 
 def _scaled(tokens: int, known: int, requests: int) -> int | None:

@@ -177,7 +177,7 @@ class _Run:
         known = [len(split.dataset) for split in splits.values() if isinstance(split, Loaded)]
         total = sum(known) if len(known) == len(names) else None
         shown = {"total": total, "initial": sum(writer.rows.values()), "unit": " rows", "desc": "refine"}
-        with writer, live("refine", self._engine.statistics), tqdm(**shown) as bar:
+        with writer, tqdm(**shown) as bar, live(bar, self._engine.statistics):
             for name in names[names.index(before.split) if before else 0 :]:
                 at = before.position if before and before.split == name else None
                 for rows in self._write(name, at):

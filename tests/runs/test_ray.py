@@ -20,13 +20,16 @@ import arhn_datasets as arhn
 from arhn_datasets.annotators.client import store as answers
 from arhn_datasets.cli import refine_command
 from arhn_datasets.errors import AccessDenied
+from arhn_datasets.folder import parquet, writer
 from arhn_datasets.folder.reading import open_folder, read_rows
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs import ray as cluster
 from arhn_datasets.runs import ray_replies
+from arhn_datasets.runs.checkpoints import Checkpoint, is_unfinished
 from arhn_datasets.runs.refine import Stages, refine
 from arhn_datasets.testing.latency import Latency
 from arhn_datasets.testing.process import EmulatorProcess
+from tests.runs.annotators import Failing
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
@@ -272,6 +275,29 @@ def test_no_cluster_at_the_address(plain, tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: There is no Ray cluster that answers at 127.0.0.1:1")
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_ended_goes_on(on_ray, plain, tmp_path, monkeypatch):
+    """Behind the last file that was full: a row before it, at which the second run would fail, is not asked again."""
+    given, _ = plain
+    monkeypatch.setattr(parquet, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 10_000)
+    monkeypatch.setattr(writer, "TYPED_BYTES", 1)
+    queries = [json.loads(line)["query"] for line in given.read_text(encoding="utf-8").splitlines()]
+    whole = refine(Input(name=str(given)), tmp_path / "whole", stages_of(Failing()))
+    save = Checkpoint.save
+
+    def save_and_end(checkpoint, *arguments):
+        save(checkpoint, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, "save", save_and_end)
+        refined(given, tmp_path / "out", stages_of(Failing()), actors=1)
+    assert is_unfinished(tmp_path / "out")
+    refined(given, tmp_path / "out", stages_of(Failing(queries[0])), actors=1)
+    same_rows(tmp_path / "out", whole.path)
+    assert not is_unfinished(tmp_path / "out")
 
 
 @pytest.mark.exhaustive
