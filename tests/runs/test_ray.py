@@ -291,9 +291,10 @@ def test_a_run_that_ended_goes_on(on_ray, plain, tmp_path, monkeypatch):
         save(checkpoint, *arguments)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Checkpoint, "save", save_and_end)
+    monkeypatch.setattr(Checkpoint, "save", save_and_end)
+    with pytest.raises(KeyboardInterrupt):
         refined(given, tmp_path / "out", stages_of(Failing()), actors=1)
+    monkeypatch.setattr(Checkpoint, "save", save)
     assert is_unfinished(tmp_path / "out")
     refined(given, tmp_path / "out", stages_of(Failing(queries[0])), actors=1)
     same_rows(tmp_path / "out", whole.path)
