@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError, InputError
+from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
+from arhn_datasets.rows.records import DECISION
+from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -62,24 +65,44 @@ class Input:
     shard: Shard | None = None
 
 
-def load(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """The rows of each split as they are, in files on this disk, and where they came from.
+def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """The canonical rows of each split, also where a shard is named, in files on this disk, and where they came from.
+
+    Args:
+        source: What to read.
+        undo: Gives the source rows of an earlier result.
 
     Raises:
         InputError: the input is not there or cannot be read.
-        ConfigurationError: it is of a kind that has no such option.
+        SchemaError: its rows are in no known form.
     """
     loaded, kind, published = _load(source)
-    splits = _splits_of(loaded, source)
-    fingerprints = {name: dataset._fingerprint for name, dataset in splits.items()}
-    return splits, {**_provenance(source, kind, published), "fingerprints": fingerprints}
+    raw = _splits_of(loaded, source)
+    splits = {name: _canonical(dataset, source.limit, undo) for name, dataset in raw.items()}
+    if not any(len(dataset) for dataset in splits.values()):
+        raise InputError(f"{source.name} has no rows; nothing can be refined.")
+    provenance = {
+        **_provenance(source, kind, published),
+        "rows": {name: len(dataset) for name, dataset in splits.items()},
+        "fingerprints": {name: dataset._fingerprint for name, dataset in raw.items()},
+    }
+    return splits, provenance
+
+
+def _canonical(dataset: Dataset, limit: int | None, undo: Transform) -> Dataset:
+    if DECISION in dataset.column_names:
+        dataset = dataset.map(undo, batched=True)
+    if limit and keeps_rows(dataset.column_names):
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    adapted: Dataset = adapt_dataset(dataset)
+    return adapted.select(range(min(limit, len(adapted)))) if limit else adapted
 
 
 def stream(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]] | None:
-    """The rows of each split of a dataset of the Hub as they come, and where they came from.
+    """The rows of each split of a dataset of the Hub as they are and as they come, and where they came from.
 
-    None where :func:`load` has to read: a file or folder, columns that only the rows would tell, and a Hub that does
-    not answer, for the dataset may be in the cache.
+    None where :func:`load_input` has to read: a file or folder, columns that only the rows would tell, and a Hub that
+    does not answer, for the dataset may be in the cache.
 
     Raises:
         InputError: there is no such split.

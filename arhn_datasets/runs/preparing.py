@@ -8,20 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from arhn_datasets.errors import InputError
-from arhn_datasets.folder.reading import RUN_FILE, is_refined
+from arhn_datasets.folder.run import RUN_FILE, is_refined
 from arhn_datasets.inputs import sources
-from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
+from arhn_datasets.inputs.adaptation import keeps_rows
 from arhn_datasets.inputs.sources import UNPUBLISHED, Input, silent
-from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, Row
-from arhn_datasets.rules.arhn import Revert
-from arhn_datasets.runs.splits import Loaded, Split, Streamed
+from arhn_datasets.rows.records import NEGATIVE, POSITIVE, Row
+from arhn_datasets.runs.splits import SOURCE_ROWS, Loaded, Split, Streamed
 from arhn_datasets.runs.stages import Stages
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 FITTED_ROWS = 64
 
@@ -61,26 +56,10 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
     return Prepared(splits=splits, stages=stages, provenance=provenance, seconds=seconds)
 
 
-def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """The canonical rows of each split, also where a shard is named, and where they came from.
-
-    An earlier result gives its source rows, under the terms of their source.
-
-    Raises:
-        InputError: the input is not there or cannot be read.
-        SchemaError: its rows are in no known form.
-    """
-    raw, provenance = sources.load(source)
-    splits = {name: _canonical(dataset, source.limit) for name, dataset in raw.items()}
-    if not any(len(dataset) for dataset in splits.values()):
-        raise InputError(f"{source.name} has no rows; nothing can be refined.")
-    provenance["rows"] = {name: len(dataset) for name, dataset in splits.items()}
-    return splits, {**provenance, **_inherited(Path(source.name).expanduser())}
-
-
 def _loaded(source: Input) -> tuple[dict[str, Split], dict[str, Any]]:
-    splits, provenance = load_input(source)
-    return {name: Loaded(dataset) for name, dataset in splits.items()}, provenance
+    splits, provenance = sources.load_input(source, undo=SOURCE_ROWS)
+    loaded: dict[str, Split] = {name: Loaded(dataset) for name, dataset in splits.items()}
+    return loaded, {**provenance, **_inherited(Path(source.name).expanduser())}
 
 
 def _streams(source: Input) -> tuple[dict[str, Split], dict[str, Any]] | None:
@@ -93,15 +72,6 @@ def _streams(source: Input) -> tuple[dict[str, Split], dict[str, Any]] | None:
     if not all(keeps_rows(stream.features) and stream.num_shards >= parts for stream in streams.values()):
         return None
     return {name: Streamed(stream, source) for name, stream in streams.items()}, provenance
-
-
-def _canonical(dataset: Dataset, limit: int | None) -> Dataset:
-    if DECISION in dataset.column_names:
-        dataset = dataset.map(Revert(keep_evidence=False), batched=True)
-    if limit and keeps_rows(dataset.column_names):
-        dataset = dataset.select(range(min(limit, len(dataset))))
-    adapted: Dataset = adapt_dataset(dataset)
-    return adapted.select(range(min(limit, len(adapted)))) if limit else adapted
 
 
 def _inherited(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from arhn_datasets.errors import InputError
+from arhn_datasets.folder.description import configuration, describe_run
+from arhn_datasets.folder.place import check_output
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.writer import Refinement, RunWriter, check_output, configuration, describe_run
+from arhn_datasets.folder.writer import Refinement, RunWriter
 from arhn_datasets.inputs.sources import Input, stamp_of
 from arhn_datasets.rows.arrow import empty_table
 from arhn_datasets.runs.annotating import annotated
@@ -131,7 +133,7 @@ def run(source: Input, output: str | os.PathLike[str], stages: Stages, opened: O
     before = Checkpoint.found(work_folder(target), key)
     with opened(prepared) as engine:
         try:
-            return _Run(source, target, prepared, engine, key, before).written()
+            return _Work(source, target, prepared, engine, key, before).written()
         finally:
             if not is_unfinished(target):  # done, or nothing to go on from
                 shutil.rmtree(work_folder(target), ignore_errors=True)
@@ -147,7 +149,7 @@ def _key(source: Input, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-class _Run:
+class _Work:
     """A run under way, from its beginning or from the checkpoint of an earlier one."""
 
     def __init__(

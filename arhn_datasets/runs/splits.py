@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 TABLE_BYTES = 4_000_000
+SOURCE_ROWS = Revert(keep_evidence=False)
+"""Gives the source rows of an earlier result."""
 _CANONICAL = (QUERY_ID, QUERY, POSITIVE.passages, NEGATIVE.passages)
 _DIGESTED_ROWS = 1000
 
@@ -149,6 +151,6 @@ def canonical(table: pa.Table) -> pa.Table:
         SchemaError: the form is unknown.
     """
     if DECISION in table.column_names:
-        table = Revert(keep_evidence=False)(table)
+        table = SOURCE_ROWS(table)
     adapted = adapt(table)
     return adapted.select([*_CANONICAL, *(name for name in adapted.column_names if name not in _CANONICAL)])

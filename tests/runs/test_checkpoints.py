@@ -73,7 +73,7 @@ def test_killed_and_run_again_goes_on_behind_the_last_shard(jsonl, tmp_path, sam
             assert running.poll() is None, "it ended"
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
-        running.wait()
+        running.wait(timeout=60)
         assert not (tmp_path / "out").exists()
         checkpoint = json.loads((work / CHECKPOINT).read_text())
         spent = server.stats.requests

@@ -13,11 +13,14 @@ import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.folder import parquet
 from arhn_datasets.folder import writer as output
-from arhn_datasets.folder.reading import is_refined, read_rows
-from arhn_datasets.folder.writer import check_output
+from arhn_datasets.folder.place import check_output
+from arhn_datasets.folder.reading import read_rows
+from arhn_datasets.folder.run import is_refined
+from arhn_datasets.inputs import sources
 from arhn_datasets.inputs.sources import Input
-from arhn_datasets.runs.preparing import load_input
 from arhn_datasets.runs.refine import Stages, refine
+from arhn_datasets.testing import Emulator
+from tests.fakes.together import Together
 
 
 def stages(annotator=None, **options):
@@ -177,7 +180,7 @@ def test_a_failed_rename_or_write_leaves_the_old_run(jsonl, tmp_path, monkeypatc
 
 def test_no_permission_is_told_before_any_work(jsonl, tmp_path, monkeypatch):
     """The message names the folder in which nothing may be written."""
-    monkeypatch.setattr(output.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="no permission in"):
         refine(Input(name=str(jsonl)), tmp_path / "deep" / "out", stages())
 
@@ -252,7 +255,7 @@ def test_the_split_of_a_single_dataset_is_not_renamed(jsonl, tmp_path):
     """A split that a file does not have is told with the one that it has."""
     with pytest.raises(InputError, match=r"has no split 'dev'; its splits are \['train'\]"):
         refine(Input(name=str(jsonl), split="dev"), tmp_path / "out", stages())
-    assert set(load_input(Input(name=str(jsonl), split="train"))[0]) == {"train"}
+    assert set(sources.load_input(Input(name=str(jsonl), split="train"))[0]) == {"train"}
 
 
 def test_unknown_columns_and_splits(tmp_path, sample, monkeypatch):
@@ -283,7 +286,7 @@ def test_a_hub_id_is_pinned_to_a_commit(monkeypatch, sample):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: Info())
-    _, provenance = load_input(Input(name="user/rows", config="c"))
+    _, provenance = sources.load_input(Input(name="user/rows", config="c"), undo=arhn.revert)
     assert asked == [("user/rows", "c", "c0ffee")]
     assert (provenance["kind"], provenance["name"], provenance["revision"]) == ("hub", "user/rows", "c0ffee")
 
@@ -291,7 +294,7 @@ def test_a_hub_id_is_pinned_to_a_commit(monkeypatch, sample):
         raise ConnectionError
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    assert load_input(Input(name="user/rows", revision="v1"))[1]["revision"] == "v1"
+    assert sources.load_input(Input(name="user/rows", revision="v1"), undo=arhn.revert)[1]["revision"] == "v1"
 
 
 def test_a_run_through_an_endpoint_records_the_model_and_no_secret(server, jsonl, tmp_path):
@@ -309,6 +312,17 @@ def test_a_run_through_an_endpoint_records_the_model_and_no_secret(server, jsonl
     asked = server.requests
     refine(Input(name=str(jsonl), limit=12), tmp_path / "out", stages(annotator, policy="filter"))
     assert server.requests == asked, "another policy costs no call"
+
+
+def test_an_endpoint_is_kept_full(jsonl, tmp_path):
+    """As many requests at once as the server takes, and as many as there are passages and rankings."""
+    with Emulator(max_concurrent_requests=48, reply=Together(47, arhn.Lexical(threshold=0.3))) as server:
+        done = refine(Input(name=str(jsonl)), tmp_path / "out", stages(arhn.Endpoint(server.url, cache="none")))
+        assert server.stats.peak_in_flight == 47
+        assert done.run["requests"]["replies"] == server.stats.requests
+    total = done.report.total
+    ranked = sum(total.rankings.values()) - total.rankings["skipped"]
+    assert server.stats.requests == sum(total.snippets.values()) + ranked
 
 
 def test_failed_requests_are_asked_again_by_the_next_run(server, jsonl, tmp_path):
@@ -338,7 +352,7 @@ def test_the_terms_of_a_hub_source_are_recorded(monkeypatch, sample):
         tags, card_data = ["license:cc-by-4.0", "language:en", "language:de", "other"], None
 
     def read():
-        return load_input(Input(name="user/rows"))[1]
+        return sources.load_input(Input(name="user/rows"), undo=arhn.revert)[1]
 
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: DatasetDict({"train": Dataset.from_list(sample[:1])})

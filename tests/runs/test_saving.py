@@ -10,7 +10,8 @@ from datasets import IterableDatasetDict, load_dataset
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.folder import writer as output
+from arhn_datasets.folder.types import conformed
+from arhn_datasets.folder.writer import write_run
 from arhn_datasets.runs.saving import save
 from tests.hub.test_pushing import REPO
 from tests.runs.test_refine import stages
@@ -32,13 +33,13 @@ def test_columns_get_their_types_from_the_first_rows_of_a_stream(jsonl, tmp_path
         (pa.table({"b": [1]}), r"columns \['a', 'b'\]"),
     ):
         with pytest.raises(SchemaError, match=message):
-            output.conformed(later, first.schema)
-    assert output.conformed(pa.table({"a": pa.array([None], pa.null())}), first.schema).schema == first.schema
+            conformed(later, first.schema)
+    assert conformed(pa.table({"a": pa.array([None], pa.null())}), first.schema).schema == first.schema
     nested = pa.schema([("p", pa.list_(pa.struct([("x", pa.string())])))])
     with pytest.raises(SchemaError, match="further fields"):
-        output.conformed(pa.table({"p": [[{"x": "1", "y": "2"}]]}), nested)
+        conformed(pa.table({"p": [[{"x": "1", "y": "2"}]]}), nested)
     with pytest.raises(SchemaError, match="without a table"):
-        output.write_run(tmp_path / "none", {"train": []}, lambda *_: {})
+        write_run(tmp_path / "none", {"train": []}, lambda *_: {})
 
 
 def relabelled_stream(path, annotator):
