@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import arhn_datasets as arhn
-from arhn_datasets.runs.refine import save, silent
+from arhn_datasets.inputs.sources import silent
+from arhn_datasets.runs.saving import save
 
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 COMMAND = (

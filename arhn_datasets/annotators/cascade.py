@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,16 @@ class Cascade(Annotator):
             raise ConfigurationError(f"floor is {self.floor}; a share from 0 on was expected, or None.")
         object.__setattr__(self, "awaits", self.cheap.awaits or self.strong.awaits)
         object.__setattr__(self, "baseline", self.strong.baseline)
+        object.__setattr__(self, "on_gpu", self.cheap.on_gpu or self.strong.on_gpu)
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether the screen does."""
+        return self.cheap.needs_fitting
+
+    def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Cascade:
+        """A cascade with the screen fitted."""
+        return replace(self, cheap=self.cheap.fitted_on(rows))
 
     @property
     def prompts(self) -> Prompts | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -51,6 +51,18 @@ class Annotator(ABC):
             ConfigurationError: they do not fit each other, or say too little.
         """
         return cls()
+
+    on_gpu: ClassVar[bool] = False
+    """Whether each process that asks it needs a GPU of its own."""
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether :meth:`fitted_on` has to see the whole input before it is asked."""
+        return False
+
+    def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Annotator:
+        """The same annotator with what it has to know of all canonical rows; by default itself."""
+        return self
 
     async def turn(self, requests: int) -> None:
         """Wait until so many more requests should be made: a map hands over more rows than can be worked on.

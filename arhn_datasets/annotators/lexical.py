@@ -101,6 +101,15 @@ class Lexical(Annotator):
                         frequencies.update(terms(text, language))
         return cls(frequencies=dict(frequencies), documents=max(1, len(seen)), **options)
 
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether there are no term statistics yet."""
+        return self.frequencies is None
+
+    def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Lexical:
+        """The same baseline with the term statistics of ``rows``."""
+        return self.fitted(rows, threshold=self.threshold, of_best=self.of_best, language=self.language)
+
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The sentence of the highest figure; the first of equals."""
         row, name = self._row(request), _field_of(request.passage)

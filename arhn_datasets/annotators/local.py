@@ -46,6 +46,7 @@ class Local(LLMAnnotator):
     NAME: ClassVar[str] = "local"
     SUMMARY: ClassVar[str] = "a transformers model in this process"
     OPTIONS: ClassVar[Mapping[str, Option]] = MODEL_OPTIONS
+    on_gpu: ClassVar[bool] = True
 
     model: str
     _: KW_ONLY

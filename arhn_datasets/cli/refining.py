@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.cli.annotators import add_annotator_options, annotator_of, refuse, tasks_of
@@ -17,10 +17,13 @@ from arhn_datasets.rules.arhn import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPO
 if TYPE_CHECKING:
     from arhn_datasets.folder.writer import Refinement
     from arhn_datasets.inputs.sources import Input, Shard
-    from arhn_datasets.runs.refine import Stages
+    from arhn_datasets.runs.stages import Stages
 
-ENGINES = ("datasets", "ray")
+ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
+# The options that a stage has under the same name.
+OF_RANKING = ("rank_by", "window", "stride", "permutations", "seed")
+OF_POLICY = ("policy", "reference", "unsupported", "ties", "min_negatives", "on_shortage", "max_relabeled", "on_excess")
 MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
@@ -72,17 +75,25 @@ def refine_parser() -> argparse.ArgumentParser:
         help="a .jsonl, .json, .parquet or .csv file, a folder of them, a save_to_disk folder, or a Hub id",
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write, laid out as a Hub dataset")
+    _add_source(parser)
+    add_annotator_options(parser)
+    _add_ranking(parser)
+    _add_policy(parser)
+    _add_run(parser)
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("input")
     source.add_argument("--config", help="configuration of a Hub dataset")
     source.add_argument("--split", help="only this split; that of a single file is train")
     source.add_argument("--revision", help="commit, branch or tag of a Hub dataset")
     source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each split")
-    source.add_argument(
-        "--streaming", action="store_true", help="read rows as they are needed, in bounded memory; goes on after an end"
-    )
     source.add_argument("--shard-index", type=int, metavar="I", help="only this shard of each split, from 0")
     source.add_argument("--num-shards", type=positive, metavar="N", help="of so many")
-    add_annotator_options(parser)
+
+
+def _add_ranking(parser: argparse.ArgumentParser) -> None:
     ranking = parser.add_argument_group("ranking")
     ranking.add_argument("--rank-by", choices=("snippet", "passage"), default="snippet")
     ranking.add_argument("--window", type=positive, default=20, metavar="N", help="most candidates in a request")
@@ -95,6 +106,9 @@ def refine_parser() -> argparse.ArgumentParser:
         help=f"rankings of each set, up to {MOST_PERMUTATIONS}",
     )
     ranking.add_argument("--seed", type=int, default=0, help="of the shown orders")
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
     policy = parser.add_argument_group("policy")
     policy.add_argument("--policy", choices=POLICIES, default="relabel+filter")
     policy.add_argument("--reference", choices=REFERENCES, default="best", help="with several positives")
@@ -102,12 +116,18 @@ def refine_parser() -> argparse.ArgumentParser:
     policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
     policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
     policy.add_argument("--on-shortage", choices=GUARDS, default="keep", help="what becomes of a row with fewer")
-    policy.add_argument("--max-relabeled", type=int, metavar="N", help="most new positives in a row")
+    policy.add_argument(
+        "--max-relabelled", dest="max_relabeled", type=int, metavar="N", help="most new positives in a row"
+    )
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
-    run.add_argument("--num-proc", type=positive, metavar="N", help="processes, that share the limit of the endpoint")
-    run.add_argument("--batch-size", type=positive, metavar="N", help="rows in a call")
-    run.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what runs the stages; default: datasets")
+    run.add_argument("--batch-size", type=positive, metavar="N", help="rows that go through the stages together")
+    run.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="where the stages run: in this process, or on Ray"
+    )
     run.add_argument(
         "--ray-address",
         metavar="ADDRESS",
@@ -128,7 +148,6 @@ def refine_parser() -> argparse.ArgumentParser:
         help="tokens in and out, instead of hours",
     )
     run.add_argument("--show", type=whole(0), default=0, metavar="N", help="print N changed rows at the end")
-    return parser
 
 
 def configured_stages(options: argparse.Namespace) -> Stages:
@@ -140,32 +159,19 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     from arhn_datasets.evidence.ranks import Ranks
     from arhn_datasets.evidence.snippets import Snippets
     from arhn_datasets.rules.arhn import Relabel
-    from arhn_datasets.runs.refine import Stages
+    from arhn_datasets.runs.stages import Stages
 
     annotator = annotator_of(options)
     tasks = tasks_of(options.task)
     return Stages(
         snippets=Snippets(annotator=annotator, tasks=tasks),
-        ranks=Ranks(
-            annotator=annotator,
-            tasks=tasks,
-            rank_by=options.rank_by,
-            window=options.window,
-            stride=options.stride,
-            permutations=options.permutations,
-            seed=options.seed,
-        ),
-        relabel=Relabel(
-            policy=options.policy,
-            reference=options.reference,
-            unsupported=options.unsupported,
-            ties=options.ties,
-            min_negatives=options.min_negatives,
-            on_shortage=options.on_shortage,
-            max_relabeled=options.max_relabeled,
-            on_excess=options.on_excess,
-        ),
+        ranks=Ranks(annotator=annotator, tasks=tasks, **_chosen(options, OF_RANKING)),
+        relabel=Relabel(**_chosen(options, OF_POLICY)),
     )
+
+
+def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _refine(options: argparse.Namespace) -> int:
@@ -194,30 +200,13 @@ def _refine(options: argparse.Namespace) -> int:
     if not options.output:
         raise ConfigurationError("--output DIR is missing: the folder to write.")
     if options.engine == "ray":
-        return _summary(_refine_on_ray(source, stages, options), options)
-    if options.ray_address or options.ray_actors:
-        raise ConfigurationError("--ray-address and --ray-actors go with --engine ray; add it, or leave them out.")
-    done = refine(
-        source,
-        options.output,
-        stages,
-        num_proc=options.num_proc,
-        batch_size=options.batch_size,
-        streaming=options.streaming,
-    )
-    return _summary(done, options)
+        from arhn_datasets.runs.ray import refine_on_ray
 
-
-def _refine_on_ray(source: Input, stages: Stages, options: argparse.Namespace) -> Refinement:
-    from arhn_datasets.runs.ray import refine_on_ray
-
-    given = {"--num-proc": options.num_proc, "--batch-size": options.batch_size, "--streaming": options.streaming}
-    if others := [name for name, value in given.items() if value]:
-        raise ConfigurationError(
-            f"{', '.join(others)} belongs to the engine datasets; with --engine ray only --ray-actors N says how many "
-            "processes there are. Leave it out."
-        )
-    return refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
+        refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
+        done = refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
+        return _summary(done, options)
+    refuse(options, ("ray_address", "ray_actors"), "--engine ray")
+    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
 
 
 def _shard(options: argparse.Namespace) -> Shard | None:
@@ -232,10 +221,8 @@ def _shard(options: argparse.Namespace) -> Shard | None:
 
 
 def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int:
-    if options.streaming or source.shard:
-        raise ConfigurationError(
-            "--estimate reads the whole input and tells of the whole run; leave --streaming and the shard out."
-        )
+    if source.shard:
+        raise ConfigurationError("--estimate reads the whole input and tells of the whole run; leave the shard out.")
     from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
 
     sample = options.estimate_rows or ESTIMATED_ROWS
@@ -281,14 +268,13 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
 
 def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
-    from arhn_datasets.runs.streaming import work_folder
+    from arhn_datasets.runs.checkpoints import is_unfinished, work_folder
 
     named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
-    if options.streaming and (unfinished := work_folder(Path(options.output))).exists():
-        nothing += f" What is finished of it is kept in {unfinished}."
-        if options.annotator == "lexical" or named is None:
-            return f"{nothing} Run the same command to go on from there."
+    unfinished = options.output is not None and is_unfinished(Path(options.output))
+    if unfinished:
+        nothing += f" What is finished of it is kept in {work_folder(Path(options.output))}."
     if options.annotator == "lexical" or named is None:
-        return f"{nothing} Run the same command to start again."
+        return f"{nothing} Run the same command to {'go on from there' if unfinished else 'start again'}."
     return f"{nothing} Every reply so far is kept in {named}; run the same command again and only the rest is asked."

@@ -51,6 +51,7 @@ class Ranks(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "ranks"
+    ORDER: ClassVar[int] = 1
 
     rank_by: str = "snippet"
     window: int = 20

@@ -28,6 +28,7 @@ class Snippets(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "snippets"
+    ORDER: ClassVar[int] = 0
     VERSION: ClassVar[int] = 2
 
     async def annotate(self, row: Row) -> Row:

@@ -204,7 +204,7 @@ def _as_folder(data: Any, source: str | None, transforms: Sequence[Transform]) -
             )
         yield Path(data)
         return
-    from arhn_datasets.runs.refine import save
+    from arhn_datasets.runs.saving import save
 
     with tempfile.TemporaryDirectory(prefix="arhn-push-") as scratch:
         yield save(data, Path(scratch) / "refined", source=source, transforms=transforms).path

@@ -60,6 +60,9 @@ class Transform(ABC):
     VERSION: ClassVar[int] = 1
     """Raised whenever the same configuration gives other results: a new fingerprint."""
 
+    ORDER: ClassVar[int] = 2
+    """The place among the stages of a run: snippets, ranks, other evidence, the rule."""
+
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     """Input columns that a row may lack."""
 

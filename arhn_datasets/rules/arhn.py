@@ -128,6 +128,7 @@ class Decision(ColumnTransform):
     """
 
     NAME: ClassVar[str] = "relabel"
+    ORDER: ClassVar[int] = 3
     OPTIONAL: ClassVar[tuple[str, ...]] = (
         *_EVIDENCE[POSITIVE.passages],
         *_EVIDENCE[NEGATIVE.passages],

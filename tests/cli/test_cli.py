@@ -103,7 +103,15 @@ def test_arguments_that_cannot_work_exit_with_2(arguments, message, tmp_path, ca
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--limit", "0"], ["--limit", "x"], ["--policy", "all"], ["--annotator", "gpt"], ["--endpoints", "http://x"]),
+        *(
+            ["--streaming"],
+            ["--num-proc", "2"],
+            ["--limit", "0"],
+            ["--limit", "x"],
+            ["--policy", "all"],
+            ["--annotator", "gpt"],
+            ["--endpoints", "http://x"],
+        ),
         *(["--batch-size", "9" * 20], ["--show", "-3"], ["--permutations", "101"], ["--price-per-hour", "-4"]),
         *(["--price-per-hour", "nan"], ["--price-per-million", "1", "-2"], ["--timeout", "nan"]),
     ],
@@ -254,7 +262,7 @@ def test_wrong_names_and_contents(tmp_path, capsys):
     assert "There is nothing at nowhere.jsonl" in capsys.readouterr().err
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
     assert cli.refine_command([str(tmp_path / "rows.jsonl"), *lexical]) == 1
-    assert "Tevatron/RLHN" in capsys.readouterr().err
+    assert "Tevatron, RLHN" in capsys.readouterr().err
     assert cli.refine_command([str(SAMPLE), "--annotator", "lexical", "--output", str(tmp_path)]) == 1
     assert "is not empty" in capsys.readouterr().err
 
@@ -319,7 +327,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
-        "--ties below --min-negatives 2 --on-shortage drop --max-relabeled 3 --on-excess allow --max-tokens 99"
+        "--ties below --min-negatives 2 --on-shortage drop --max-relabelled 3 --on-excess allow --max-tokens 99"
     )
     stages = cli.configured_stages(parse(given.split()))
     assert isinstance(stages.annotator, Local)

@@ -21,7 +21,7 @@ from arhn_datasets import cli
 from arhn_datasets.errors import AccessDenied, ConfigurationError, OutputError
 from arhn_datasets.hub.pushing import preview, push
 from arhn_datasets.hub.repository import replaced
-from arhn_datasets.runs.refine import save
+from arhn_datasets.runs.saving import save
 from tests.conftest import SAMPLE
 from tests.fakes.hub import STORAGES, TOKEN, USER, both_storages, log_in
 

@@ -26,7 +26,7 @@ from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, BETTER, NO_MATCH, PAS
 from arhn_datasets.rules.arhn import GUARDS, POLICIES
 from arhn_datasets.rules.by_score import METHODS, REFERENCE_SCORES, RULES, rule_of
 from arhn_datasets.rules.moves import EVIDENCE_KINDS
-from arhn_datasets.runs.refine import save
+from arhn_datasets.runs.saving import save
 from tests.conftest import snippet
 
 LISTS = ("positive", "negative", "filtered")
