@@ -38,7 +38,8 @@ from arhn_datasets.rows.records import (
     SUBSET,
     WORSE,
 )
-from arhn_datasets.rules.arhn import Relabel, revert
+from arhn_datasets.rules.arhn import Relabel
+from arhn_datasets.rules.revert import revert
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]

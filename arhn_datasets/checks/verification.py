@@ -54,6 +54,7 @@ from arhn_datasets.rows.records import (
     ERROR,
     EVIDENCE_TYPES,
     FILTERED,
+    FURTHER_KINDS,
     GRADES,
     GROUNDED,
     JUDGED,
@@ -74,9 +75,8 @@ from arhn_datasets.rows.records import (
     shorten,
 )
 from arhn_datasets.rows.records import DROPPED as DROPPED_STATUS
-from arhn_datasets.rules.arhn import Decision
-from arhn_datasets.rules.by_score import rule_of
-from arhn_datasets.rules.moves import ALONG, EVIDENCE_KINDS
+from arhn_datasets.rules.registry import rule_of
+from arhn_datasets.rules.rule import Decision
 
 FILES, ROWS, PASSAGES, STATUSES = "files", "rows", "passages", "statuses"
 SNIPPETS, RANKS, LABELS, COUNTS, FORMATS = "snippets", "ranks", "labels", "counts", "formats"
@@ -97,10 +97,9 @@ CHECKS: Mapping[str, str] = {
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".tsv", ".csv", ".arrow")
 MOST_KEPT = 100
 FORMAT_ROWS = 100  # rows at once to make a format of, which can be many times as long
-SIDES = {passages.removesuffix("_passages"): (passages, *along) for passages, along in ALONG.items()}
+SIDES = {one.label: (one.passages, one.snippets, one.ranks, one.origins) for one in (POSITIVE, NEGATIVE, FILTERED)}
 OPTIONAL = (POSITIVE.ranks, NEGATIVE.ranks, FILTERED.ranks, RANKING)  # of a policy that needs no ranks
 SNIPPET_COLUMNS = tuple(snippets for _, snippets, _, _ in SIDES.values())
-FURTHER = tuple(kind for kind in EVIDENCE_KINDS if kind not in (SNIPPETS, RANKS))
 
 Finding = tuple[int, str]
 
@@ -217,7 +216,7 @@ def misplaced_passages(rows: pa.Table, optional: Sequence[str] = OPTIONAL) -> It
     """
     for side, (passages, *along) in SIDES.items():
         counts, _ = flat_lists(rows, passages)
-        further = [f"{side}_{kind}" for kind in FURTHER]
+        further = [f"{side}_{kind}" for kind in FURTHER_KINDS]
         for column in (*along, *further):
             if column not in rows.column_names:
                 continue
@@ -462,7 +461,7 @@ def _slim(rows: pa.Table) -> pa.Table:
     for side, (passages, snippets, ranks, origins) in SIDES.items():
         columns[origins] = columns[passages] = rows.column(origins)
         columns[snippets] = _statuses_alone(rows, snippets)
-        for column in (ranks, *(f"{side}_{kind}" for kind in FURTHER)):
+        for column in (ranks, *(f"{side}_{kind}" for kind in FURTHER_KINDS)):
             if column in rows.column_names:
                 columns[column] = rows.column(column)
     return pa.table(columns)
@@ -747,7 +746,7 @@ def _check_rows(
             rows.add(row)
         return rows
 
-    record.done(PASSAGES, sum(int(flat_lists(table, passages)[0].sum()) for passages in ALONG))
+    record.done(PASSAGES, sum(int(flat_lists(table, passages)[0].sum()) for passages, *_ in SIDES.values()))
     broken = found(PASSAGES, misplaced_passages(table, optional))
     broken |= set(np.flatnonzero(is_null(one_array(table.column(DECISION)))).tolist())
     unranked = options is not None and RANKS not in options.evidence_kinds
@@ -774,7 +773,9 @@ def _count_of(table: pa.Table, status: str) -> int:
 
 def _evidence_rows(table: pa.Table) -> int:
     """How many rows of evidence there are of a batch."""
-    lengths: Integers = sum((flat_lists(table, passages)[0] for passages in ALONG), np.zeros(table.num_rows, np.int64))
+    lengths: Integers = sum(
+        (flat_lists(table, passages)[0] for passages, *_ in SIDES.values()), np.zeros(table.num_rows, np.int64)
+    )
     return int(np.maximum(lengths, 1).sum())
 
 

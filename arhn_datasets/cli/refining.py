@@ -18,7 +18,8 @@ from arhn_datasets.annotators.local import Local
 from arhn_datasets.annotators.prompts import TASKS
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.rules.arhn import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
+from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED
+from arhn_datasets.rules.rule import GUARDS
 
 if TYPE_CHECKING:
     from arhn_datasets.folder.writer import Refinement
@@ -147,7 +148,7 @@ def refine_parser() -> argparse.ArgumentParser:
     policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
     policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
     policy.add_argument("--on-shortage", choices=GUARDS, default="keep", help="what becomes of a row with fewer")
-    policy.add_argument("--max-relabeled", type=int, metavar="N", help="most new positives in a row")
+    policy.add_argument("--max-relabelled", type=int, metavar="N", help="most new positives in a row")
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
     run = parser.add_argument_group("run")
     run.add_argument("--num-proc", type=positive, metavar="N", help="processes, that share the limit of the endpoint")
@@ -207,7 +208,7 @@ def configured_stages(options: argparse.Namespace) -> Stages:
             ties=options.ties,
             min_negatives=options.min_negatives,
             on_shortage=options.on_shortage,
-            max_relabeled=options.max_relabeled,
+            max_relabelled=options.max_relabelled,
             on_excess=options.on_excess,
         ),
     )

@@ -20,7 +20,8 @@ import pyarrow as pa
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.requests import Ranking, RankingRequest
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_integer
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import (
     ERROR,
     GROUNDED,

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
-from arhn_datasets.evidence.stage import check_integer, check_query
+from arhn_datasets.evidence.stage import check_query
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import (
     ALL_EVIDENCE_TYPES,
     DECISION,

@@ -14,6 +14,7 @@ from arhn_datasets.annotators.endpoint import Endpoint
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import (
     DECISION,
     NEGATIVE,
@@ -243,19 +244,6 @@ def _shown(given: object) -> object:
         return shown_url(given)
     except ValueError:
         return "a URL that cannot be read"
-
-
-def check_integer(name: str, value: object, least: int | None = None, *, optional: bool = False) -> None:
-    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where it is ``optional``.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        expected = "a whole number" + ("" if least is None else f" from {least}") + (", or None," if optional else "")
-        raise ConfigurationError(f"{name} is {value!r}; {expected} was expected.")
 
 
 def check_query(stage: str, row: Row) -> None:

@@ -17,7 +17,8 @@ import pyarrow as pa
 from arhn_datasets.annotators.cascade import Cascade
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.requests import Verdict, VerdictRequest
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator, check_integer
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator
+from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import (
     JUDGED,
     JUDGEMENT_STATUSES,

@@ -16,7 +16,7 @@ from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.reading import RUN_FILE, is_refined
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
 from arhn_datasets.rows.records import DECISION, QUERY, QUERY_ID, canonical_json
-from arhn_datasets.rules.arhn import Revert
+from arhn_datasets.rules.revert import Revert
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

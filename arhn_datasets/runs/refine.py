@@ -32,7 +32,8 @@ from arhn_datasets.inputs.sources import Input, load_input, open_input, provenan
 from arhn_datasets.rows.arrow import empty_table, field_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, NEGATIVE, POSITIVE, Row
 from arhn_datasets.rows.stage import ColumnTransform, Transform
-from arhn_datasets.rules.arhn import POLICIES, Decision, Relabel
+from arhn_datasets.rules.arhn import POLICIES, Relabel
+from arhn_datasets.rules.rule import Decision
 from arhn_datasets.runs.progress import live
 from arhn_datasets.runs.streaming import read, refine_stream, through
 

@@ -31,7 +31,7 @@ from arhn_datasets.rows import background
 from arhn_datasets.rows.arrow import empty_table
 from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, QUERY, QUERY_ID
 from arhn_datasets.rows.stage import Transform
-from arhn_datasets.rules.arhn import Revert
+from arhn_datasets.rules.revert import Revert
 from arhn_datasets.runs.progress import live
 
 if TYPE_CHECKING:

@@ -289,7 +289,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
-        "--ties below --min-negatives 2 --on-shortage drop --max-relabeled 3 --on-excess allow"
+        "--ties below --min-negatives 2 --on-shortage drop --max-relabelled 3 --on-excess allow"
     )
     stages = cli.configured_stages(parse(given.split()))
     assert isinstance(stages.annotator, Local)
@@ -299,7 +299,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
     assert (relabel.policy, relabel.reference, relabel.unsupported) == ("filter", "worst", "keep")
     assert (relabel.ties, relabel.on_shortage, relabel.on_excess) == ("below", "drop", "allow")
-    assert (relabel.min_negatives, relabel.max_relabeled) == (2, 3)
+    assert (relabel.min_negatives, relabel.max_relabelled) == (2, 3)
     lexical = cli.configured_stages(parse([*base, "--annotator", "lexical", "--task", "claim"]))
     assert isinstance(lexical.annotator, Lexical)
     assert lexical.snippets.tasks == "claim"
