@@ -19,6 +19,7 @@ from arhn_datasets.rows.arrow import (
     check_canonical,
     empty_table,
     field_of,
+    first_of,
     flat_lists,
     is_null,
     lists_of,
@@ -310,8 +311,7 @@ def _flat(rows: pa.Table, side: Side, kind: str) -> pa.Array:
     if kind != "origins":  # a row that was never ranked, or never asked about, has no list
         absent = is_null(one_array(rows.column(column)))
     wrong = (lengths != counts) & ~absent
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    if (at := first_of(wrong)) is not None:
         raise SchemaError(
             f"Row {_named(rows, at)} has {lengths[at]} values in {column!r} for {counts[at]} passages in "
             f"{side.passages!r}; one each was expected. Run arhn.relabel again on these rows."
@@ -334,8 +334,7 @@ def _check_wide(rows: pa.Table) -> None:
     missing = [column for column in needed if column not in rows.column_names]
     if missing:
         raise SchemaError(f"The rows lack the columns {missing}; rows that arhn.relabel has written were expected.")
-    if rows.column(DECISION).null_count:
-        at = int(np.argmax(is_null(one_array(rows.column(DECISION)))))
+    if (at := first_of(is_null(one_array(rows.column(DECISION))))) is not None:
         raise SchemaError(
             f"Row {_named(rows, at)} was never relabelled: its decision is null. Run ds.map(arhn.relabel) on all rows."
         )
@@ -355,10 +354,9 @@ def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
     row: Integers = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
     first = int(row[0]) if len(row) else 0
     row = row - first
-    if (np.diff(row) < 0).any():
-        at = int(np.argmax(np.diff(row) < 0)) + 1
+    if (at := first_of(np.diff(row) < 0)) is not None:
         raise SchemaError(
-            f"The evidence of row {row[at] + first} stands behind that of row {row[at - 1] + first}; the order of its "
+            f"The evidence of row {row[at + 1] + first} stands behind that of row {row[at] + first}; the order of its "
             "publication was expected. Join before you sort or shuffle it."
         )
     if len(row) and row[-1] >= canonical.num_rows:
@@ -366,9 +364,7 @@ def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
             f"There is evidence of row {row[-1] + first}, and no such row: the {canonical.num_rows} rows begin with "
             f"number {first}. Join the whole split before you select rows of it."
         )
-    found = np.bincount(row, minlength=canonical.num_rows)
-    if not found.all():
-        at = int(np.argmin(found > 0))
+    if (at := first_of(np.bincount(row, minlength=canonical.num_rows) == 0)) is not None:
         raise SchemaError(
             f"Row {_named(canonical, at, first)} has no evidence. Load rows and evidence from the same repository and "
             "revision."
@@ -379,15 +375,13 @@ def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
 def _check_queries(canonical: pa.Table, column: dict[str, pa.Array], row: Integers) -> None:
     expected = taken(strings_of(canonical, QUERY_ID), row)
     wrong = _differ(expected, column[QUERY_ID])
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    if (at := first_of(wrong)) is not None:
         raise SchemaError(
             f"The evidence of row {column[ROW][at].as_py()} is of query_id {column[QUERY_ID][at].as_py()!r}, and the "
             f"row has query_id {expected[at].as_py()!r}. Join the whole split in its order, rows and evidence of one "
             "revision, before you select or shuffle rows."
         )
-    if column["row_status"].null_count:
-        at = int(np.argmax(is_null(column["row_status"])))
+    if (at := first_of(is_null(column["row_status"]))) is not None:
         raise SchemaError(f"The evidence of row {column[ROW][at].as_py()} has no row_status; one was expected.")
 
 
@@ -395,8 +389,7 @@ def _check_order(row: Integers, label: Any, column: dict[str, pa.Array]) -> None
     """Within a row: positives, negatives, filtered; a row of evidence without a label is the only one of its row."""
     wrong = (label < 0) & ~is_null(column[LABEL])
     wrong[1:] |= (np.diff(row) == 0) & ((np.diff(label) < 0) | (label[:-1] < 0))
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    if (at := first_of(wrong)) is not None:
         raise SchemaError(
             f"The evidence of row {column[ROW][at].as_py()} has docid {column[DOCID][at].as_py()!r} with the label "
             f"{column[LABEL][at].as_py()!r} at this place; positives, then negatives, then filtered passages were "
@@ -409,16 +402,14 @@ def _check_passages(
 ) -> None:
     first = column[ROW][0].as_py() if len(column[ROW]) else 0
     expected, passages = flat_lists(canonical, side)
-    if (expected != counts).any():
-        at = int(np.argmax(expected != counts))
+    if (at := first_of(expected != counts)) is not None:
         raise SchemaError(
             f"Row {_named(canonical, at, first)} has {expected[at]} passages in {side!r} and evidence on {counts[at]}. "
             "Load rows and evidence from the same repository and revision."
         )
     names = field_of(passages, "docid", pa.string())
     wrong = _differ(names, docids)
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    if (at := first_of(wrong)) is not None:
         raise SchemaError(
             f"Row {_named(canonical, int(rows_of(counts)[at]), first)}: docid {names[at].as_py()!r} stands in {side!r} "
             f"where the evidence has {docids[at].as_py()!r}. Load rows and evidence from the same repository and "

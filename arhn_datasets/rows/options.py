@@ -1,4 +1,4 @@
-"""Checks of the options that stages and annotators take: each says what was given, and what was expected."""
+"""Checks of the options that stages take; each raises a ConfigurationError that says what was given and expected."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from arhn_datasets.errors import ConfigurationError
 
 
 def check_integer(name: str, value: object, least: int | None = None, *, optional: bool = False) -> None:
-    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where it is ``optional``.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
+    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where ``optional``."""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
@@ -22,11 +18,7 @@ def check_integer(name: str, value: object, least: int | None = None, *, optiona
 
 
 def check_choices(options: object, known: Mapping[str, Sequence[object]]) -> None:
-    """Refuse a value of the attributes of ``options`` that is none of those known.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
+    """Refuse a value of the attributes of ``options`` that is none of those known."""
     for name, choices in known.items():
         value = getattr(options, name)
         if value not in choices:
@@ -34,11 +26,7 @@ def check_choices(options: object, known: Mapping[str, Sequence[object]]) -> Non
 
 
 def check_numbers(options: object, *names: str, least: float = -math.inf) -> None:
-    """Refuse what is no finite number, or below ``least``, among these attributes of ``options``.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
+    """Refuse what is no finite number, or below ``least``, among these attributes of ``options``."""
     for name in names:
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -48,11 +36,7 @@ def check_numbers(options: object, *names: str, least: float = -math.inf) -> Non
 
 
 def check_share(options: object, name: str) -> None:
-    """Refuse what is no number from 0 to 1 in this attribute of ``options``.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
+    """Refuse what is no number from 0 to 1 in this attribute of ``options``."""
     check_numbers(options, name)
     if not 0 <= getattr(options, name) <= 1:
         raise ConfigurationError(f"{name} is {getattr(options, name)}; a share from 0 to 1 was expected.")

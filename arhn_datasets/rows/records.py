@@ -101,50 +101,18 @@ DECISION_TYPE = pa.struct(
 )
 
 
-@dataclass(frozen=True)
 class Side:
     """One of the three lists of a row, by its label; the columns of all that is aligned with it follow from that."""
 
-    label: str
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.passages, self.origins = self.column("passages"), self.column("origins")
+        self.snippets, self.ranks = self.column("snippets"), self.column("ranks")
+        self.scores, self.verdicts, self.grades = (self.column(kind) for kind in ("scores", "verdicts", "grades"))
 
     def column(self, kind: str) -> str:
         """The column of a kind of :data:`KINDS` on this side."""
         return f"{self.label}_{kind}"
-
-    @property
-    def passages(self) -> str:
-        """The column of the passages."""
-        return self.column("passages")
-
-    @property
-    def snippets(self) -> str:
-        """The column of their snippets."""
-        return self.column("snippets")
-
-    @property
-    def ranks(self) -> str:
-        """The column of their ranks."""
-        return self.column("ranks")
-
-    @property
-    def scores(self) -> str:
-        """The column of their scores."""
-        return self.column("scores")
-
-    @property
-    def verdicts(self) -> str:
-        """The column of their verdicts."""
-        return self.column("verdicts")
-
-    @property
-    def grades(self) -> str:
-        """The column of their grades."""
-        return self.column("grades")
-
-    @property
-    def origins(self) -> str:
-        """The column of where they came from."""
-        return self.column("origins")
 
 
 POSITIVE, NEGATIVE, FILTERED = Side("positive"), Side("negative"), Side("filtered")

@@ -37,10 +37,7 @@ class AdaptiveMargin(ScoreRule):
         slope: How much the share falls for each unit that the positive's score lies under ``certain``.
         certain: The positive's score from which on the share is ``margin``.
         reference: With several positives that have a score, their ``"min"``, ``"max"`` or ``"mean"``.
-        min_negatives: As of :class:`Relabel`, like the three after it.
-        on_shortage: What becomes of a row with fewer.
-        max_relabelled: Of no use here: nothing becomes a positive.
-        on_excess: The same.
+        min_negatives: As of :class:`Relabel`, like ``on_shortage``; nothing becomes a positive, so none is in excess.
 
     Raises:
         ConfigurationError: a value is out of range.

@@ -36,10 +36,7 @@ class AmbiguousSampling(ScoreRule):
         num_hard_negatives: How many are drawn; a row with no more than these stays as it is.
         seed: Of the sample.
         reference: With several positives that have a score, their ``"min"``, ``"max"`` or ``"mean"``.
-        min_negatives: As of :class:`Relabel`, like the three after it.
-        on_shortage: What becomes of a row with fewer.
-        max_relabelled: Of no use here: nothing becomes a positive.
-        on_excess: The same.
+        min_negatives: As of :class:`Relabel`, like ``on_shortage``; nothing becomes a positive, so none is in excess.
 
     Raises:
         ConfigurationError: a value is out of range.

@@ -26,6 +26,7 @@ from arhn_datasets.rows.arrow import (
     aligned,
     check_canonical,
     field_of,
+    first_of,
     gathered,
     is_null,
     lengths_in,
@@ -192,16 +193,12 @@ class Undecided:
         absent = self._absent[kind]
         both = absent[POSITIVE] & absent[NEGATIVE]
         for side in LABELLED:
-            wrong = np.where(self._decided, both, absent[side]) & (self._counts[side] > 0)
-            if wrong.any():
-                row = int(np.argmax(wrong))
-                raise _misaligned(self._table, side.column(kind), 0, side, int(self._counts[side][row]), row)
+            counts = self._counts[side]
+            wrong = np.where(self._decided, both, absent[side]) & (counts > 0)
+            _check_lengths(self._table, side.column(kind), np.zeros_like(counts), side, counts, wrong)
 
     def _refuse(self, wrong: Mask, column: str, side: Side) -> None:
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            found, expected = int(self._lists(column)[1][row]), int(self._read[side][row])
-            raise _misaligned(self._table, column, found, side, expected, row)
+        _check_lengths(self._table, column, self._lists(column)[1], side, self._read[side], wrong)
 
     def _as_they_are(self) -> tuple[dict[Side, Integers], dict[Side, Integers]]:
         sizes = [int(self._read[side].sum()) for side in LABELLED]
@@ -232,12 +229,11 @@ class Undecided:
         )
         own, decided = SIDES.index(side), self._decided[rows]
         wrong = decided & ((labels < 0) | (positions < 0))
-        if wrong.any():
-            row = int(rows[np.argmax(wrong)])
+        if (at := first_of(wrong)) is not None:
             raise SchemaError(
                 f"Column {column!r} names no place in the source for a passage (query "
-                f"{self._table.column(QUERY)[row].as_py()!r}); a label of {', '.join(LABELS)} and a position from 0 "
-                "were expected. Take the rows as arhn.relabel has written them."
+                f"{self._table.column(QUERY)[int(rows[at])].as_py()!r}); a label of {', '.join(LABELS)} and a position "
+                "from 0 were expected. Take the rows as arhn.relabel has written them."
             )
         return (
             rows,
@@ -291,12 +287,13 @@ def check_origins(table: pa.Table, *, shortened: bool = False) -> None:
         wrong = ((found < counts) if shortened else (found != counts)) & ~absent
         if DECISION in table.column_names:
             wrong &= decided_rows(table)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise _misaligned(table, column, int(found[row]), side, int(counts[row]), row)
+        _check_lengths(table, column, found, side, counts, wrong)
 
 
-def _misaligned(table: pa.Table, column: str, found: int, side: Side, count: int, row: int) -> SchemaError:
+def _check_lengths(table: pa.Table, column: str, lengths: Integers, side: Side, counts: Integers, wrong: Mask) -> None:
+    """Refuse rows whose lists do not fit their passages."""
+    if (row := first_of(wrong)) is None:
+        return
     advice = "Run the stages before again on these rows."
     if column in ORIGINS:
         advice = (
@@ -304,8 +301,8 @@ def _misaligned(table: pa.Table, column: str, found: int, side: Side, count: int
             "arhn.revert in ds.map: map arhn.revert itself, or drop what is left from before it with "
             "ds.remove_columns(arhn.revert.dropped(ds.column_names))."
         )
-    return SchemaError(
-        f"Column {column!r} has {found} values for {count} passages in {side.passages!r} (query "
+    raise SchemaError(
+        f"Column {column!r} has {lengths[row]} values for {counts[row]} passages in {side.passages!r} (query "
         f"{table.column(QUERY)[row].as_py()!r}); one each was expected. {advice}"
     )
 

@@ -42,10 +42,7 @@ class PositiveAware(ScoreRule):
         top_k: Of the negatives that remain, keep only so many with the highest scores, the earlier of equal ones;
             None for all.
         reference: With several positives that have a score, their ``"min"``, ``"max"`` or ``"mean"``.
-        min_negatives: As of :class:`Relabel`, like the three after it.
-        on_shortage: What becomes of a row with fewer.
-        max_relabelled: Of no use here: nothing becomes a positive.
-        on_excess: The same.
+        min_negatives: As of :class:`Relabel`, like ``on_shortage``; nothing becomes a positive, so none is in excess.
 
     Raises:
         ConfigurationError: a value is out of range.
