@@ -31,7 +31,7 @@ from arhn_datasets.evidence.scores import Scores
 from arhn_datasets.evidence.snippets import Snippets, snippets
 from arhn_datasets.evidence.verdicts import Verdicts, verdicts
 from arhn_datasets.folder.evidence_table import with_evidence
-from arhn_datasets.formats.writers import export
+from arhn_datasets.formats.exporting import export
 from arhn_datasets.hub.pushing import push
 from arhn_datasets.inputs.adaptation import Adapt, adapt, adapt_dataset
 from arhn_datasets.rules.adaptive_margin import AdaptiveMargin

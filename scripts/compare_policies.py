@@ -38,8 +38,9 @@ from evaluate_retriever import MEASURES, Settings, Source, fail, first_line, wri
 
 import arhn_datasets as arhn
 from arhn_datasets.folder.parquet import with_features
-from arhn_datasets.folder.reading import Folder, is_refined, open_folder, sha256_of
+from arhn_datasets.folder.reading import Folder, open_folder, sha256_of
 from arhn_datasets.folder.report import format_table
+from arhn_datasets.folder.run import is_refined
 from arhn_datasets.rows.records import DECISION, FILTERED, NEGATIVE, POSITIVE, canonical_json, digest
 from arhn_datasets.rules.arhn import POLICIES
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import arhn_datasets as arhn
 from arhn_datasets.annotators.requests import SnippetRequest
-from arhn_datasets.checks.measures import WAYS, Figures, Interval
+from arhn_datasets.checks.measures import WAYS, Interval, Measures
 from arhn_datasets.checks.truth import read_truth
 from arhn_datasets.inputs.sources import Input, load_input
 from arhn_datasets.rows.records import DECISION, DROPPED, GUARDED, NEGATIVE, POSITIVE
@@ -59,7 +59,7 @@ class Rule(NamedTuple):
 class Outcome(NamedTuple):
     """What a rule has found on a set, and the share of the rows that its guards left as they came, or dropped."""
 
-    figures: Figures
+    figures: Measures
     guarded: float
 
 

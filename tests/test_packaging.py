@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset
 
 import arhn_datasets as arhn
-from arhn_datasets.inputs.adaptation import adapt_row
+from arhn_datasets.inputs.adaptation import adapt_rows
 from tests.conftest import SAMPLE
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ def test_the_wheel_holds_what_it_needs(tmp_path):
     """Typing marker, sample, truth and card template are in the wheel, and no test is."""
     pytest.importorskip("hatchling")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
     [wheel] = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in ("py.typed", "samples/questions.jsonl", "samples/questions.truth.jsonl", "dataset_cards/card.md"):
@@ -35,7 +35,7 @@ def test_the_sample_is_canonical_and_its_truth_fits(sample):
     truth = [json.loads(line) for line in SAMPLE.with_suffix(".truth.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(sample) >= 60
     assert [row["query_id"] for row in sample] == [row["query_id"] for row in truth]
-    assert all(adapt_row(row) == row for row in sample)
+    assert adapt_rows(sample) == sample
     assert sum(len(row["positive_passages"]) > 1 for row in sample) >= 5
     assert sum(not any(p["relevant"] for p in row["positives"]) for row in truth) >= 5
     for row, known in zip(sample, truth, strict=True):

@@ -90,8 +90,8 @@ def _draw(axes: Any, evaluation: Evaluation) -> None:
 
 
 def _draw_point(axes: Any, finding: Finding, name: str, marker: str, colour: str) -> None:
-    def reach(figure: str, value: float) -> Any:
-        interval = finding.ci[figure]
+    def reach(measure: str, value: float) -> Any:
+        interval = finding.ci[measure]
         return None if interval is None else [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
 
     precision, recall = finding.precision or 0.0, finding.recall or 0.0

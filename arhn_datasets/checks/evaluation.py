@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,20 +17,20 @@ import pyarrow as pa
 from arhn_datasets.checks.measures import (
     WAYS,
     Curve,
-    Figures,
     Finding,
     Interval,
+    Measures,
     curve_of,
-    figures_of,
     findings,
     levels_of,
+    measures_of,
 )
-from arhn_datasets.checks.pairs import COLUMNS, EITHER, SIGNALS, STATUS, Reader
+from arhn_datasets.checks.pairs import COLUMNS, EITHER, QUALITIES, SIGNALS, STATUS, Reader
 from arhn_datasets.checks.truth import Truth, read_truth
-from arhn_datasets.checks.verification import downloaded
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError
 from arhn_datasets.folder.reading import Folder, open_folder
 from arhn_datasets.folder.report import ALL, NO_SUBSET, format_table
+from arhn_datasets.inputs.download import folder_or_repository
 from arhn_datasets.rules.arhn import POLICIES, Relabel
 from arhn_datasets.rules.moves import check_origins
 
@@ -45,11 +44,11 @@ class Evaluation:
     """A refinement beside a truth.
 
     ``policies`` holds how well false negatives would be found by each policy on the same evidence, and ``curves`` the
-    same for each threshold of a signal; both only where they were asked for. ``notes`` say what limits the figures.
+    same for each threshold of a signal; both only where they were asked for. ``notes`` say what limits the measures.
     """
 
-    total: Figures
-    subsets: Mapping[str, Figures]
+    total: Measures
+    subsets: Mapping[str, Measures]
     truth: str
     form: str
     samples: int
@@ -59,15 +58,15 @@ class Evaluation:
     curves: Sequence[Curve] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of each subset, and of all rows under ``"all"``."""
+        """The measures of each subset, and of all rows under ``"all"``."""
         policies = {"policies": {name: finding.to_json() for name, finding in self.policies.items()}}
         return {
-            **{name: figures.to_json() for name, figures in self.subsets.items()},
+            **{name: measures.to_json() for name, measures in self.subsets.items()},
             ALL: {**self.total.to_json(), **(policies if self.policies else {})},
         }
 
-    def rows(self) -> list[tuple[str, Figures]]:
-        """Name and figures, the subsets first and the total last; the total alone where there is one subset."""
+    def rows(self) -> list[tuple[str, Measures]]:
+        """Name and measures, the subsets first and the total last; the total alone where there is one subset."""
         return [*(self.subsets.items() if len(self.subsets) > 1 else ()), (ALL, self.total)]
 
 
@@ -116,21 +115,21 @@ def evaluate(
     for table in _tables(opened):
         check_origins(table)
         reader.read(table)
-    judged = reader.judged("The dataset" if isinstance(opened, list) else str(dataset))
+    pairs = reader.pairs("The dataset" if isinstance(opened, list) else str(dataset))
     levels = levels_of(known.grades[known.relevant >= 0])
     subsets = {
-        f"{name} (subset)" if name == ALL else name: figures_of(
-            judged.of(number), reader.counts(name), levels, samples, seed
+        f"{name} (subset)" if name == ALL else name: measures_of(
+            pairs.of(number), reader.counts(name), levels, samples, seed
         )
         for name, number in reader.subsets.items()
         if name != NO_SUBSET or len(reader.subsets) > 1
     }
-    total = figures_of(judged, reader.counts(None), levels, samples, seed)
+    total = measures_of(pairs, reader.counts(None), levels, samples, seed)
     policies = {
         name: findings(pairs.where(pairs.relevant >= 0), samples, seed)[0][EITHER]
         for name, pairs in reader.policy_pairs().items()
     }
-    found = [curve_of(judged, name) for name in SIGNALS if name != STATUS] if curves else []
+    found = [curve_of(pairs, name) for name in SIGNALS if name != STATUS] if curves else []
     return Evaluation(
         total=total,
         subsets=subsets,
@@ -153,11 +152,11 @@ def format_evaluation(evaluation: Evaluation) -> str:
             way,
             f"{finding.moved:,}",
             f"{finding.found:,}",
-            *(_shown(getattr(finding, figure), finding.ci[figure]) for figure in ("precision", "recall", "f1")),
+            *_rates(finding),
             "-" if finding.lost_per_found is None else f"{finding.lost_per_found:.2f}",
         )
-        for name, figures in evaluation.rows()
-        for way, finding in figures.found.items()
+        for name, measures in evaluation.rows()
+        for way, finding in measures.found.items()
     ]
     weighted = evaluation.total.kappa_weights
     second = ("subset", "true negatives lost", f"kappa ({weighted})" if weighted else "kappa")
@@ -165,21 +164,18 @@ def format_evaluation(evaluation: Evaluation) -> str:
     others = [
         (
             name,
-            _shown(figures.true_negatives_lost, figures.ci["true_negatives_lost"]),
-            _shown(figures.kappa, figures.ci["kappa"]),
+            _shown(measures.true_negatives_lost, measures.ci["true_negatives_lost"]),
+            _shown(measures.kappa, measures.ci["kappa"]),
             *(
-                _shown(figures.aucs.get(signal), figures.ci["auc"] if signal == STATUS else None)
+                _shown(measures.aucs.get(signal), measures.ci["auc"] if signal == STATUS else None)
                 for signal in evaluation.total.aucs
             ),
         )
-        for name, figures in evaluation.rows()
+        for name, measures in evaluation.rows()
     ]
     parts = [format_table(header, lines), format_table(third, others)]
     if evaluation.policies:
-        named = [
-            (name, *(_shown(getattr(finding, figure), finding.ci[figure]) for figure in ("precision", "recall", "f1")))
-            for name, finding in evaluation.policies.items()
-        ]
+        named = [(name, *_rates(finding)) for name, finding in evaluation.policies.items()]
         parts.append(format_table(("policy on this evidence", "precision", "recall", "F1"), named))
     if evaluation.total.snippets is not None:
         parts.append(_snippet_table(evaluation))
@@ -187,10 +183,9 @@ def format_evaluation(evaluation: Evaluation) -> str:
 
 
 def _snippet_table(evaluation: Evaluation) -> str:
-    names = ("grounded", "exact", "contains", "f1", "offsets")
     lines = [
-        (name, f"{quality.pairs:,}", *(_shown(getattr(quality, figure), quality.ci[figure]) for figure in names))
-        for name, quality in ((name, figures.snippets) for name, figures in evaluation.rows())
+        (name, f"{quality.pairs:,}", *(_shown(getattr(quality, measure), quality.ci[measure]) for measure in QUALITIES))
+        for name, quality in ((name, measures.snippets) for name, measures in evaluation.rows())
         if quality is not None
     ]
     return format_table(("subset", "known answers", "a snippet", "exact", "contains", "token F1", "offsets"), lines)
@@ -214,13 +209,17 @@ def _summary(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def _rates(finding: Finding) -> list[str]:
+    return [_shown(getattr(finding, name), finding.ci[name]) for name in ("precision", "recall", "f1")]
+
+
 def _shown(value: float | None, interval: Interval | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
-def _notes(total: Figures, truth: Truth) -> list[str]:
+def _notes(total: Measures, truth: Truth) -> list[str]:
     counts, notes = total.counts, []
     if not counts["judged"]:
         notes.append("The truth decides no negative of the data; only its positives are known.")
@@ -242,11 +241,7 @@ def _notes(total: Figures, truth: Truth) -> list[str]:
 def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | list[Any]:
     """A folder, or the splits of a dataset in memory."""
     if isinstance(dataset, (str, os.PathLike)):
-        if not Path(dataset).is_dir():
-            return open_folder(downloaded(os.fspath(dataset), revision, token)[0])
-        if revision is not None:
-            raise ConfigurationError(f"{dataset} is a folder, and a revision ({revision}) goes with a repository.")
-        return open_folder(dataset)
+        return open_folder(folder_or_repository(dataset, revision, token)[0])
     if not hasattr(dataset, "select_columns"):
         raise InputError(
             f"evaluate got {type(dataset).__name__}; expected a folder of arhn-refine, the name of a repository, or a "
@@ -263,8 +258,7 @@ def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | l
 
 def _policies_of(opened: Folder | list[Any]) -> dict[str, Relabel]:
     """Each policy, over the evidence and with the other options of the run."""
-    run = opened.run if isinstance(opened, Folder) else {}
-    given = (run.get("parameters") or {}).get("relabel") or {}
+    given = opened.run.relabel if isinstance(opened, Folder) else {}
     known = {option.name for option in fields(Relabel)} - {"policy"}
     options = {name: value for name, value in given.items() if name in known}
     return {policy: Relabel(policy=policy, **options) for policy in POLICIES}

@@ -1,4 +1,4 @@
-"""From judged pairs to figures: finding false negatives, agreement, what evidence tells, and intervals over queries.
+"""From judged pairs to measures: finding false negatives, agreement, what evidence tells, and intervals over queries.
 
 Intervals are percentiles of a bootstrap that draws whole queries with replacement (Efron, Annals of Statistics 7,
 1979), since the passages of one query are not independent. Everything here is a pure function.
@@ -13,23 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from arhn_datasets.checks.pairs import (
-    EITHER,
-    FILTERED,
-    GRADES,
-    QUALITIES,
-    RANK,
-    RELABELLED,
-    SIGNALS,
-    STATUS,
-    Judged,
-    Mask,
-    Numbers,
-)
+from arhn_datasets.checks.kappa import cohen_kappa, kappas_of
+from arhn_datasets.checks.pairs import EITHER, GRADE, QUALITIES, RANK, RELABELLED, SIGNALS, STATUS, Pairs
+from arhn_datasets.rows.arrow import Mask, Numbers
+from arhn_datasets.rows.records import FILTERED
 
 Interval = tuple[float, float]
 
-WAYS = (RELABELLED, FILTERED, EITHER)
+WAYS = (RELABELLED, FILTERED.label, EITHER)
 LEVEL = (2.5, 97.5)  # percentiles of the samples: an interval of 95 %
 
 _BLOCK = 4_000_000  # drawn numbers at once
@@ -37,10 +28,10 @@ _BLOCK = 4_000_000  # drawn numbers at once
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """How well false negatives were found in one way; a figure is None where nothing defines it.
+    """How well false negatives were found in one way; a measure is None where nothing defines it.
 
     ``moved`` source negatives went that way, ``found`` of them are false negatives. ``ci`` holds 95 % intervals of the
-    three figures, by name.
+    three measures, by name.
     """
 
     moved: int
@@ -78,13 +69,13 @@ class SnippetQuality:
     ci: Mapping[str, Interval | None]
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure."""
+        """Every measure."""
         return {"pairs": self.pairs, **{name: getattr(self, name) for name in QUALITIES}, "ci": listed(self.ci)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """The figures of one subset, or of all rows; one is None where nothing defines it.
+class Measures:
+    """The measures of one subset, or of all rows; one is None where nothing defines it.
 
     Attributes:
         found: A :class:`Finding` for ``relabelled``, ``filtered`` and ``either``.
@@ -96,7 +87,7 @@ class Figures:
             ``grades`` (quadratic) between its grades and an annotator's.
         auc: Area under the ROC curve of the first of ``aucs`` that there is.
         aucs: How well evidence tells relevant from irrelevant passages, judged positives among them: ``status`` (a
-            snippet or no answer), ``coverage`` (the figure that the lexical baseline leaves), ``rank``, ``scores``,
+            snippet or no answer), ``coverage`` (the number that the lexical baseline leaves), ``rank``, ``scores``,
             ``verdicts``, ``grades``.
         snippets: See :class:`SnippetQuality`; None where no answers are known.
         counts: Of queries and passages; what was left out is among them.
@@ -122,7 +113,7 @@ class Figures:
     @property
     def filtered(self) -> Finding:
         """Negatives that left without becoming positives."""
-        return self.found[FILTERED]
+        return self.found[FILTERED.label]
 
     @property
     def either(self) -> Finding:
@@ -130,7 +121,7 @@ class Figures:
         return self.found[EITHER]
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure; None for those that nothing defines, never a NaN."""
+        """Every measure; None for those that nothing defines, never a NaN."""
         return {
             **{name: finding.to_json() for name, finding in self.found.items()},
             "true_negatives_lost": self.true_negatives_lost,
@@ -155,29 +146,29 @@ class Curve:
     recall: Sequence[float]
 
 
-def figures_of(
-    judged: Judged, counts: Mapping[str, int], levels: Sequence[float] | None, samples: int, seed: int
-) -> Figures:
-    """All figures of some pairs.
+def measures_of(
+    pairs: Pairs, counts: Mapping[str, int], levels: Sequence[float] | None, samples: int, seed: int
+) -> Measures:
+    """All measures of some pairs.
 
     Args:
-        judged: The pairs, undecided ones among them.
+        pairs: Undecided ones among them.
         counts: What else was counted.
         levels: The grades of the truth, ascending, where it is a graded one.
         samples: Bootstrap samples, 0 for no intervals.
         seed: Of these.
     """
-    undecided = int(((judged.relevant < 0) & judged.negative).sum())
-    judged = judged.where(judged.relevant >= 0)
-    negatives = judged.where(judged.negative)
+    undecided = int(((pairs.relevant < 0) & pairs.negative).sum())
+    pairs = pairs.where(pairs.relevant >= 0)
+    negatives = pairs.where(pairs.negative)
     found, lost, lost_ci = findings(negatives, samples, seed)
-    kappa, weights, kappas, kappa_ci = _agreement(judged, negatives, levels, samples, seed)
-    aucs = {name: _auc(judged, name) for name in SIGNALS}
+    kappa, weights, kappas, kappa_ci = _agreement(pairs, negatives, levels, samples, seed)
+    aucs = {name: _auc(pairs, name) for name in SIGNALS}
     aucs = {name: auc for name, auc in aucs.items() if auc is not None}
-    auc_ci = _status_interval(judged, samples, seed) if STATUS in aucs else None
+    auc_ci = _status_interval(pairs, samples, seed) if STATUS in aucs else None
     false = negatives.relevant == 1
-    positives = judged.where(~judged.negative)
-    return Figures(
+    positives = pairs.where(~pairs.negative)
+    return Measures(
         found=found,
         true_negatives_lost=lost,
         kappa=kappa,
@@ -185,7 +176,7 @@ def figures_of(
         kappas=kappas,
         auc=next(iter(aucs.values()), None),
         aucs=aucs,
-        snippets=_snippets(judged, samples, seed),
+        snippets=_snippets(pairs, samples, seed),
         counts={
             "queries": len(np.unique(negatives.query)),
             "judged": len(false),
@@ -195,21 +186,21 @@ def figures_of(
             "undecided": undecided,
             "positives_judged": len(positives.relevant),
             "positives_relevant": int((positives.relevant == 1).sum()),
-            "evidence_failed": int(np.isnan(judged.signals[STATUS]).sum()) if STATUS in aucs else 0,
+            "evidence_failed": int(np.isnan(pairs.signals[STATUS]).sum()) if STATUS in aucs else 0,
             **counts,
         },
         ci={"true_negatives_lost": lost_ci, "kappa": kappa_ci, "auc": auc_ci},
     )
 
 
-def findings(negatives: Judged, samples: int, seed: int) -> tuple[dict[str, Finding], float | None, Interval | None]:
+def findings(negatives: Pairs, samples: int, seed: int) -> tuple[dict[str, Finding], float | None, Interval | None]:
     """How well each way found false negatives, and the share of the true ones that was lost, with its interval."""
     false, moved = negatives.relevant == 1, negatives.moved
     columns = [false, ~false]
     for way in WAYS:
         columns += [moved[way], moved[way] & false]
 
-    def figures(sums: Numbers) -> dict[str, Numbers]:
+    def measured(sums: Numbers) -> dict[str, Numbers]:
         wanted, true = sums[:, 0], sums[:, 1]
         named: dict[str, Numbers] = {}
         for at, way in enumerate(WAYS):
@@ -220,7 +211,7 @@ def findings(negatives: Judged, samples: int, seed: int) -> tuple[dict[str, Find
             named[f"{way} lost"] = _ratio(went - right, true)
         return named
 
-    point, ci = _with_intervals(negatives.query, columns, figures, samples, seed)
+    point, ci = _with_intervals(negatives.query, columns, measured, samples, seed)
     names = ("precision", "recall", "f1")
     found = {
         way: Finding(
@@ -234,12 +225,12 @@ def findings(negatives: Judged, samples: int, seed: int) -> tuple[dict[str, Find
     return found, point[f"{EITHER} lost"], ci[f"{EITHER} lost"]
 
 
-def curve_of(judged: Judged, name: str) -> Curve | None:
+def curve_of(pairs: Pairs, name: str) -> Curve | None:
     """Precision and recall over one signal; None where it has fewer than three values, or nothing is to be found."""
     from sklearn.metrics import precision_recall_curve
 
-    negatives = judged.where(judged.negative & (judged.relevant >= 0))
-    false, signal = _told(negatives, name)
+    negatives = pairs.where(pairs.negative & (pairs.relevant >= 0))
+    false, signal = _with_signal(negatives, name)
     if len(np.unique(signal)) < 3 or not false.any():
         return None
     precision, recall, _ = precision_recall_curve(false, signal)
@@ -261,101 +252,91 @@ def listed(intervals: Mapping[str, Interval | None]) -> dict[str, list[float] | 
 
 
 def _agreement(
-    judged: Judged, negatives: Judged, levels: Sequence[float] | None, samples: int, seed: int
+    pairs: Pairs, negatives: Pairs, levels: Sequence[float] | None, samples: int, seed: int
 ) -> tuple[float | None, str | None, dict[str, float | None], Interval | None]:
     false = negatives.relevant == 1
-    kappas = {way: _kappa(false, moved) for way, moved in negatives.moved.items()}
+    kappas = {way: cohen_kappa(false, moved) for way, moved in negatives.moved.items()}
     if levels is None:
         return kappas[EITHER], None, kappas, _kappa_interval(negatives, samples, seed)
     # Kept, filtered and relabelled, and the grades of the truth, spread over one scale of whole numbers.
     top = math.lcm(2, len(levels) - 1)
     theirs = np.searchsorted(levels, negatives.grade) * (top // (len(levels) - 1))
     ours = np.where(negatives.relabelled, top, np.where(negatives.filtered, top // 2, 0))
-    kappas |= {weights: _kappa(theirs, ours, weights, top) for weights in ("linear", "quadratic")}
-    graded = judged.where(~np.isnan(judged.signals[GRADES]))
+    scale = range(top + 1)
+    kappas |= {w: cohen_kappa(theirs, ours, weights=w, labels=scale) for w in ("linear", "quadratic")}
+    graded = pairs.where(~np.isnan(pairs.signals[GRADE]))
     if len(graded.relevant):
-        kappas[GRADES] = _kappa(graded.grade.astype(int), graded.signals[GRADES].astype(int), "quadratic")
+        given = graded.signals[GRADE].astype(int)
+        kappas[GRADE] = cohen_kappa(graded.grade.astype(int), given, weights="quadratic")
     return kappas["quadratic"], "quadratic", kappas, _quadratic_interval(negatives.query, theirs, ours, samples, seed)
 
 
-def _kappa(theirs: Any, ours: Any, weights: str | None = None, top: int | None = None) -> float | None:
-    from sklearn.metrics import cohen_kappa_score
-
-    if len(np.union1d(theirs, ours)) < 2:  # one label alone: no chance to disagree
-        return None
-    labels = None if top is None else list(range(top + 1))
-    return _defined(cohen_kappa_score(theirs, ours, weights=weights, labels=labels))
-
-
-def _kappa_interval(negatives: Judged, samples: int, seed: int) -> Interval | None:
+def _kappa_interval(negatives: Pairs, samples: int, seed: int) -> Interval | None:
     false, moved = negatives.relevant == 1, negatives.moved[EITHER]
+    columns = [false & moved, false & ~moved, ~false & moved, ~false & ~moved]
 
-    def figures(sums: Numbers) -> dict[str, Numbers]:
-        both, wanted, went, whole = sums.T
-        agree = _ratio(whole - wanted - went + 2 * both, whole)
-        chance = _ratio(wanted * went + (whole - wanted) * (whole - went), whole * whole)
-        return {"kappa": _ratio(agree - chance, 1 - chance)}
+    def measured(sums: Numbers) -> dict[str, Numbers]:
+        return {"kappa": kappas_of(*sums.T)}
 
-    columns = [false & moved, false, moved, np.ones(len(false))]
-    return _with_intervals(negatives.query, columns, figures, samples, seed)[1]["kappa"]
+    return _with_intervals(negatives.query, columns, measured, samples, seed)[1]["kappa"]
 
 
 def _quadratic_interval(query: Any, theirs: Any, ours: Any, samples: int, seed: int) -> Interval | None:
     # Chance's mean squared difference follows from means of each side and of its squares.
-    def figures(sums: Numbers) -> dict[str, Numbers]:
+    def measured(sums: Numbers) -> dict[str, Numbers]:
         apart, one, one_squared, other, other_squared, whole = sums.T
         chance = _ratio(one_squared + other_squared, whole) - 2 * _ratio(one, whole) * _ratio(other, whole)
         return {"kappa": 1 - _ratio(_ratio(apart, whole), chance)}
 
     columns = [(theirs - ours) ** 2, theirs, theirs**2, ours, ours**2, np.ones(len(ours))]
-    return _with_intervals(query, columns, figures, samples, seed)[1]["kappa"]
+    return _with_intervals(query, columns, measured, samples, seed)[1]["kappa"]
 
 
 # --- what evidence tells ----------------------------------------------------------------------------------------------
 
 
-def _told(judged: Judged, name: str) -> tuple[Mask, Numbers]:
+def _with_signal(pairs: Pairs, name: str) -> tuple[Mask, Numbers]:
     """Relevance and the signal of the pairs that have one."""
-    signal = judged.signals.get(name)
+    signal = pairs.signals.get(name)
     if signal is None or np.isnan(signal).all():
         return np.zeros(0, bool), np.zeros(0)
     if name == RANK:  # what is no candidate comes behind all that are
         signal = np.where(np.isnan(signal), np.nanmin(signal) - 1, signal)
     there = ~np.isnan(signal)
-    return judged.relevant[there] == 1, signal[there]
+    return pairs.relevant[there] == 1, signal[there]
 
 
-def _auc(judged: Judged, name: str) -> float | None:
+def _auc(pairs: Pairs, name: str) -> float | None:
     from sklearn.metrics import roc_auc_score
 
-    relevant, signal = _told(judged, name)
+    relevant, signal = _with_signal(pairs, name)
     return None if len(np.unique(relevant)) < 2 else _defined(roc_auc_score(relevant, signal))
 
 
-def _status_interval(judged: Judged, samples: int, seed: int) -> Interval | None:
-    told = judged.where(~np.isnan(judged.signals[STATUS]))
-    relevant, grounded = told.relevant == 1, told.signals[STATUS] == 1
+def _status_interval(pairs: Pairs, samples: int, seed: int) -> Interval | None:
+    judged = pairs.where(~np.isnan(pairs.signals[STATUS]))
+    relevant, grounded = judged.relevant == 1, judged.signals[STATUS] == 1
 
-    def figures(sums: Numbers) -> dict[str, Numbers]:
+    def measured(sums: Numbers) -> dict[str, Numbers]:
         hits, wanted, alarms, others = sums.T
         return {"auc": (_ratio(hits, wanted) + 1 - _ratio(alarms, others)) / 2}
 
     columns = [relevant & grounded, relevant, ~relevant & grounded, ~relevant]
-    return _with_intervals(told.query, columns, figures, samples, seed)[1]["auc"]
+    return _with_intervals(judged.query, columns, measured, samples, seed)[1]["auc"]
 
 
-def _snippets(judged: Judged, samples: int, seed: int) -> SnippetQuality | None:
-    asked = judged.where((judged.relevant == 1) & ~np.isnan(judged.qualities["grounded"]))
+def _snippets(pairs: Pairs, samples: int, seed: int) -> SnippetQuality | None:
+    asked = pairs.where((pairs.relevant == 1) & ~np.isnan(pairs.qualities["grounded"]))
     if not len(asked.query):
         return None
     columns = [asked.qualities[name] for name in QUALITIES]
     there = [~np.isnan(column) for column in columns]
 
-    def figures(sums: Numbers) -> dict[str, Numbers]:
+    def measured(sums: Numbers) -> dict[str, Numbers]:
         return {name: _ratio(sums[:, i], sums[:, len(QUALITIES) + i]) for i, name in enumerate(QUALITIES)}
 
     values = [np.nan_to_num(column) for column in columns]
-    point, ci = _with_intervals(asked.query, [*values, *there], figures, samples, seed)
+    point, ci = _with_intervals(asked.query, [*values, *there], measured, samples, seed)
     return SnippetQuality(pairs=len(asked.query), **point, ci=ci)
 
 
@@ -363,17 +344,17 @@ def _snippets(judged: Judged, samples: int, seed: int) -> SnippetQuality | None:
 
 
 def _with_intervals(
-    query: Any, columns: Sequence[Any], figures: Callable[[Numbers], Mapping[str, Numbers]], samples: int, seed: int
+    query: Any, columns: Sequence[Any], measure: Callable[[Numbers], Mapping[str, Numbers]], samples: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, Interval | None]]:
-    """Figures of sums over pairs, and their intervals over queries; ``figures`` takes a row of sums for each sample."""
+    """Measures of sums over pairs, with intervals over queries; ``measure`` takes a row of sums for each sample."""
     number, inverse = np.unique(query, return_inverse=True)
     sums: Numbers = np.column_stack(
         [np.bincount(inverse, weights=np.asarray(column, np.float64), minlength=len(number)) for column in columns]
     )
-    point = {name: _defined(values[0]) for name, values in figures(sums.sum(axis=0, keepdims=True)).items()}
+    point = {name: _defined(values[0]) for name, values in measure(sums.sum(axis=0, keepdims=True)).items()}
     ci: dict[str, Interval | None] = dict.fromkeys(point)
     if samples and len(number) > 1:
-        for name, values in figures(resampled(sums, samples, seed)).items():
+        for name, values in measure(resampled(sums, samples, seed)).items():
             defined = values[~np.isnan(values)]
             if point[name] is not None and len(defined):
                 low, high = np.percentile(defined, LEVEL)

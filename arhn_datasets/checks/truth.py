@@ -23,12 +23,12 @@ from arhn_datasets.folder.reading import read_tables
 from arhn_datasets.rows.arrow import Integers, field_of, flat_lists, rows_of, strings_of, taken, within
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY_ID, SUBSET, shorten
 
-JUDGED, QRELS, LABELLED = "judged passages", "qrels", "a labelled dataset"
+JUDGED_PASSAGES, QRELS, LABELLED_DATASET = "judged passages", "qrels", "a labelled dataset"
 
 QUERY_ID_NAMES = (QUERY_ID, "query-id", "qid", "queryid", "topic")
 DOCID_NAMES = ("docid", "corpus-id", "corpus_id", "doc_id", "doc-id", "docno", "docids", "corpus-ids")
 GRADE_NAMES = ("score", "relevance", "relevant", "rel", "label", "grade", "scores")
-SIDES = ("positives", "negatives")
+LISTS = ("positives", "negatives")  # of judged passages in a row
 
 EXPECTED = (
     "Expected JSONL with query_id and negatives, a list of {docid, relevant} with 1, 0 or null; qrels, as lines of "
@@ -80,7 +80,7 @@ class Truth:
 
 
 @dataclass
-class _Pairs:
+class _Judgements:
     """The pairs read so far, by query and docid."""
 
     found: dict[str, dict[str, Judgement]] = field(default_factory=dict)
@@ -207,7 +207,7 @@ def _json_rows(lines: Any, path: Path, first: str) -> Iterator[Any]:
 
 
 def _truth_of_rows(rows: Iterable[Any], name: str, relevant_from: float) -> Truth:
-    pairs, form, left = _Pairs(), QRELS, iter(rows)
+    pairs, form, left = _Judgements(), QRELS, iter(rows)
     for number, row in enumerate(left, 1):
         if not isinstance(row, Mapping):
             raise InputError(f"{name}: row {number} is {_shown(row)}; an object was expected. {EXPECTED}")
@@ -231,14 +231,14 @@ def _is_labelled(columns: Iterable[str]) -> bool:
 
 
 def _is_judged(columns: Iterable[str]) -> bool:
-    return not _is_labelled(columns) and not {*SIDES}.isdisjoint(columns) and not {*QUERY_ID_NAMES}.isdisjoint(columns)
+    return not _is_labelled(columns) and not {*LISTS}.isdisjoint(columns) and not {*QUERY_ID_NAMES}.isdisjoint(columns)
 
 
 def _is_qrels(columns: Iterable[str]) -> bool:
     return all(not {*names}.isdisjoint(columns) for names in (QUERY_ID_NAMES, DOCID_NAMES, GRADE_NAMES))
 
 
-def _add_row(row: Mapping[str, Any], pairs: _Pairs, relevant_from: float) -> str:
+def _add_row(row: Mapping[str, Any], pairs: _Judgements, relevant_from: float) -> str:
     """Add what a row says, and tell its form.
 
     Raises:
@@ -247,7 +247,7 @@ def _add_row(row: Mapping[str, Any], pairs: _Pairs, relevant_from: float) -> str
     query_id = _named(row, QUERY_ID_NAMES)
     if query_id is not None and _is_judged(row):
         _add_judged(_identifier(query_id), row, pairs, relevant_from)
-        return JUDGED
+        return JUDGED_PASSAGES
     if query_id is not None and _is_qrels(row):
         docids, grades = (_listed(_named(row, names)) for names in (DOCID_NAMES, GRADE_NAMES))
         if len(docids) != len(grades):
@@ -271,16 +271,16 @@ def _groups_of(row: Mapping[str, Any], query_id: Any) -> Mapping[str, Mapping[st
     return row
 
 
-def _add_judged(query_id: str, row: Mapping[str, Any], pairs: _Pairs, relevant_from: float) -> None:
+def _add_judged(query_id: str, row: Mapping[str, Any], pairs: _Judgements, relevant_from: float) -> None:
     if isinstance(row.get(SUBSET), str):
         pairs.subsets.setdefault(query_id, row[SUBSET])
-    for side in SIDES:
-        for entry in row.get(side) or ():
-            _add_entry(query_id, entry, row, pairs, relevant_from, positive=side == "positives")
+    for name in LISTS:
+        for entry in row.get(name) or ():
+            _add_entry(query_id, entry, row, pairs, relevant_from, positive=name == "positives")
 
 
 def _add_entry(
-    query_id: str, entry: Any, row: Mapping[str, Any], pairs: _Pairs, relevant_from: float, *, positive: bool
+    query_id: str, entry: Any, row: Mapping[str, Any], pairs: _Judgements, relevant_from: float, *, positive: bool
 ) -> None:
     if isinstance(entry, Mapping) and _named(entry, DOCID_NAMES) is None:
         raise ValueError(f"has {_shown(entry)} among its passages, which has no docid")
@@ -300,7 +300,7 @@ def _add_entry(
     pairs.add(query_id, _identifier(_named(entry, DOCID_NAMES)), relevant, grade, answers)
 
 
-def _add_grade(query_id: str, docid: Any, grade: Any, pairs: _Pairs, relevant_from: float) -> None:
+def _add_grade(query_id: str, docid: Any, grade: Any, pairs: _Judgements, relevant_from: float) -> None:
     value = _number(grade)
     relevant = -1 if math.isnan(value) else int(value >= relevant_from)
     pairs.add(query_id, _identifier(docid), relevant, value)
@@ -308,7 +308,7 @@ def _add_grade(query_id: str, docid: Any, grade: Any, pairs: _Pairs, relevant_fr
 
 def _truth_of_lines(lines: Iterable[str], name: str, relevant_from: float) -> Truth:
     """Qrels as text: three columns or TREC's four, with or without a header."""
-    pairs, places, separator = _Pairs(), None, None
+    pairs, places, separator = _Judgements(), None, None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -371,8 +371,7 @@ def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
 
 def _truth_of_dataset(name: str) -> Truth:
     """Any dataset that `arhn-refine` reads."""
-    from arhn_datasets.inputs.sources import Input, load_input
-    from arhn_datasets.runs.refine import silent
+    from arhn_datasets.inputs.sources import Input, load_input, silent
 
     with silent():
         splits, _ = load_input(Input(name=name))
@@ -382,7 +381,7 @@ def _truth_of_dataset(name: str) -> Truth:
 def _truth_of_splits(splits: Mapping[str, Any], name: str, relevant_from: float) -> Truth:
     from arhn_datasets.inputs.adaptation import adapt_dataset
 
-    pairs = _Pairs()
+    pairs = _Judgements()
     if any(rows.column_names is None for rows in splits.values()):  # streams that were mapped: the rows tell
         return _truth_of_rows((row for split in splits.values() for row in split), name, relevant_from)
     for rows in splits.values():
@@ -393,10 +392,10 @@ def _truth_of_splits(splits: Mapping[str, Any], name: str, relevant_from: float)
         )
         for table in adapted.with_format("arrow").iter(_ROWS_AT_ONCE):
             _add_table(table, pairs)
-    return pairs.truth(name, LABELLED)
+    return pairs.truth(name, LABELLED_DATASET)
 
 
-def _add_table(table: pa.Table, pairs: _Pairs) -> None:
+def _add_table(table: pa.Table, pairs: _Judgements) -> None:
     query_ids = strings_of(table, QUERY_ID)
     for relevant, column in ((1, POSITIVE.passages), (0, NEGATIVE.passages)):
         counts, passages = flat_lists(table, column)

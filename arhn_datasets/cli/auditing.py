@@ -11,7 +11,9 @@ from arhn_datasets.cli.running import DONE, command_parser, guarded, positive
 from arhn_datasets.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from arhn_datasets.checks.auditing import Audit, Drawn, Estimate
+    from arhn_datasets.checks.agreement import Audit
+    from arhn_datasets.checks.auditing import Drawn
+    from arhn_datasets.folder.run import Estimate
 
 ROWS = 100
 # What the share of answering passages is called, by label.
@@ -98,7 +100,7 @@ def _print_audit(audit: Audit) -> None:
         for one in audit.strata
     ]
     print(format_table(header, lines))
-    figures = [
+    estimates = [
         ("kappa on the sample", audit.kappa),
         ("kappa without filtered", audit.relabelled_kappa),
         ("kappa, weighted by stratum", audit.weighted_kappa),
@@ -109,14 +111,14 @@ def _print_audit(audit: Audit) -> None:
         ),
     ]
     print()
-    print(format_table(("", "estimate", "95 % interval", "rows"), [_figure(name, one) for name, one in figures]))
+    print(format_table(("", "estimate", "95 % interval", "rows"), [_line(name, one) for name, one in estimates]))
     if audit.unanswered:
         print(f"\n{audit.unanswered:,} rows have no answer.")
     for note in audit.notes:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _figure(name: str, found: Estimate) -> tuple[str, str, str, str]:
+def _line(name: str, found: Estimate) -> tuple[str, str, str, str]:
     value = "not defined" if found.value is None else f"{found.value:.3f}"
     interval = "" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
     return name, value, interval, f"{found.rows:,}"

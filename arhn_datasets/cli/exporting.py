@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, whole
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.formats.tables import FORMATS, LABELS, SHORT
+from arhn_datasets.formats.format import LABELS, SHORT
+from arhn_datasets.formats.registry import known_formats
 
 MOST_NEGATIVES = 1000  # each is a column, and the longest rows have some hundred
-# The choices that have an effect in one format alone.
-OF_FORMAT: Mapping[str, str] = {"negatives": "n-tuple", "short": "n-tuple", "grades": "labeled-list"}
 
 
 def export_command(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +33,7 @@ def export_parser() -> argparse.ArgumentParser:
         "--format",
         action="append",
         required=True,
-        choices=FORMATS,
+        choices=tuple(known_formats()),
         dest="formats",
         help="repeatable; each goes into a folder of its name in the output",
     )
@@ -46,27 +45,31 @@ def export_parser() -> argparse.ArgumentParser:
 
 def add_format_options(parser: argparse.ArgumentParser) -> None:
     """What can be chosen in the formats, for every command that writes them."""
+    of = _formats_of_options()
+    *scored, last = (name for name, format in known_formats().items() if any(table.scored for table in format.tables))
     parser.add_argument(
         "--negatives",
         type=whole(1, MOST_NEGATIVES),
         metavar="N",
-        help="in each row of n-tuple, default: 7; the first ones",
+        help=f"in each row of {of['negatives']}, default: 7; the first ones",
     )
     parser.add_argument(
         "--short",
         choices=SHORT,
-        help="what becomes of a row of n-tuple with fewer: its own are repeated, or it is left out; default: repeat",
+        help=f"what becomes of a row of {of['short']} with fewer: its own are repeated, or it is left out; "
+        "default: repeat",
     )
     parser.add_argument(
         "--grades",
         action="store_true",
-        help="labels of labeled-list: 2 positive, 1 filtered, 0 negative, instead of 1 and 0 without the filtered ones",
+        help=f"labels of {of['grades']}: 2 positive, 1 filtered, 0 negative, instead of 1 and 0 without the filtered "
+        "ones",
     )
     parser.add_argument(
         "--labels",
         choices=LABELS,
         default="hard",
-        help="soft: the scores of the passages in n-tuple, labeled-list and flagembedding; default: hard",
+        help=f"soft: the scores of the passages in {', '.join(scored)} and {last}; default: hard",
     )
 
 
@@ -76,19 +79,25 @@ def format_options(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigurationError: no format is written in which a choice has an effect.
     """
-    given = {name: value for name in OF_FORMAT if (value := getattr(options, name))}
+    of = _formats_of_options()
+    given = {name: value for name in of if (value := getattr(options, name))}
     for name in given:
-        if OF_FORMAT[name] not in options.formats:
+        if of[name] not in options.formats:
             asked = f"the formats are {', '.join(options.formats)}" if options.formats else "no format was named"
             raise ConfigurationError(
-                f"--{name} goes with --format {OF_FORMAT[name]}, and {asked}; add it, or leave --{name} out."
+                f"--{name} goes with --format {of[name]}, and {asked}; add it, or leave --{name} out."
             )
     return {**given, "labels": options.labels}
 
 
+def _formats_of_options() -> dict[str, str]:
+    """The options that have an effect in one format alone, and which."""
+    return {option: name for name, format in known_formats().items() for option in format.options}
+
+
 def _export(options: argparse.Namespace) -> int:
     from arhn_datasets.folder.report import format_table
-    from arhn_datasets.formats.writers import export
+    from arhn_datasets.formats.exporting import export
 
     report = export(options.folder, options.formats, options.output, **format_options(options), split=options.split)
     lines = [

@@ -14,6 +14,7 @@ from arhn_datasets.annotators.client.store import default_directory, directory_o
 from arhn_datasets.annotators.endpoint import Endpoint
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.lexical import Lexical
+from arhn_datasets.annotators.llm import MAX_TOKENS
 from arhn_datasets.annotators.local import Local
 from arhn_datasets.annotators.prompts import TASKS
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
@@ -31,7 +32,7 @@ ESTIMATED_ROWS = 32
 MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
 # What only an LLM server takes, and what only an LLM has.
 OF_SERVER = ("api_key", "api", "constrained", "timeout", "give_up_after", "concurrency")
-OF_MODEL = ("model", "model_revision")
+OF_MODEL = ("model", "model_revision", "max_tokens")
 ANNOTATORS = ("lexical", "local", "tgi")
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
@@ -109,6 +110,12 @@ def refine_parser() -> argparse.ArgumentParser:
     annotator.add_argument("--provider", metavar="NAME", help="an inference provider of the Hub instead of an endpoint")
     annotator.add_argument("--api", choices=APIS, help="what the endpoint speaks; default: it is asked")
     annotator.add_argument("--constrained", action="store_true", help="hold the model to JSON, where the server can")
+    annotator.add_argument(
+        "--max-tokens",
+        type=positive,
+        metavar="N",
+        help=f"most tokens of a snippet reply, up to {MAX_TOKENS}; default: {Endpoint.max_tokens}",
+    )
     annotator.add_argument(
         "--timeout", type=not_negative, metavar="SECONDS", help=f"for each attempt; default: {Endpoint.timeout:g}"
     )
@@ -234,7 +241,9 @@ def _annotator(options: argparse.Namespace) -> Annotator:
         _refuse(options, OF_SERVER, "an LLM server, not with --annotator local")
         if not options.model:
             raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
-        return Local(options.model, revision=options.model_revision, cache=options.cache)
+        return Local(
+            options.model, revision=options.model_revision, max_tokens=_max_tokens(options), cache=options.cache
+        )
     if not urls:
         raise ConfigurationError("--annotator tgi needs --endpoint URL (or ARHN_ENDPOINT), e.g. http://localhost:8080.")
     timeout, give_up_after = _patience(options)
@@ -244,6 +253,7 @@ def _annotator(options: argparse.Namespace) -> Annotator:
         revision=options.model_revision,
         api_key=options.api_key,
         api=options.api,
+        max_tokens=_max_tokens(options),
         constrained=options.constrained,
         timeout=timeout,
         give_up_after=give_up_after,
@@ -262,6 +272,11 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], place: str) -> No
 
 def _is_given(value: object) -> bool:
     return value is not None and value is not False  # 0 is a value
+
+
+def _max_tokens(options: argparse.Namespace) -> int:
+    """The limit of a snippet reply; its default is no default of the parser, which hides what was given."""
+    return Endpoint.max_tokens if options.max_tokens is None else int(options.max_tokens)
 
 
 def _patience(options: argparse.Namespace) -> tuple[float, float]:
@@ -286,6 +301,7 @@ def _provided(options: argparse.Namespace) -> Annotator:
         client=AsyncInferenceClient(provider=options.provider, api_key=key, timeout=timeout),
         model=options.model,
         revision=options.model_revision,
+        max_tokens=_max_tokens(options),
         constrained=options.constrained,
         timeout=timeout,
         give_up_after=give_up_after,

@@ -29,7 +29,7 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", 
 INK: Mapping[str, str] = {BLUE: "white", ORANGE: "black", GREEN: "white", PURPLE: "black", GREY: "black"}
 SMALL: Mapping[str, Any] = {"va": "center_baseline", "fontsize": 8.5}
 MOVES = (("relabelled", BLUE), ("filtered", ORANGE), ("kept", GREY))
-KINDS = (("snippets", BLUE), ("rankings", GREEN), ("rows", PURPLE))
+STATUSES = {"snippets": BLUE, "rankings": GREEN, "rows": PURPLE}
 THEMES: Mapping[str, Mapping[str, str]] = {
     "light": {"page": "#ffffff", "text": "#1f2328", "rule": "#d1d9e0"},
     "dark": {"page": "#0d1117", "text": "#e6edf3", "rule": "#3d444d"},
@@ -87,9 +87,9 @@ def _draw(report: Report, theme: Mapping[str, str], path: Path) -> None:
         (label_of(name), [(getattr(counts, move), colour) for move, colour in MOVES]) for name, counts in report.rows()
     ]
     evidence = [
-        (kind, colour, counts)
-        for (kind, colour), counts in zip(KINDS, (total.snippets, total.rankings, total.decisions), strict=True)
-        if sum(counts.values())
+        (kind, STATUSES[kind], counts)
+        for kind, counts, _ in total.statuses()
+        if kind in STATUSES and any(counts.values())
     ]
     statuses = sum(len(counts) for _, _, counts in evidence)
     heights = [len(moves) + 2.4, statuses + 1.6] if statuses else [len(moves) + 2.4]

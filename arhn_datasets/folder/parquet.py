@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 SHARD_BYTES = 500_000_000
 GROUP_BYTES = 32_000_000  # of a row group, before it is compressed
@@ -113,3 +116,10 @@ def with_features(schema: pa.Schema) -> pa.Schema:
     if b"huggingface" in (schema.metadata or {}):
         return schema
     return schema.with_metadata(Features.from_arrow_schema(schema).arrow_schema.metadata)
+
+
+def features_of(schema: pa.Schema) -> Features:
+    """The features that the metadata of a schema tell, as far as they are of these columns; else those of its types."""
+    from datasets import Features
+
+    return Features.from_arrow_schema(schema)

@@ -7,13 +7,11 @@ to the Hub has the rows for trainers in ``data`` and the evidence beside them (*
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,10 @@ import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.folder.evidence_table import ROW, join_evidence, joined_of, wide_schema
+from arhn_datasets.folder.run import HALF_WRITTEN, RUN_FILE, Run, read_run
 from arhn_datasets.rows.arrow import Integers, one_array
-from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, Row, shorten
+from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, Row
 
-RUN_FILE = "run.json"
-RUN_FORMAT = 1  # of what output.py writes; a newer one is refused
 CARD_FILE = "README.md"
 DATA, DROPPED, EVIDENCE = "data", "dropped", "evidence"
 REFINED, PUBLISHED = "refined", "published"
@@ -47,7 +44,7 @@ class Folder:
     """
 
     path: Path
-    run: Mapping[str, Any]
+    run: Run
     layout: str
     splits: tuple[str, ...]
 
@@ -161,26 +158,18 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     layout = PUBLISHED if "published" in run else REFINED
     parts = {part: _shards(root / part) for part in (DATA, DROPPED, EVIDENCE)}
     if not parts[DATA]:
-        raise ConfigurationError(f"{root} has a {RUN_FILE} and no {DATA}/SPLIT-*.parquet. {_AGAIN}")
-    splits = tuple(dict.fromkeys([name for name in _run_splits(run) if name in parts[DATA]] + sorted(parts[DATA])))
-    missing = [name for name in _run_splits(run) if name not in parts[DATA]]
+        raise ConfigurationError(f"{root} has a {RUN_FILE} and no {DATA}/SPLIT-*.parquet. {HALF_WRITTEN}")
+    splits = tuple(dict.fromkeys([name for name in run.source.rows if name in parts[DATA]] + sorted(parts[DATA])))
+    missing = [name for name in run.source.rows if name not in parts[DATA]]
     if missing:
-        raise ConfigurationError(f"{root} lacks the splits {missing} that its {RUN_FILE} names. {_AGAIN}")
+        raise ConfigurationError(f"{root} lacks the splits {missing} that its {RUN_FILE} names. {HALF_WRITTEN}")
     without = [name for name in splits if layout == PUBLISHED and name not in parts[EVIDENCE]]
     if without:
-        raise ConfigurationError(f"{root} lacks the {EVIDENCE} of the splits {without}. {_AGAIN}")
+        raise ConfigurationError(f"{root} lacks the {EVIDENCE} of the splits {without}. {HALF_WRITTEN}")
     for part, found in parts.items():
         for split, shards in found.items():
             _check_shards(root / part, split, shards)
     return Folder(path=root, run=run, layout=layout, splits=splits)
-
-
-def is_refined(folder: Path) -> bool:
-    """Whether a folder was written by this package: refined or published."""
-    try:
-        return "arhn_datasets" in json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["versions"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
 
 
 def read_rows(folder: str | os.PathLike[str], split: str | None = None) -> Iterator[Row]:
@@ -220,189 +209,6 @@ def sha256_of(path: Path) -> str:
     return found.hexdigest()
 
 
-_AGAIN = (
-    "It was half-written, or files were removed: run arhn-refine again with the same arguments, or fetch the dataset "
-    "anew."
-)
-
-
-def read_run(root: Path, name: str | None = None) -> Mapping[str, Any]:
-    """The content of ``run.json``, in the form that every reader relies on; ``name`` is what messages call the folder.
-
-    Raises:
-        ConfigurationError: it is not there, cannot be read, is of another program or a newer version, or a part of it
-            is not what a run writes.
-    """
-    expected = "Expected a folder that arhn-refine --output has written, or a copy of what arhn-push has published."
-    where, path = name or root, Path(name or root) / RUN_FILE
-    try:
-        run: Any = json.loads((root / RUN_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        found = f"no {RUN_FILE} of arhn_datasets in it" if root.is_dir() else "no such folder"
-        raise ConfigurationError(f"{where}: {found}. {expected}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}. {_AGAIN}") from error
-    versions = run.get("versions") if isinstance(run, dict) else None
-    if not isinstance(versions, dict) or "arhn_datasets" not in versions:
-        raise ConfigurationError(
-            f"{where}: no {RUN_FILE} of arhn_datasets in it, but another one, whose versions are "
-            f"{shorten(repr(versions), 100)}. {expected}"
-        )
-    found_run: Mapping[str, Any] = run
-    _check_run(found_run, path)
-    return found_run
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-_EXPECTED: Mapping[Callable[[Any], bool], str] = {
-    _text: "a text",
-    _texts: "a list of texts",
-    _mapping: "an object",
-    _whole: "a whole number",
-    _number: "a number",
-}
-_COUNTED = ("rows", "positives", "negatives", "relabelled", "filtered", "kept")
-_STATUSES = ("decisions", "snippets", "rankings", "verdicts", "grades")
-
-# What the readers of run.json rely on; * is every name. A parent stands before its parts.
-_NEEDED: Mapping[str, Callable[[Any], bool]] = {
-    "versions.arhn_datasets": _text,
-    "id": _text,
-    "source": _mapping,
-    "source.name": _text,
-    "source.kind": _text,
-    "annotator": _mapping,
-    "annotator.annotator": _text,
-    "parameters": _mapping,
-    "parameters.*": _mapping,
-    "parameters.relabel": _mapping,
-}
-# What may be null or missing, as an earlier version did not write it.
-_OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
-    "format": _whole,
-    "created": _text,
-    "source.revision": _text,
-    "source.config": _text,
-    "source.license": lambda value: _text(value) or _texts(value),
-    "source.languages": _texts,
-    "source.rows": _mapping,
-    "source.rows.*": _whole,
-    "source.limit": _whole,
-    "source.shard": _mapping,
-    "parameters.relabel.policy": _text,
-    "parameters.relabel.rule": _text,
-    "parameters.relabel.evidence": _text,
-    "parameters.relabel.unsupported": _text,
-    "identity": _mapping,
-    "prompts": _mapping,
-    "prompts.*": _mapping,
-    "prompts.*.snippet": _text,
-    "prompts.*.ranking": _text,
-    "counts": _mapping,
-    "counts.*": _mapping,
-    **{f"counts.*.{name}": _whole for name in _COUNTED},
-    **{f"counts.*.{kind}": _mapping for kind in _STATUSES},
-    **{f"counts.*.{kind}.*": _whole for kind in _STATUSES},
-    "durations_seconds": _mapping,
-    "durations_seconds.*": _number,
-    "requests": _mapping,
-    "requests.*": _number,
-    "files": _mapping,
-    "files.*.rows": _whole,
-    "files.*.bytes": _whole,
-    "audit": _mapping,
-    **{f"audit.{name}": _number for name in ("kappa", "low", "high")},
-    "audit.answering": _mapping,
-    "audit.answering.*": _mapping,
-    **{f"audit.answering.*.{name}": _number for name in ("value", "low", "high")},
-    "published": _mapping,
-    "published.formats": _texts,
-    "published.options": _mapping,
-}
-# What is needed where another part is there.
-_NEEDED_WITH: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
-    "source.shard": {
-        "source.shard.index": _whole,
-        "source.shard.of": _whole,
-        "created": _text,
-        "identity": _mapping,
-        "prompts": _mapping,
-    },
-    "audit": {"audit.rows": _whole},
-}
-_SAID = {"id": "the id of a run", "source.license": "a text, or a list of texts,"}
-
-
-def _check_run(run: Mapping[str, Any], path: Path) -> None:
-    """Refuse a ``run.json`` that is not as a run writes it, once for all of its readers."""
-    format: Any = run.get("format")
-    if _whole(format) and format > RUN_FORMAT:  # it may differ in everything else
-        raise ConfigurationError(
-            f"{path} has the format {format}; arhn_datasets {version('arhn_datasets')} reads up to {RUN_FORMAT}. "
-            "Update the package, which is older than the one that wrote this."
-        )
-    for key, fits in _NEEDED.items():
-        _check_part(run, path, key, fits, needed=True)
-    for key, fits in _OPTIONAL.items():
-        _check_part(run, path, key, fits, needed=False)
-    for key, parts in _NEEDED_WITH.items():
-        if any(value is not None for _, value in _parts(run, key)):
-            for part, fits in parts.items():
-                _check_part(run, path, part, fits, needed=True)
-    relabel = run["parameters"]["relabel"]
-    if relabel.get("rule") is None:
-        _check_part(run, path, "parameters.relabel.policy", _text, needed=True)
-
-
-def _check_part(run: Mapping[str, Any], path: Path, key: str, fits: Callable[[Any], bool], *, needed: bool) -> None:
-    for name, value in _parts(run, key):
-        if fits(value) or (value is None and not needed):
-            continue
-        raise ConfigurationError(
-            f"{path} has the {name} {shorten(repr(value), 100)}; {_SAID.get(key) or _EXPECTED[fits]} was expected. It "
-            "was edited or damaged: run arhn-refine again with the same arguments, which writes it anew, or fetch the "
-            "dataset anew."
-        )
-
-
-def _parts(run: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
-    """The values that a key of the tables stands for, by their names; None where there is none."""
-    found: list[tuple[str, Any]] = [("", run)]
-    for part in key.split("."):
-        within = [(name, value) for name, value in found if isinstance(value, Mapping)]
-        found = [
-            (f"{name}.{one}".lstrip("."), value.get(one))
-            for name, value in within
-            for one in (list(value) if part == "*" else [part])
-        ]
-    return found
-
-
-def _run_splits(run: Mapping[str, Any]) -> list[str]:
-    source = run.get("source")
-    rows = source.get("rows") if isinstance(source, Mapping) else None
-    return list(rows) if isinstance(rows, Mapping) else []
-
-
 def _shards(folder: Path) -> dict[str, list[re.Match[str]]]:
     found: dict[str, list[re.Match[str]]] = {}
     for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else ():
@@ -422,13 +228,13 @@ def _check_shards(folder: Path, split: str, shards: list[re.Match[str]]) -> None
     if wrong or missing:
         raise ConfigurationError(
             f"{folder} holds {len(shards)} files of the split {split!r}, and {count} were expected; "
-            f"{'missing: ' + missing[0] if missing else 'not of the others: ' + wrong[0]}. {_AGAIN}"
+            f"{'missing: ' + missing[0] if missing else 'not of the others: ' + wrong[0]}. {HALF_WRITTEN}"
         )
     for shard in shards:
         try:
             pq.read_metadata(folder / shard[0])
         except (OSError, pa.ArrowException) as error:
-            raise ConfigurationError(f"{folder / shard[0]} cannot be read: {error}. {_AGAIN}") from error
+            raise ConfigurationError(f"{folder / shard[0]} cannot be read: {error}. {HALF_WRITTEN}") from error
 
 
 def _rows_in(path: Path) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from arhn_datasets.rows.records import (
     CHANGED,
     DECISION,
     DECISION_STATUSES,
+    ERROR,
     FILTERED,
     GROUNDED,
     JUDGEMENT_STATUSES,
@@ -29,27 +30,31 @@ from arhn_datasets.rows.records import (
     QUERY,
     RANKING,
     RANKING_STATUSES,
+    SIDES,
     SNIPPET_STATUSES,
     SUBSET,
+    Passage,
     Row,
+    Side,
     shorten,
+    types_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 ALL = "all"
 NO_SUBSET = "(no subset)"
 OTHER_SUBSETS = "(other subsets)"
 MOST_SUBSETS = 50
 
-_ORIGINS = (POSITIVE.origins, NEGATIVE.origins, FILTERED.origins)
-_SNIPPETS = (POSITIVE.snippets, NEGATIVE.snippets, FILTERED.snippets)
-_JUDGEMENTS = {
-    "verdicts": (POSITIVE.verdicts, NEGATIVE.verdicts, FILTERED.verdicts),
-    "grades": (POSITIVE.grades, NEGATIVE.grades, FILTERED.grades),
+# The statuses that are counted: of each passage, then of each row.
+_JUDGEMENTS = {"verdicts": JUDGEMENT_STATUSES, "grades": JUDGEMENT_STATUSES}
+_OF_PASSAGES = {"snippets": SNIPPET_STATUSES, **_JUDGEMENTS}
+_STATUSES: Mapping[str, Sequence[str]] = {
+    "snippets": SNIPPET_STATUSES,
+    "rankings": RANKING_STATUSES,
+    **_JUDGEMENTS,
+    "decisions": DECISION_STATUSES,
 }
-COUNTED = (SUBSET, DECISION, RANKING, *_ORIGINS, *_SNIPPETS, *(c for columns in _JUDGEMENTS.values() for c in columns))
+COUNTED = (SUBSET, DECISION, RANKING, *types_of(("origins", *_OF_PASSAGES)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +79,11 @@ class Counts:
     @property
     def errors(self) -> int:
         """Requests that failed and can be asked again."""
-        return sum(kind.get("error", 0) for kind in (self.snippets, self.rankings, self.verdicts, self.grades))
+        return sum(getattr(self, kind).get(ERROR, 0) for kind in _STATUSES)
+
+    def statuses(self) -> list[tuple[str, Mapping[str, int], Sequence[str]]]:
+        """What is counted by status, as readers are told: its name, the counts, and the statuses that there are."""
+        return [("rows" if k == "decisions" else k, getattr(self, k), known) for k, known in _STATUSES.items()]
 
     def to_json(self) -> dict[str, Any]:
         """The counts; verdicts and grades only where there are some."""
@@ -121,15 +130,12 @@ class Tally:
         if RANKING in table.column_names:
             status = field_of(table.column(RANKING), "status", pa.string())
             _count(tallies, groups, status, _keys("rankings", RANKING_STATUSES))
-        for column in _ORIGINS:
-            lengths, labels = flat_field(table, column, "label", pa.string())
+        for side in SIDES:
+            lengths, labels = flat_field(table, side.origins, "label", pa.string())
             _count(tallies, np.repeat(groups, lengths), labels, {"positive": "positives", "negative": "negatives"})
-        known = {"snippets": (SNIPPET_STATUSES, _SNIPPETS)}
-        known |= {kind: (JUDGEMENT_STATUSES, columns) for kind, columns in _JUDGEMENTS.items()}
-        for kind, (statuses, columns) in known.items():
-            for column in columns:
-                if column in table.column_names:
-                    lengths, status = flat_field(table, column, "status", pa.string())
+            for kind, statuses in _OF_PASSAGES.items():
+                if side.column(kind) in table.column_names:
+                    lengths, status = flat_field(table, side.column(kind), "status", pa.string())
                     _count(tallies, np.repeat(groups, lengths), status, _keys(kind, statuses))
 
     def merge(self, other: Tally) -> None:
@@ -164,16 +170,9 @@ def format_report(report: Report) -> str:
     header = ("subset", "rows", "positives", "negatives", "relabelled", "filtered", "kept")
     lines = [(name, *(f"{getattr(counts, column):,}" for column in header[1:])) for name, counts in report.rows()]
     table = format_table(header, lines)
-    total = report.total
     statuses = [
         f"{label:<9} {_shares(counts, known)}"
-        for label, counts, known in (
-            ("snippets", total.snippets, SNIPPET_STATUSES),
-            ("rankings", total.rankings, RANKING_STATUSES),
-            ("verdicts", total.verdicts, JUDGEMENT_STATUSES),
-            ("grades", total.grades, JUDGEMENT_STATUSES),
-            ("rows", total.decisions, DECISION_STATUSES),
-        )
+        for label, counts, known in report.total.statuses()
         if counts or label not in _JUDGEMENTS
     ]
     return "\n".join([table, "", *statuses])
@@ -236,10 +235,8 @@ class ChangedRows:
     def from_json(cls, most: int, value: Mapping[str, Any]) -> ChangedRows:
         """What :meth:`to_json` has given."""
         changed = cls(most)
-        changed._rows, changed._seen = (
-            value["rows"],
-            Counter({(moved, name): count for (moved, name), count in value["seen"]}),
-        )
+        changed._rows = value["rows"]
+        changed._seen = Counter({(moved, name): count for (moved, name), count in value["seen"]})
         changed._found = [((key[0], key[1], key[2]), row) for key, row in value["found"]]
         return changed
 
@@ -252,19 +249,22 @@ def changed_rows(tables: Iterable[pa.Table], most: int) -> list[Row]:
     return found.rows()
 
 
+def passages_to_show(row: Row) -> Iterator[tuple[Side, Passage, Mapping[str, Any] | None, int | None, str]]:
+    """The positives and the filtered passages of a row: side, passage, snippet, rank, and the label in the source."""
+    for side in (POSITIVE, FILTERED):
+        none = [None] * len(row[side.passages])
+        snippets, ranks = (row.get(column) or none for column in (side.snippets, side.ranks))
+        for passage, snippet, rank, origin in zip(row[side.passages], snippets, ranks, row[side.origins], strict=True):
+            yield side, passage, snippet, rank, origin["label"]
+
+
 def format_row(row: Row, width: int = 100) -> str:
     """A changed row for a reader: the query, the positive, and each passage that moved with its snippet."""
     lines = [f"query      {shorten(row[QUERY], width)}"]
-    ranks = row.get(POSITIVE.ranks) or [None] * len(row[POSITIVE.passages])
-    snippets = row.get(POSITIVE.snippets) or [None] * len(row[POSITIVE.passages])
-    for passage, origin, snippet, rank in zip(
-        row[POSITIVE.passages], row[POSITIVE.origins], snippets, ranks, strict=True
-    ):
-        label = "positive" if origin["label"] == "positive" else "+ now pos"
-        lines.append(f"{label:<10} {_passage_line(passage, snippet, rank, width)}")
-    snippets = row.get(FILTERED.snippets) or [None] * len(row[FILTERED.passages])
-    for passage, snippet in zip(row[FILTERED.passages], snippets, strict=True):
-        lines.append(f"{'- left':<10} {_passage_line(passage, snippet, None, width)}")
+    for side, passage, snippet, rank, before in passages_to_show(row):
+        moved = "+ now pos" if side is POSITIVE else "- left"
+        label = moved if side.label != before else "positive"
+        lines.append(f"{label:<10} {_passage_line(passage, snippet, rank if side is POSITIVE else None, width)}")
     lines.append(f"{'kept':<10} {len(row[NEGATIVE.passages])} negatives")
     return "\n".join(lines)
 
@@ -305,22 +305,13 @@ def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
 
 
 def _counts(tally: Counter[str]) -> Counts:
-    def statuses(kind: str, known: Sequence[str]) -> dict[str, int]:
-        return {status: tally[f"{kind} {status}"] for status in known if tally[f"{kind} {status}"]}
-
-    return Counts(
-        rows=tally["rows"],
-        positives=tally["positives"],
-        negatives=tally["negatives"],
-        relabelled=tally["relabelled"],
-        filtered=tally["filtered"],
-        kept=tally["negatives"] - tally["relabelled"] - tally["filtered"],
-        decisions=statuses("decisions", DECISION_STATUSES),
-        snippets=statuses("snippets", SNIPPET_STATUSES),
-        rankings=statuses("rankings", RANKING_STATUSES),
-        verdicts=statuses("verdicts", JUDGEMENT_STATUSES),
-        grades=statuses("grades", JUDGEMENT_STATUSES),
-    )
+    numbers: dict[str, Any] = {
+        name: tally[name] for name in ("rows", "positives", "negatives", "relabelled", "filtered")
+    }
+    numbers["kept"] = tally["negatives"] - tally["relabelled"] - tally["filtered"]
+    for kind, known in _STATUSES.items():
+        numbers[kind] = {status: tally[key] for status, key in _keys(kind, known).items() if tally[key]}
+    return Counts(**numbers)
 
 
 def _shares(counts: Mapping[str, int], known: Sequence[str]) -> str:

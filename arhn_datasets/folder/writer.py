@@ -10,53 +10,31 @@ Memory is bounded by the tables and a row group or two, whatever the number of r
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import platform
 import shutil
 import tempfile
-import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.prompts import Prompts
-from arhn_datasets.errors import OutputError, SchemaError
-from arhn_datasets.evidence.scores import Scores
-from arhn_datasets.evidence.stage import AnnotatedTransform
-from arhn_datasets.folder.card import CHANGED_ROWS, CardContent, Config, render_card
+from arhn_datasets.errors import SchemaError
+from arhn_datasets.folder.card import CHANGED_ROWS, render_card
+from arhn_datasets.folder.card_content import CardContent, Config
 from arhn_datasets.folder.parquet import Shards
-from arhn_datasets.folder.reading import (
-    CARD_FILE,
-    DATA,
-    DROPPED,
-    RUN_FILE,
-    RUN_FORMAT,
-    describe_files,
-    is_refined,
-    read_rows,
-)
+from arhn_datasets.folder.place import check_output, naming, swap
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, describe_files, read_rows
 from arhn_datasets.folder.report import ChangedRows, Report, Tally
-from arhn_datasets.rows.arrow import field_of, is_list
-from arhn_datasets.rows.records import DECISION, Row, digest
+from arhn_datasets.folder.run import RUN_FILE, Run, as_json
+from arhn_datasets.folder.types import common_schema, conformed
+from arhn_datasets.rows.arrow import field_of
+from arhn_datasets.rows.records import DECISION, Row
 from arhn_datasets.rows.records import DROPPED as DROPPED_STATUS
-from arhn_datasets.rows.stage import Transform
 
-if TYPE_CHECKING:
-    from datasets import Features
-
-VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
 # Of the first rows of a split, from which its columns get their types.
 TYPED_BYTES = 32_000_000
 
@@ -72,7 +50,7 @@ class Refinement:
 
     path: Path
     report: Report
-    run: Mapping[str, Any]
+    run: Run
 
     def rows(self, split: str | None = None) -> Iterator[Row]:
         """The rows that were written, of one split or of all."""
@@ -114,7 +92,7 @@ class RunWriter:
         self._target, self._kept = target, work is not None
         self._tally, self._changed = Tally(), ChangedRows(CHANGED_ROWS)
         self._splits: dict[str, _Split] = {}
-        with _told(target):
+        with naming(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             if work is None:
                 self._work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -151,7 +129,7 @@ class RunWriter:
         """Start a split; nothing where it was begun before the checkpoint that this goes on from."""
         if split in self._splits:
             return
-        with _told(self._target):
+        with naming(self._target):
             for before in self._splits.values():  # or each would hold rows and a file to the end
                 self._take(before.settle())
                 before.finish_files()
@@ -161,7 +139,7 @@ class RunWriter:
     def write(self, table: pa.Table) -> None:
         """Add relabelled rows to the split that was begun last."""
         split = next(reversed(self._splits))
-        with _told(self._target):
+        with naming(self._target):
             self.rows[split] += table.num_rows
             self._take(self._splits[split].write(table))
 
@@ -172,7 +150,7 @@ class RunWriter:
 
     def checkpoint(self) -> dict[str, Any]:
         """Finish the files that are being written; what to go on from, as JSON, without any of the rows so far."""
-        with _told(self._target):
+        with naming(self._target):
             for split in self._splits.values():
                 self._take(split.settle())
             return {
@@ -184,7 +162,9 @@ class RunWriter:
 
     def finish(self, describe: Describe) -> Refinement:
         """Write what is left, the card and ``run.json``, and put the folder in its place."""
-        with _told(self._target):
+        from datasets import Features
+
+        with naming(self._target):
             configs: dict[str, Config] = {}
             for name, split in self._splits.items():
                 self._take(split.settle())
@@ -193,11 +173,12 @@ class RunWriter:
                     size = (split.shards[part].rows, sum(path.stat().st_size for path in paths))
                     configs[part] = Config(
                         splits={**(before.splits if before else {}), name: f"{part}/{name}-*"},
-                        features=before.features if before else _features_of(split.shards[part].schema),
+                        features=before.features if before else Features.from_arrow_schema(split.shards[part].schema),
                         sizes={**(before.sizes if before else {}), name: size},
                     )
             report = self._tally.report()
-            run = {**describe(report, self.rows), "files": describe_files(self._work)}
+            described = {**describe(report, self.rows), "files": describe_files(self._work)}
+            run = Run.of(described, self._target / RUN_FILE)
             content = CardContent(
                 run=run,
                 report=report,
@@ -207,11 +188,10 @@ class RunWriter:
             )
             (self._work / CARD_FILE).write_text(render_card(content), encoding="utf-8")
             # Last, because it tells that the folder is whole.
-            text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-            (self._work / RUN_FILE).write_text(text, encoding="utf-8")
+            (self._work / RUN_FILE).write_text(as_json(run), encoding="utf-8")
             for path in self._work.glob(".*"):  # notes of the engine
                 path.unlink()
-            _swap(self._work, self._target)
+            swap(self._work, self._target)
         return Refinement(path=self._target, report=report, run=run)
 
     def _take(self, tables: Iterable[pa.Table]) -> None:
@@ -269,7 +249,7 @@ class _Split:
             return []
         if not self._waiting:
             raise SchemaError(f"The split {self._name!r} came without a table; one was expected, perhaps without rows.")
-        self._schema, waiting = _common(self._waiting), self._waiting
+        self._schema, waiting = common_schema(self._waiting), self._waiting
         self._waiting = []
         self._part(DATA)
         return [written for table in waiting for written in self.write(table)]
@@ -299,246 +279,3 @@ class _Split:
             assert self._schema is not None
             self.shards[part] = Shards(self._root / part, self._name, self._schema)
         return self.shards[part]
-
-
-def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns and types of ``schema``.
-
-    Raises:
-        SchemaError: it has others, or values that these types cannot hold.
-    """
-    if table.schema.equals(schema):
-        return table.replace_schema_metadata(schema.metadata)
-    check_same_columns(table.column_names, schema.names)
-    return pa.Table.from_arrays([_cast(table.column(field.name), field) for field in schema], schema=schema)
-
-
-def check_same_columns(names: Sequence[str], others: Sequence[str]) -> None:
-    """Whether rows have the same columns.
-
-    Raises:
-        SchemaError: they have not.
-    """
-    if differ := sorted(set(names) ^ set(others)):
-        raise SchemaError(
-            f"Some rows have the columns {differ}, and others have not; the same columns were expected in all. Give "
-            "every row all of them, null where there is no value."
-        )
-
-
-def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
-    if column.type == field.type:
-        return column
-    try:
-        if not _holds(field.type, column.type):
-            raise pa.ArrowInvalid("it has further fields")
-        try:
-            return column.cast(field.type)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # lists of nothing, in older versions
-            return pa.chunked_array([pa.array(column.to_pylist(), field.type)], field.type)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        raise SchemaError(
-            f"Column {field.name!r} holds {field.type} in the first rows and {column.type} in later ones "
-            f"({str(error)[:200]}); one type was expected. A stream takes its types from the first rows: give all rows "
-            "the same type, or run without streaming."
-        ) from error
-
-
-def _holds(type: pa.DataType, found: pa.DataType) -> bool:
-    """Whether ``type`` has a place for every field of ``found``: a cast by way of Python would leave it out."""
-    if pa.types.is_struct(found) and pa.types.is_struct(type):
-        return all(
-            (at := type.get_field_index(field.name)) >= 0 and _holds(type.field(at).type, field.type) for field in found
-        )
-    if hasattr(found, "value_type") and hasattr(type, "value_type"):
-        return _holds(type.value_type, found.value_type)
-    return True
-
-
-def _common(tables: Sequence[pa.Table]) -> pa.Schema:
-    """The one schema of the first tables of a split."""
-    first = tables[0].schema
-    types = {field.name: field.type for field in first}
-    for schema in (table.schema for table in tables if not table.schema.equals(first)):
-        check_same_columns(schema.names, first.names)
-        for field in schema:
-            try:
-                types[field.name] = united(types[field.name], field.type)
-            except pa.ArrowException as error:
-                raise SchemaError(
-                    f"Column {field.name!r} holds {types[field.name]} in some rows and {field.type} in others; one "
-                    "type was expected. Give all rows the same type first."
-                ) from error
-    features = _features_of(pa.schema(list(types.items()), metadata=first.metadata))
-    return pa.schema(list(types.items()), metadata=features.arrow_schema.metadata)
-
-
-def united(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that has a place for the values of both; the fields of structs keep their order.
-
-    Raises:
-        pa.ArrowException: there is none.
-    """
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        found = {field.name: field.type for field in one}
-        for field in other:
-            found[field.name] = united(found[field.name], field.type) if field.name in found else field.type
-        return pa.struct(list(found.items()))
-    if is_list(one) and is_list(other):
-        large = pa.types.is_large_list(one) or pa.types.is_large_list(other)
-        return (pa.large_list if large else pa.list_)(united(one.value_type, other.value_type))
-    schemas = [pa.schema([("value", type)]) for type in (one, other)]
-    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-
-
-def _features_of(schema: pa.Schema) -> Features:
-    """The features that the metadata tell, as far as they are of these columns and types; else those of the types."""
-    from datasets import Features
-
-    return Features.from_arrow_schema(schema)
-
-
-# -- run.json ----------------------------------------------------------------------------------------------------------
-
-
-def describe_run(
-    provenance: Mapping[str, Any],
-    transforms: Sequence[Transform],
-    report: Report,
-    durations: Mapping[str, float],
-    requests: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The content of ``run.json``: everything needed to repeat the run, and nothing secret."""
-    annotator = next((found.source for found in transforms if isinstance(found, AnnotatedTransform)), None)
-    described = annotator or next((found for found in transforms if isinstance(found, Scores)), None)
-    return {
-        "format": RUN_FORMAT,
-        "id": uuid.uuid4().hex,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "arhn_datasets": version("arhn_datasets"),
-            "python": platform.python_version(),
-            **{name: version(name) for name in VERSIONED},
-        },
-        "source": dict(provenance),
-        "annotator": {"annotator": "not recorded"} if described is None else described.description(),
-        **configuration(transforms),
-        "prompts": _prompt_texts(annotator),
-        "counts": report.to_json(),
-        "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
-        "requests": dict(requests or {}),
-    }
-
-
-def configuration(transforms: Sequence[Transform]) -> dict[str, Any]:
-    """What changes the result of a run beside its input: the identities of the annotators, and the parameters."""
-    parameters, annotators = {}, {}
-    for transform in transforms:
-        identity = transform.identity()
-        if isinstance(transform, AnnotatedTransform):
-            annotators[transform.NAME] = identity.pop("annotator")
-        parameters[transform.NAME] = identity
-    return {"identity": annotators, "parameters": parameters}
-
-
-def _prompt_texts(annotator: Annotator | None) -> dict[str, dict[str, str]]:
-    """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts."""
-    prompts = getattr(annotator, "prompts", None)
-    if not isinstance(prompts, Prompts):
-        return {}
-    texts = {
-        task: {
-            "snippet": prompts.snippet_messages("{query}", {"title": "", "text": "{passage}"}, task)[0]["content"],
-            "ranking": prompts.ranking_messages("{query}", ["{snippet}", "{snippet}"], task)[0]["content"],
-        }
-        for task in prompts.tasks
-    }
-    return {task: {"version": prompts.version, "hash": digest(text)[:16], **text} for task, text in texts.items()}
-
-
-# -- the place of the folder -------------------------------------------------------------------------------------------
-
-
-def check_output(target: Path) -> None:
-    """Refuse to write over anything but an earlier run, and where nothing can be written; before any work.
-
-    Raises:
-        OutputError: ``target`` is a file, holds something else, or cannot be made.
-    """
-    with _told(target):
-        _check_output(target)
-        _try(target)
-
-
-def _check_output(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise OutputError(f"{target} is a file; --output takes the name of a folder to make.")
-    if target.is_dir() and any(target.iterdir()) and not is_refined(target):
-        found = ", ".join(sorted(path.name for path in target.iterdir())[:5])
-        raise OutputError(
-            f"{target} is not empty and holds no earlier run ({RUN_FILE} of arhn_datasets); found {found}. "
-            "Nothing was touched: name another folder, or empty this one."
-        )
-    if not os.access(_existing_parent(target), os.W_OK):
-        raise OutputError(f"{target} cannot be written: no permission in {_existing_parent(target)}.")
-
-
-def _try(target: Path) -> None:
-    """Make the folder of a run, as one is made, but below a temporary one: other runs may be making the same parents.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    parent = target.absolute().parent
-    there = _existing_parent(parent)
-    scratch = Path(tempfile.mkdtemp(prefix=".arhn-", dir=there))
-    try:
-        below = scratch / parent.relative_to(there)
-        below.mkdir(parents=True, exist_ok=True)
-        tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=below)  # the longest name that a run makes
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put ``fresh`` in the place of ``target``; the old one is removed only when the new one is there."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.rename(old / "run")
-    try:
-        fresh.rename(target)
-    except OSError:
-        (old / "run").rename(target)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-@contextmanager
-def _told(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}. {_ADVICE.get(error.errno, _OTHERWISE)}") from error
-
-
-_OTHERWISE = "Name another folder, in which you may write."
-_FULL = "Free some space or name another folder."
-_ADVICE: Mapping[int | None, str] = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.ENAMETOOLONG: "Name another folder, with a shorter name.",
-}

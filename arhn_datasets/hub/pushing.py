@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from arhn_datasets.errors import AccessDenied, ArhnError, ConfigurationError, OutputError
-from arhn_datasets.folder.card import Facts, merge_card
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, RUN_FILE, Folder, open_folder
-from arhn_datasets.formats.tables import Options
+from arhn_datasets.folder.facts import Facts
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, Folder, open_folder
+from arhn_datasets.folder.readme import merge_card
+from arhn_datasets.folder.run import RUN_FILE
+from arhn_datasets.formats.format import Options
 from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
@@ -194,10 +196,10 @@ def refuse_private(source: Folder, repo_id: str) -> None:
     Raises:
         ConfigurationError: it did.
     """
-    origin = source.run["source"]
-    if origin.get("private"):
+    origin = source.run.source
+    if origin.private:
         raise ConfigurationError(
-            f"The source {origin['name']} is private on the Hub, and everybody could read {repo_id}. Push it to a "
+            f"The source {origin.name} is private on the Hub, and everybody could read {repo_id}. Push it to a "
             "private repository (--private, to one that is not public already), or say --allow-private-source if you "
             "may publish it."
         )
@@ -271,7 +273,7 @@ def _built(
     """The content of the repository; what its present README says is merged into the card at each attempt."""
     from arhn_datasets.hub.publication import build_publication
 
-    inherited = source.run["source"].get("license")
+    inherited = source.run.source.license
     if license is None and facts is not None and facts.license and inherited and facts.license != inherited:
         raise ConfigurationError(
             f"The facts name the licence {facts.license}, and the source is under {inherited}. Say it again with "
@@ -295,11 +297,12 @@ def replaced(there: Sequence[str], new: Sequence[str], *, ours: bool) -> list[st
 
     In a repository that no push of ours has made, only what lies where the new files come.
     """
-    from arhn_datasets.formats.tables import FORMATS
+    from arhn_datasets.formats.registry import known_formats
 
     folders = {DATA, *(path.split("/")[0] for path in new if "/" in path)}
     if ours:
-        folders |= {DROPPED, EVIDENCE, CHARTS, "corpus", "queries", "qrels", *FORMATS}
+        tables = [table.name for format in known_formats().values() for table in format.tables]
+        folders |= {DROPPED, EVIDENCE, CHARTS, *known_formats(), *tables}
     return sorted(path for path in set(there) - set(new) if "/" in path and path.split("/")[0] in folders)
 
 

@@ -7,8 +7,8 @@
     ds = arhn.adapt_dataset(ds, corpus=corpus)     # document ids become passages
     ds = arhn.adapt_dataset(queries=queries, corpus=corpus, qrels=qrels, run=run)
 
-The forms and their columns are in :data:`~arhn_datasets.inputs.forms.KNOWN_FORMS`. What a form holds beside them passes
-through untouched. Nothing is guessed: columns that fit no form or two, and rows that a trainer could not read as they
+The forms are the modules of ``arhn_datasets/inputs/forms``. What a form holds beside its columns passes through
+untouched. Nothing is guessed: columns that fit no form or two, and rows that a trainer could not read as they
 are meant, raise a ``SchemaError`` that names the row, the column, what was found and what to do.
 
 A form is read into the flat passages of its two sides, and everything else is computed on those: Arrow arrays in, Arrow
@@ -26,31 +26,32 @@ import numpy as np
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.inputs.corpora import Source, dataset_of_ids, tables_of_ids, tables_of_parts
-from arhn_datasets.inputs.forms import CANONICAL, Reading, fields_in, reading_of
-from arhn_datasets.inputs.passages import Side, checked
+from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, tables_of_ids
+from arhn_datasets.inputs.forms import CANONICAL, Reading, reading_of
+from arhn_datasets.inputs.grouping import grouped
+from arhn_datasets.inputs.parts import tables_of_parts
+from arhn_datasets.inputs.passages import FlatPassages, checked
 from arhn_datasets.inputs.values import (
     ID,
     QUERY_TEXT,
-    ROWS_PER_BATCH,
     STRING,
     BrokenRow,
     Values,
-    array_of,
     batches_of,
     filled,
     found_as,
-    objects_in,
     read,
+    typed,
+    value_at,
 )
-from arhn_datasets.rows.arrow import Integers, empty_table, flat_lists, is_null, one_array, rows_of, starts_of, taken
-from arhn_datasets.rows.records import NEGATIVE, PASSAGE_TYPE, POSITIVE, QUERY, QUERY_ID, SUBSET, Row, stable_query_id
+from arhn_datasets.rows.arrow import empty_table, is_null, taken
+from arhn_datasets.rows.records import PASSAGE_TYPE, QUERY_ID, SUBSET, Row, stable_query_id
 from arhn_datasets.rows.stage import ColumnTransform, is_batch, parts_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, NamedSplit
 
-Adapted: TypeAlias = tuple[pa.Array, pa.Array, Side, Side]  # what becomes of the columns of CANONICAL
+Adapted: TypeAlias = tuple[pa.Array, pa.Array, FlatPassages, FlatPassages]  # what becomes of the columns of CANONICAL
 
 ADAPT_REVISION = 1  # raise it when the same input gives other rows: cached results of `map` depend on it
 
@@ -58,38 +59,43 @@ ADAPT_REVISION = 1  # raise it when the same input gives other rows: cached resu
 # --- rows and tables --------------------------------------------------------------------------------------------
 
 
-def adapt_row(row: Mapping[str, Any]) -> Row:
-    """One row of any form that keeps its rows, as a canonical row.
+def adapt_rows(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None) -> list[Row]:
+    """Rows of the same columns, of any form that keeps its rows, as canonical rows.
 
     Missing docids become a stable hash of title and text, missing query ids one of query and subset, null titles
     ``""``; numeric ids become strings. A passage that stands twice in one list is kept once. Scores of the
-    passages go to a field ``score`` of each passage, other fields of the passages are kept.
+    passages go to a field ``score`` of each passage; other fields of the passages, and the columns that pass through,
+    stay the objects that they are.
 
     Args:
-        row: one row; a triplet or n-tuple stays one row (:func:`adapt_dataset` groups the rows of an anchor).
+        rows: a triplet or n-tuple stays one row (:func:`adapt_dataset` groups the rows of an anchor).
+        numbers: of each row, for the messages.
 
     Returns:
         ``query_id``, ``query``, ``positive_passages``, ``negative_passages``, then the columns passed through.
 
     Raises:
-        SchemaError: the columns fit no form, or the row breaks its form: an empty query, no positive, a string
+        SchemaError: the columns fit no form, or a row breaks its form: an empty query, no positive, a string
             where a list belongs, a passage that is both positive and negative, one docid for two texts.
     """
-    return _adapted_rows([row])[0]
+    if not rows:
+        return []
+    reading = reading_of(tuple(rows[0]))
+    columns: dict[str, Values] = {name: [row[name] for row in rows] for name in reading.inputs(rows[0])}
+    query_ids, queries, *sides = _adapted(columns, reading, numbers)
+    canonical = zip(query_ids.to_pylist(), queries.to_pylist(), *(side.dicts() for side in sides), strict=True)
+    passed = reading.passed(rows[0])
+    return [
+        {**dict(zip(CANONICAL, values, strict=True)), **{name: row[name] for name in passed}}
+        for row, values in zip(rows, canonical, strict=True)
+    ]
 
 
 def adapt_columns(table: pa.Table, numbers: Sequence[int] | None = None) -> dict[str, Any]:
-    """The canonical columns of the rows of a table of any form that keeps its rows, as :func:`adapt_row` makes them.
+    """The canonical columns of the rows of a table, as :func:`adapt_rows`; those that are canonical come as they are.
 
-    Columns that are canonical already come back as they are. Where docids are missing, one Python loop hashes each
-    distinct passage once; nothing else makes a Python object of a passage.
-
-    Args:
-        table: rows of one form, in any chunks.
-        numbers: of each row, for the messages.
-
-    Raises:
-        SchemaError: as :func:`adapt_row`.
+    Where docids are missing, one Python loop hashes each distinct passage once; nothing else makes a Python object of a
+    passage.
     """
     reading = reading_of(tuple(table.column_names))
     columns = {name: table[name] for name in reading.inputs(table.column_names)}
@@ -107,21 +113,6 @@ def keeps_rows(columns: Iterable[str]) -> bool:
     return not reading_of(tuple(columns)).grouped
 
 
-def _adapted_rows(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None) -> list[Row]:
-    """Rows of Python objects, which have the same columns: their values stay the objects that they are."""
-    if not rows:
-        return []
-    reading = reading_of(tuple(rows[0]))
-    columns: dict[str, Values] = {name: [row[name] for row in rows] for name in reading.inputs(rows[0])}
-    query_ids, queries, *sides = _adapted(columns, reading, numbers)
-    found = zip(query_ids.to_pylist(), queries.to_pylist(), *(side.objects() for side in sides), strict=True)
-    passed = reading.passed(rows[0])
-    return [
-        {**dict(zip(CANONICAL, values, strict=True)), **{name: row[name] for name in passed}}
-        for row, values in zip(rows, found, strict=True)
-    ]
-
-
 def _adapted(columns: Mapping[str, Values], reading: Reading, numbers: Sequence[int] | None) -> Adapted:
     try:
         return _computed(columns, reading)
@@ -133,23 +124,19 @@ def _adapted(columns: Mapping[str, Values], reading: Reading, numbers: Sequence[
 
 def _computed(columns: Mapping[str, Values], reading: Reading) -> Adapted:
     queries = read(columns[reading.query], QUERY_TEXT, reading.query)
-    positives, negatives = (side.with_docids() for side in reading.sides(columns))
-    positives, negatives = checked(positives, negatives)
+    if reading.sides is None:
+        raise BrokenRow(0, reading.no_corpus) if len(queries) else SchemaError(reading.no_corpus)
+    sides = checked(*(passages.with_docids() for passages in reading.sides(columns)))
     given = read(columns[QUERY_ID], ID, QUERY_ID) if QUERY_ID in columns else pa.nulls(len(queries), STRING)
-    return _with_query_ids(given, queries, columns.get(SUBSET)), queries, positives, negatives
-
-
-def _with_query_ids(given: pa.Array, queries: pa.Array, subsets: Values | None) -> pa.Array:
     missing = np.flatnonzero(is_null(given))
-    if not len(missing):
-        return given
-    of_all = [None] * len(given) if subsets is None else list(objects_in(subsets))
-    of_missing = [of_all[row] for row in missing.tolist()]
-    made = [
-        stable_query_id(query, subset if isinstance(subset, str) else None)
-        for query, subset in zip(taken(queries, missing).to_pylist(), of_missing, strict=True)
-    ]
-    return filled(given, array_of(made))
+    if len(missing):
+        subsets = [value_at(columns[SUBSET], row) if SUBSET in columns else None for row in missing.tolist()]
+        made = [
+            stable_query_id(query, subset if isinstance(subset, str) else None)
+            for query, subset in zip(taken(queries, missing).to_pylist(), subsets, strict=True)
+        ]
+        given = filled(given, pa.array(made, STRING))
+    return given, queries, *sides
 
 
 # --- the map callable -------------------------------------------------------------------------------------------
@@ -157,10 +144,10 @@ def _with_query_ids(given: pa.Array, queries: pa.Array, subsets: Values | None) 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapt(ColumnTransform):
-    """:func:`adapt_row` for ``Dataset.map``: one row stays one row, and the columns of the other form go.
+    """:func:`adapt_rows` for ``Dataset.map``: one row stays one row, and the columns of the other form go.
 
     Raises:
-        SchemaError: as :func:`adapt_row`.
+        SchemaError: as :func:`adapt_rows`.
     """
 
     NAME: ClassVar[str] = "adapt"
@@ -177,7 +164,7 @@ class Adapt(ColumnTransform):
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The canonical columns of each row."""
-        return _adapted_rows(rows)
+        return adapt_rows(rows)
 
     def compute(self, table: pa.Table) -> Mapping[str, Any]:
         """The canonical columns of the rows of a table."""
@@ -193,8 +180,8 @@ class Adapt(ColumnTransform):
         return reading_of(tuple(columns)).consumed
 
     def _inputs(self, columns: Iterable[str]) -> list[str]:
-        found = tuple(columns)
-        return reading_of(found).inputs(found)
+        names = tuple(columns)
+        return reading_of(names).inputs(names)
 
     def _is_batch(self, rows: Mapping[str, Any]) -> bool:
         return is_batch(rows, reading_of(tuple(rows)).query)
@@ -207,13 +194,13 @@ adapt = Adapt()
 
 
 def adapt_dataset(
-    ds: Source | None = None,
+    ds: GivenRows | None = None,
     *,
-    queries: Source | None = None,
-    corpus: Source | None = None,
-    qrels: Source | None = None,
-    run: Source | None = None,
-    negatives: Source | None = None,
+    queries: GivenRows | None = None,
+    corpus: GivenRows | None = None,
+    qrels: GivenRows | None = None,
+    run: GivenRows | None = None,
+    negatives: GivenRows | None = None,
     max_negatives: int | None = None,
 ) -> Dataset | DatasetDict:
     """A dataset of any known form as canonical rows with typed features.
@@ -239,7 +226,7 @@ def adapt_dataset(
         A ``Dataset``, or a ``DatasetDict`` where ``ds`` holds splits.
 
     Raises:
-        SchemaError: the columns fit no form, a row breaks its form (:func:`adapt_row`), an id is not in the
+        SchemaError: the columns fit no form, a row breaks its form (:func:`adapt_rows`), an id is not in the
             corpus or the queries, a query has no positive, or the grouped rows of an anchor contradict each other.
         ConfigurationError: arguments that do not belong together, or one that is missing.
     """
@@ -262,27 +249,26 @@ def adapt_dataset(
     return DatasetDict({split: _adapted_dataset(rows, corpus) for split, rows in ds.items()})
 
 
-def _adapted_dataset(ds: Dataset | Iterable[object], corpus: Source | None) -> Dataset:
+def _adapted_dataset(ds: Dataset | Iterable[object], corpus: GivenRows | None) -> Dataset:
     from datasets import Dataset
 
     rows = ds if isinstance(ds, Dataset) else _with_the_same_columns(ds)
     reading = reading_of(tuple(rows.column_names if isinstance(rows, Dataset) else rows[0]))
-    if reading.by_id:
-        found = rows if isinstance(rows, Dataset) else dataset_of_ids(rows, reading)
-        features = _features_of(found.features, reading)
-        return _dataset(_adapted_tables(tables_of_ids(found, reading, corpus), features), features, found.split)
+    if reading.ids:
+        of_ids = rows if isinstance(rows, Dataset) else dataset_of_ids(rows, reading)
+        features = _features_of(of_ids.features, reading)
+        return _dataset(_adapted_tables(tables_of_ids(of_ids, reading, corpus), features), features, of_ids.split)
     if corpus is not None:
         raise ConfigurationError("corpus= is for rows that hold document ids; this dataset holds its passages itself.")
     adapted = _mapped(rows, reading) if isinstance(rows, Dataset) else _dataset_of(rows)
-    return _grouped(adapted) if reading.grouped else adapted
+    return grouped(adapted) if reading.grouped else adapted
 
 
 def _with_the_same_columns(given: Iterable[object]) -> list[Row]:
-    rows: list[Mapping[str, Any]] = []
-    for row in given:
+    rows: list[Any] = list(given)
+    for row in rows:
         if not isinstance(row, Mapping):
             raise SchemaError(f"Found {found_as(row)} among the rows; a dataset, or one dict per row, was expected.")
-        rows.append(row)
     if not rows:
         raise SchemaError("There are no rows, so there are no columns to recognise a form by.")
     columns = dict.fromkeys(chain.from_iterable(rows))
@@ -324,8 +310,8 @@ def _dataset_of(rows: list[Row]) -> Dataset:
 
     adapted: list[Row] = []
     for batch in batches_of(rows):
-        adapted += _adapted_rows(batch, range(len(adapted), len(rows)))
-    found = pa.schema([(name, array_of([row[name] for row in adapted], None, name).type) for name in adapted[0]])
+        adapted += adapt_rows(batch, range(len(adapted), len(rows)))
+    found = pa.schema([(name, typed([row[name] for row in adapted], name).type) for name in adapted[0]])
     features = _features_of(Features.from_arrow_schema(found), reading_of(tuple(found.names)))
     tables = (pa.Table.from_pylist(batch, schema=features.arrow_schema) for batch in batches_of(adapted))
     return _dataset(tables, features)
@@ -337,84 +323,13 @@ def _dataset(tables: Iterable[pa.Table], features: Features, split: NamedSplit |
     return Dataset(pa.concat_tables([empty_table(features.arrow_schema), *tables]), split=split)
 
 
-def _features_of(features: Features, reading: Reading) -> Features:
-    adapted = _features(reading.passages(features.arrow_schema))
-    adapted.update({name: features[name] for name in reading.passed(features)})
-    return adapted
-
-
-def _features(passages: pa.DataType) -> Features:
+def _features(passages: pa.DataType, passed: Mapping[str, Any] | None = None) -> Features:
     from datasets import Features
 
-    types = (STRING, STRING, passages, passages)
-    return Features.from_arrow_schema(pa.schema(list(zip(CANONICAL, types, strict=True))))
+    canonical = zip(CANONICAL, (STRING, STRING, passages, passages), strict=True)
+    return Features({**Features.from_arrow_schema(pa.schema(list(canonical))), **(passed or {})})
 
 
-# --- the rows of one anchor -------------------------------------------------------------------------------------
-
-
-def _grouped(ds: Dataset) -> Dataset:
-    """The canonical rows of one query as one row, at the place of the first."""
-    found = ds.with_format("arrow")
-    groups = _groups(found.select_columns([n for n in (QUERY_ID, QUERY, SUBSET) if n in ds.column_names])[:])
-    sizes = np.bincount(groups)
-    if len(sizes) == len(ds):
-        return ds
-    order = np.argsort(groups, kind="stable")
-    ends = starts_of(sizes)[1:]
-    # Whole groups at a time, some thousand rows.
-    cuts = np.flatnonzero(np.append(np.diff(ends // ROWS_PER_BATCH) > 0, True)) + 1
-    tables = []
-    for own, rows in zip(np.split(sizes, cuts[:-1]), np.split(order, ends[cuts[:-1] - 1]), strict=True):
-        tables.append(_merged(found.select(rows)[:], own, rows))
-    return _dataset(tables, ds.features, ds.split)
-
-
-def _groups(keys: pa.Table) -> Integers:
-    """The number of each row's group, in the order of the first rows."""
-    encoded = (one_array(column).dictionary_encode(null_encoding="encode") for column in keys.columns)
-    numbers: dict[tuple[int, ...], int] = {}
-    codes = zip(*(column.indices.to_pylist() for column in encoded), strict=True)
-    return np.array([numbers.setdefault(code, len(numbers)) for code in codes], np.int64)
-
-
-def _merged(table: pa.Table, sizes: Integers, numbers: Integers) -> pa.Table:
-    """The rows of each group as one row: positives united, negatives united, each passage once."""
-    begin = starts_of(sizes)[:-1]
-    first = table.take(pa.array(begin))
-    columns = dict(zip(first.column_names, first.columns, strict=True))
-    try:
-        try:
-            sides = checked(_united(table, POSITIVE.passages, begin), _united(table, NEGATIVE.passages, begin))
-        except BrokenRow as broken:
-            raise BrokenRow(broken.row, f"after grouping its {sizes[broken.row]} rows, {broken}") from None
-        for name in table.column_names:
-            if name not in CANONICAL:
-                _refuse_differing(table.column(name), sizes, name)
-    except BrokenRow as broken:
-        raise broken.named(columns, QUERY, numbers[begin]) from None
-    for name, side in zip((POSITIVE.passages, NEGATIVE.passages), sides, strict=True):
-        columns[name] = side.lists(table.schema.field(name).type)
-    return pa.Table.from_arrays(list(columns.values()), schema=table.schema)
-
-
-def _united(table: pa.Table, column: str, begin: Integers) -> Side:
-    counts, structs = flat_lists(table, column)
-    return Side(counts=np.add.reduceat(counts, begin), fields=fields_in(structs))
-
-
-def _refuse_differing(values: pa.ChunkedArray, sizes: Integers, name: str) -> None:
-    firsts = np.repeat(starts_of(sizes)[:-1], sizes)
-    try:
-        codes = one_array(values).dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
-        differ = codes != codes[firsts]
-    except pa.ArrowNotImplementedError:  # of lists and structs
-        found = values.to_pylist()
-        differ = np.array([value != found[first] for value, first in zip(found, firsts.tolist(), strict=True)], bool)
-    if differ.any():
-        group = int(rows_of(sizes)[differ.argmax()])
-        raise BrokenRow(
-            group,
-            f"column {name!r} differs between the {sizes[group]} rows of this query, so the one row that they "
-            f"become cannot keep it. Leave it out first, with ds.remove_columns({name!r}).",
-        )
+def _features_of(features: Features, reading: Reading) -> Features:
+    passed = {name: features[name] for name in reading.passed(features)}
+    return _features(reading.passages(features.arrow_schema), passed)

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.inputs.values import STRING, BrokenRow, array_of, blank, filled
-from arhn_datasets.rows.arrow import Integers, is_null, lists_of, rows_of, starts_of, taken
+from arhn_datasets.inputs.values import STRING, BrokenRow, blank, filled
+from arhn_datasets.rows.arrow import Integers, is_null, lists_of, rows_of, shaped, starts_of, taken
 from arhn_datasets.rows.records import Row, shorten, stable_docid
 
 CONTROLS = bytes(range(32))
@@ -20,29 +20,29 @@ PASSAGES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class FlatPassages:
     """The passages of one side of all rows, flat: how many each row has, and one array a field.
 
     ``fields`` are ``docid`` and ``title``, where there are such, ``text``, and any further ones; of passages that came
-    as Python objects these further ones are in ``entries``, the fields of each in the order that they shall have.
-    ``given`` is the column in which the lists stand just as they are here, if there is one.
+    as Python objects, ``objects`` holds these further ones, and the order of all. ``given`` is the column in which the
+    lists stand just as they are here.
     """
 
     counts: Integers
     fields: Mapping[str, pa.Array]
-    entries: Sequence[Mapping[str, Any]] | None = None
+    objects: Sequence[Mapping[str, Any]] | None = None
     given: pa.ChunkedArray | None = None
 
-    def kept(self, mask: Any) -> Side:
+    def kept(self, mask: Any) -> FlatPassages:
         """Only the passages at which the mask is true."""
         places = np.flatnonzero(mask)
-        return Side(
+        return FlatPassages(
             counts=np.bincount(rows_of(self.counts)[places], minlength=len(self.counts)),
             fields={name: taken(values, places) for name, values in self.fields.items()},
-            entries=None if self.entries is None else [self.entries[place] for place in places.tolist()],
+            objects=None if self.objects is None else [self.objects[place] for place in places.tolist()],
         )
 
-    def with_docids(self) -> Side:
+    def with_docids(self) -> FlatPassages:
         """Titles, and docids where there were none."""
         count, fields = len(self.fields["text"]), self.fields
         if not {"docid", "title"} <= fields.keys():
@@ -59,29 +59,20 @@ class Side:
         """The passages as a column of lists of that type."""
         if self.given is not None and self.given.type == type:
             return self.given
-        arrays = [self._field(field.name, field.type) for field in type.value_type]
+        count = len(self.fields["text"])
+        arrays = [
+            shaped(self.fields.get(field.name, pa.nulls(count)), field.type, field.name) for field in type.value_type
+        ]
         return lists_of(self.counts, pa.StructArray.from_arrays(arrays, fields=list(type.value_type)))
 
-    def _field(self, name: str, type: pa.DataType) -> pa.Array:
-        values = self.fields.get(name)
-        if values is not None:
-            return values if values.type == type else pc.cast(values, type)
-        if self.entries is not None:
-            return pa.array([entry.get(name) for entry in self.entries], type)
-        return pa.nulls(len(self.fields["text"]), type)
-
-    def objects(self) -> list[list[Row]]:
+    def dicts(self) -> list[list[Row]]:
         """The passages as Python objects, a list a row."""
         values = zip(*(array.to_pylist() for array in self.fields.values()), strict=True)
         passages = [dict(zip(self.fields, passage, strict=True)) for passage in values]
-        if self.entries is not None:
-            passages = [{**entry, **passage} for entry, passage in zip(self.entries, passages, strict=True)]
+        if self.objects is not None:
+            passages = [{**whole, **read} for whole, read in zip(self.objects, passages, strict=True)]
         starts = starts_of(self.counts).tolist()
         return [passages[start:end] for start, end in zip(starts, starts[1:], strict=False)]
-
-    def row_of(self, place: int) -> int:
-        """The row of the passage at a place."""
-        return int(np.searchsorted(starts_of(self.counts), place, side="right")) - 1
 
     def quoted(self, place: int) -> str:
         """The beginning of the passage at a place, for a message."""
@@ -96,7 +87,8 @@ def stable_docids(titles: pa.Array, texts: pa.Array) -> pa.Array:
     """
     made: dict[tuple[bytes, bytes], str] = {}
     passages = zip(_bytes_of(titles), _bytes_of(texts), strict=True)
-    return array_of([made.get(found) or made.setdefault(found, _stable_docid(*found)) for found in passages])
+    hashes = [made.get(found) or made.setdefault(found, _stable_docid(*found)) for found in passages]
+    return pa.array(hashes, STRING)
 
 
 def _stable_docid(title: bytes, text: bytes) -> str:
@@ -115,7 +107,7 @@ def _bytes_of(texts: pa.Array) -> Iterator[bytes]:
         yield from texts[start : start + PASSAGES_AT_ONCE].cast(pa.binary()).to_pylist()
 
 
-def checked(positives: Side, negatives: Side) -> tuple[Side, Side]:
+def checked(positives: FlatPassages, negatives: FlatPassages) -> tuple[FlatPassages, FlatPassages]:
     """Each side with each passage of a row once, at its first place; a row needs a positive, and none on both sides.
 
     By docid alone: a copy of a positive under another docid is a false negative, and refining finds it. Where docids
@@ -138,14 +130,14 @@ def checked(positives: Side, negatives: Side) -> tuple[Side, Side]:
     if both.any():
         place = int(both.argmax())
         raise BrokenRow(
-            negatives.row_of(place),
+            int(rows_of(negatives.counts)[place]),
             f"the passage {negatives.fields['docid'][place].as_py()!r} ({negatives.quoted(place)}) is both positive "
             "and negative. Decide which it is and remove it from the other side.",
         )
     return kept
 
 
-def _refuse_no_positive(positives: Side) -> None:
+def _refuse_no_positive(positives: FlatPassages) -> None:
     there = np.zeros(len(positives.counts), bool)
     for name in ("text", "title"):
         if not there.all():
@@ -157,7 +149,7 @@ def _refuse_no_positive(positives: Side) -> None:
         )
 
 
-def _each_once(side: Side, keys: Integers) -> Side:
+def _each_once(side: FlatPassages, keys: Integers) -> FlatPassages:
     order = np.argsort(keys, kind="stable")
     again = _repeats(keys[order])
     if not again.any():
@@ -170,7 +162,7 @@ def _each_once(side: Side, keys: Integers) -> Side:
     if differ.any():
         other, first = min(zip(others[differ].tolist(), firsts[differ].tolist(), strict=True))
         raise BrokenRow(
-            side.row_of(other),
+            int(rows_of(side.counts)[other]),
             f"docid {side.fields['docid'][other].as_py()!r} stands for two texts, {side.quoted(first)} and "
             f"{side.quoted(other)}. Give each text its own docid, or null docids to have them made.",
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError, InputError
-from arhn_datasets.folder.reading import RUN_FILE, is_refined
+from arhn_datasets.folder.run import RUN_FILE, is_refined
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
 from arhn_datasets.rows.records import DECISION, QUERY, QUERY_ID, canonical_json
 from arhn_datasets.rules.revert import Revert
@@ -281,6 +281,20 @@ def reading(source: Input) -> Iterator[None]:
             f"{source.name} cannot be read: {type(cause).__name__}: {' '.join(str(cause).split())[:400].rstrip('.')}. "
             f"{advice}"
         ) from error
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No progress bars of `datasets` for what is not one of our stages."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _hub_facts(source: Input) -> dict[str, Any]:

@@ -1,15 +1,16 @@
-"""Columns of texts, ids and numbers, and of lists of them, as Arrow arrays, out of Arrow or of Python objects.
+"""Columns of texts, ids and numbers, and of lists of them, as Arrow arrays; out of Arrow, or out of Python objects.
 
-Every :class:`Kind` of value is read in two ways: whole arrays, where their type allows it, and value by value, which
-also words what is wrong with a value.
+Each :class:`Kind` of value is read in one way, from an array. Python objects are made one first; where they have
+several types, or one of them is not of the kind, each is read by itself, which finds the one to name in the message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import chain, islice
-from numbers import Integral, Real
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.rows.arrow import Integers, flat_lists, is_list, is_null, one_array, taken
+from arhn_datasets.rows.arrow import Integers, flat_lists, is_list, is_null, one_array, rows_of, taken
 from arhn_datasets.rows.records import QUERY, QUERY_ID, shorten
 
-Values: TypeAlias = "pa.ChunkedArray | list[Any]"  # a column: of Arrow, or of Python objects
+Values: TypeAlias = "pa.Array | pa.ChunkedArray | list[Any]"  # a column: of Arrow, or of Python objects
 T = TypeVar("T")
 
 STRING = pa.string()
@@ -38,8 +39,8 @@ class BrokenRow(SchemaError):
         self, columns: Mapping[str, Values], query: str, numbers: Sequence[int] | Integers | None = None
     ) -> SchemaError:
         """The same with the query id of the row, or its query, and its number where the rows have some."""
-        query_id = _value_at(columns[QUERY_ID], self.row) if QUERY_ID in columns else None
-        name, value = (QUERY, _value_at(columns[query], self.row)) if query_id in (None, "") else (QUERY_ID, query_id)
+        query_id = value_at(columns[QUERY_ID], self.row) if QUERY_ID in columns else None
+        name, value = (QUERY, value_at(columns[query], self.row)) if query_id in (None, "") else (QUERY_ID, query_id)
         where, left = "", ""
         if numbers is not None:
             number = int(numbers[self.row])
@@ -51,37 +52,79 @@ class BrokenRow(SchemaError):
         return SchemaError(f"In the row with {name} {shorten(repr(value), 100)}{where}: {self}{left}")
 
 
+@contextmanager
+def naming_rows(columns: Mapping[str, Values], query: str, numbers: Sequence[int] | Integers) -> Iterator[None]:
+    """Name the row that is broken, as :meth:`BrokenRow.named`."""
+    try:
+        yield
+    except BrokenRow as broken:
+        raise broken.named(columns, query, numbers) from None
+
+
+@contextmanager
+def in_lists(counts: Integers) -> Iterator[None]:
+    """Of a value that breaks its row, the row in whose list it stands."""
+    try:
+        yield
+    except BrokenRow as broken:
+        raise BrokenRow(int(rows_of(counts)[broken.row]), broken) from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What values mean: ``array`` reads an array, None where it has to be done by ``value``, for a column's name."""
+    """What values mean: ``array`` reads an array, or gives None where a value in it is not what was ``expected``."""
 
     array: Callable[[pa.Array], pa.Array | None]
-    value: Callable[[Any, str], Any]
+    expected: str
+    needed: bool = False
     plural: str = ""
     type: pa.DataType = STRING
 
 
 def read(values: Values, kind: Kind, column: str) -> pa.Array:
-    """A column of values of a kind."""
-    if isinstance(values, pa.ChunkedArray) and (found := kind.array(one_array(values))) is not None:
-        return found
-    return array_of(each(values, lambda value: kind.value(value, column)), kind.type)
+    """A column of values of a kind.
+
+    Raises:
+        BrokenRow: a value is not of the kind.
+    """
+    array = None
+    try:
+        array = kind.array(typed(values, column) if isinstance(values, list) else one_array(values))
+    except SchemaError as error:  # values of several types, or one that Arrow cannot hold
+        if len(values) == 1 and isinstance(values[0], str):  # which no advice on types would help
+            raise BrokenRow(0, error) from None
+    if array is not None and not (kind.needed and array.null_count):
+        return array
+    if not isinstance(values, list):
+        return read(values.to_pylist(), kind, column)
+    if len(values) == 1:
+        raise BrokenRow(0, f"column {column!r} holds {found_as(values[0])} {kind.expected}.")
+    return pa.concat_arrays([pa.nulls(0, kind.type), *each(values, lambda value: read([value], kind, column))])
 
 
 def read_lists(values: Values, kind: Kind, column: str) -> tuple[Integers, pa.Array]:
-    """A column of lists of values of a kind: their lengths, and the values of all."""
-    if isinstance(values, pa.ChunkedArray) and is_list(values.type):
+    """A column of lists of values of a kind: their lengths, and the values of all.
+
+    Raises:
+        BrokenRow: a value is no list, or one in it is not of the kind.
+    """
+    if not isinstance(values, list) and is_list(values.type):
         counts, flat = flat_lists(pa.table({column: values}), column)
-        if (found := kind.array(flat)) is not None:
-            return counts, found
-    lists = each(values, lambda value: [kind.value(one, column) for one in list_in(value, column, kind.plural)])
-    return lengths(lists), array_of(list(chain.from_iterable(lists)), kind.type)
+    else:
+        lists = each(values, lambda value: list_in(value, column, kind.plural))
+        counts, flat = lengths(lists), list(chain.from_iterable(lists))
+    with in_lists(counts):
+        return counts, read(flat, kind, column)
 
 
 def each(values: Values, of: Callable[[Any], T]) -> list[T]:
-    """What each value of a column is read as, one by one."""
+    """What becomes of each value of a column.
+
+    Raises:
+        BrokenRow: with the place of the value that it is refused.
+    """
     found: list[T] = []
-    for value in objects_in(values):
+    for value in values if isinstance(values, list) else values.to_pylist():
         try:
             found.append(of(value))
         except SchemaError as error:
@@ -89,13 +132,14 @@ def each(values: Values, of: Callable[[Any], T]) -> list[T]:
     return found
 
 
-def objects_in(values: Values) -> Iterator[Any]:
-    """The values of a column as Python objects."""
-    if isinstance(values, list):
-        yield from values
-        return
-    for start in range(0, len(values), ROWS_PER_BATCH):
-        yield from values.slice(start, ROWS_PER_BATCH).to_pylist()
+def value_at(values: Values, row: int) -> Any:
+    """The value of a row as a Python object."""
+    return values[row] if isinstance(values, list) else values[row].as_py()
+
+
+def absent(values: Values) -> Any:
+    """Where a column is null, as a mask."""
+    return np.array([value is None for value in values]) if isinstance(values, list) else is_null(one_array(values))
 
 
 def batches_of(rows: Iterable[T]) -> Iterator[list[T]]:
@@ -105,20 +149,23 @@ def batches_of(rows: Iterable[T]) -> Iterator[list[T]]:
         yield batch
 
 
-def array_of(values: list[Any], type: pa.DataType | None = STRING, column: str = "") -> pa.Array:
-    """Python objects as an array, of the type that they have where it is None.
+def typed(values: list[Any], column: str) -> pa.Array:
+    """Python objects as an array of the type that they have.
 
     Raises:
         SchemaError: they have more than one, or a text is none that Arrow can hold.
     """
     try:
-        return pa.array(values, type)
+        try:
+            return pa.array(values)
+        except OverflowError:  # integers beyond 64 bits, as hashes are
+            return pa.array([Decimal(value) if isinstance(value, int) else value for value in values])
     except UnicodeEncodeError as error:
         raise SchemaError(
             f"A text holds half of a surrogate pair, which no dataset can store: {shorten(ascii(error.object), 60)}. "
             "Repair the texts first: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
         ) from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OverflowError) as error:
         raise SchemaError(
             f"Column {column!r} holds values of different types ({error}). Give them one type, or leave the column out."
         ) from error
@@ -166,22 +213,16 @@ def found_as(value: object) -> str:
     return "null" if value is None else f"a {type(value).__name__} ({shorten(repr(value), 60)})"
 
 
-def _value_at(values: Values, row: int) -> object:
-    return values[row] if isinstance(values, list) else values[row].as_py()
-
-
-# --- arrays -----------------------------------------------------------------------------------------------------
+# --- the kinds --------------------------------------------------------------------------------------------------
 
 
 def _strings(values: pa.Array) -> pa.Array | None:
     types = pa.types
     if types.is_string(values.type):
         return values
+    if types.is_dictionary(values.type):
+        return _strings(values.dictionary_decode())
     return pc.cast(values, STRING) if types.is_large_string(values.type) or types.is_null(values.type) else None
-
-
-def _texts(values: pa.Array) -> pa.Array | None:
-    return None if values.null_count else _strings(values)
 
 
 def _titles(values: pa.Array) -> pa.Array | None:
@@ -199,8 +240,12 @@ def _optional_texts(values: pa.Array) -> pa.Array | None:
 
 
 def _queries(values: pa.Array) -> pa.Array | None:
-    texts = _texts(values)
-    return None if texts is None or blank(texts).any() else texts
+    texts = _strings(values)
+    return None if texts is None or texts.null_count or blank(texts).any() else texts
+
+
+def _is_whole(type: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(type) or (pa.types.is_decimal(type) and type.scale == 0))
 
 
 def _ids(values: pa.Array) -> pa.Array | None:
@@ -209,78 +254,26 @@ def _ids(values: pa.Array) -> pa.Array | None:
         if pc.all(whole).as_py() is False:
             return None
         values = pc.cast(values, pa.int64())  # what pandas makes of a column of integers with gaps
-    return pc.cast(values, STRING) if pa.types.is_integer(values.type) else _optional_texts(values)
-
-
-def _docids(values: pa.Array) -> pa.Array | None:
-    ids = _ids(values)
-    return None if ids is None or ids.null_count else ids
+    return pc.cast(values, STRING) if _is_whole(values.type) else _optional_texts(values)
 
 
 def _numbers(values: pa.Array) -> pa.Array | None:
-    of = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
+    of = (_is_whole, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     return pc.cast(values, pa.float64(), safe=False) if any(fits(values.type) for fits in of) else None
 
 
-# --- values -----------------------------------------------------------------------------------------------------
+_PASSAGE = "where the text of one passage was expected"
+_ID = "a string or an integer was expected"
 
-
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str):
-        raise SchemaError(f"column {column!r} holds {found_as(value)} where the text of one passage was expected.")
-    return value
-
-
-def _title(value: object, column: str) -> str:
-    if not isinstance(value, str | None):
-        raise SchemaError(f"column {column!r} holds {found_as(value)} as a title; a string or null was expected.")
-    return value or ""
-
-
-def _query(value: object, column: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise SchemaError(f"column {column!r} holds {found_as(value)} where the text of a query was expected.")
-    return value
-
-
-def _id(value: object, column: str) -> str | None:
-    if value is None or isinstance(value, str):
-        return value or None
-    if isinstance(value, float) and value.is_integer():  # what pandas makes of a column of integers with gaps
-        return str(int(value))
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return str(value)
-    raise SchemaError(f"column {column!r} holds {found_as(value)} as an id; a string or an integer was expected.")
-
-
-def _docid(value: object, column: str) -> str:
-    if (docid := _id(value, column)) is None:
-        raise SchemaError(f"column {column!r} holds a null or empty docid.")
-    return docid
-
-
-def _number(value: object, column: str) -> float | None:
-    if not isinstance(value, Real | None):
-        raise SchemaError(f"column {column!r} holds {found_as(value)} where a number was expected.")
-    return None if value is None else float(value)
-
-
-TEXT = Kind(array=_texts, value=_text, plural="texts")
-TITLE = Kind(array=_titles, value=_title)
+TEXT = Kind(array=_strings, expected=_PASSAGE, needed=True, plural="texts")
+TITLE = Kind(array=_titles, expected="as a title; a string or null was expected")
 """A title, empty where there is none."""
-OPTIONAL_TEXT = Kind(array=_optional_texts, value=lambda value, column: _text(value, column) if value else None)
+OPTIONAL_TEXT = Kind(array=_optional_texts, expected=_PASSAGE)
 """A text, null where there is none or an empty one."""
-QUERY_TEXT = Kind(array=_queries, value=_query)
-ID = Kind(array=_ids, value=_id)
+QUERY_TEXT = Kind(array=_queries, expected="where the text of a query was expected")
+ID = Kind(array=_ids, expected=f"as an id; {_ID}")
 """An id as a string, null where there is none."""
-DOCID = Kind(array=_docids, value=_docid, plural="docids")
+DOCID = Kind(array=_ids, expected=f"as a docid; {_ID}, no null or empty docid", needed=True, plural="docids")
 """An id that has to be there."""
-NUMBER = Kind(array=_numbers, value=_number, plural="numbers", type=pa.float64())
+NUMBER = Kind(array=_numbers, expected="where a number was expected", plural="numbers", type=pa.float64())
 """A number or null."""
-
-
-def absent(values: Values) -> Any:
-    """Where a column is null, as a mask."""
-    if isinstance(values, list):
-        return np.array([value is None for value in values], bool)
-    return is_null(one_array(values))

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.inputs.sources import Input, load_input, silent
 from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, RANKING, SKIPPED, Row
-from arhn_datasets.runs.refine import Stages, fitted, silent, unfitted
+from arhn_datasets.runs.refine import Stages, fitted, unfitted
 
 if TYPE_CHECKING:
     from datasets import Dataset

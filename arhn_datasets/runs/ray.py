@@ -35,8 +35,10 @@ from arhn_datasets.annotators.client import store as answers
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.local import Local
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
+from arhn_datasets.folder.description import describe_run
+from arhn_datasets.folder.place import check_output
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
+from arhn_datasets.folder.writer import Refinement, write_run
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.rows.arrow import empty_table
 from arhn_datasets.rows.background import every

@@ -25,10 +25,13 @@ from arhn_datasets.evidence.ranks import Ranks
 from arhn_datasets.evidence.scores import Scores
 from arhn_datasets.evidence.snippets import Snippets
 from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.folder.description import configuration, describe_run
+from arhn_datasets.folder.place import check_output
 from arhn_datasets.folder.reading import BATCH_BYTES, BATCH_ROWS
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.writer import Refinement, check_output, configuration, describe_run, united, write_run
-from arhn_datasets.inputs.sources import Input, load_input, open_input, provenance_of, sharded, stamp_of
+from arhn_datasets.folder.types import united
+from arhn_datasets.folder.writer import Refinement, write_run
+from arhn_datasets.inputs.sources import Input, load_input, open_input, provenance_of, sharded, silent, stamp_of
 from arhn_datasets.rows.arrow import empty_table, field_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, NEGATIVE, POSITIVE, Row
 from arhn_datasets.rows.stage import ColumnTransform, Transform
@@ -393,20 +396,6 @@ def _table_of(batch: Mapping[str, Sequence[Any]]) -> pa.Table:
     # One type for all: a passage can move from one list to the other.
     types |= dict.fromkeys(sides, reduce(united, (pa.array(batch[name]).type for name in sides), pa.null()))
     return pa.table({name: pa.array(values, types.get(name)) for name, values in batch.items()})
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """No progress bars of `datasets` for what is not one of our stages."""
-    import datasets
-
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 @contextmanager

@@ -12,9 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.folder.reading import REFINED, RUN_FILE, Folder, open_folder
+from arhn_datasets.folder.description import describe_run
+from arhn_datasets.folder.place import check_output
+from arhn_datasets.folder.reading import REFINED, Folder, open_folder
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
+from arhn_datasets.folder.run import RUN_FILE
+from arhn_datasets.folder.writer import Refinement, write_run
 from arhn_datasets.rows.arrow import empty_table
 
 # What differs from shard to shard: their rows, and hashes that depend on where files lie.
@@ -47,7 +50,7 @@ def merge(output: str | os.PathLike[str], folders: Sequence[str | os.PathLike[st
         source = {name: value for name, value in first["source"].items() if name != "shard"}
         run = describe_run({**source, "rows": dict(rows)}, (), report, _summed(shards, "durations_seconds"))
         same = {name: first[name] for name in ("annotator", "identity", "parameters", "prompts")}
-        merged = [{"id": shard.run["id"], "created": shard.run["created"]} for shard in shards]
+        merged = [{"id": shard.run.id, "created": shard.run.created} for shard in shards]
         return {**run, **same, "requests": _summed(shards, "requests"), "merged": merged}
 
     return write_run(target, {split: _tables(shards, split) for split in shards[0].splits}, described)
@@ -62,24 +65,23 @@ def _in_order(folders: Sequence[Folder]) -> list[Folder]:
     found: dict[int, Folder] = {}
     of: dict[int, Path] = {}
     for folder in folders:
-        shard = folder.run["source"].get("shard")
-        if folder.layout != REFINED or not isinstance(shard, Mapping):
+        shard = folder.run.source.shard
+        if folder.layout != REFINED or shard is None:
             raise ConfigurationError(
                 f"{folder.path} is not a shard: its {RUN_FILE} names none. Expected what arhn-refine --shard-index I "
                 "--num-shards N has written."
             )
-        of.setdefault(shard["of"], folder.path)
+        of.setdefault(shard.of, folder.path)
         if len(of) > 1:
             (one, at), (other, there) = of.items()
             raise ConfigurationError(
                 f"{at} is one of {one} shards and {there} one of {other}; the shards of one run were expected."
             )
-        if shard["index"] in found:
+        if shard.index in found:
             raise ConfigurationError(
-                f"{folder.path} and {found[shard['index']].path} are both shard {shard['index']}; each was expected "
-                "once."
+                f"{folder.path} and {found[shard.index].path} are both shard {shard.index}; each was expected once."
             )
-        found[shard["index"]] = folder
+        found[shard.index] = folder
     count = next(iter(of), 0)
     missing = [index for index in range(count) if index not in found]
     if missing or not count:

@@ -59,7 +59,8 @@ class Emulator:
         model: Model id of ``/info``.
         revision: Its commit sha.
         api_key: Bearer token that the routes for text and ``/tokenize`` ask for.
-        reply: Who answers our prompts: an annotator, or a function of the templated prompt, or one text for all.
+        reply: Who answers our prompts: an annotator, or a function of the templated prompt, or one text for all. The
+            function may be a coroutine function; a request holds its permit while that waits.
         slots: Size of the running batch.
         latency: The cost of a request; by default none.
         prefix_block: Tokens in a block of the prefix cache, 0 for no cache.
@@ -83,7 +84,9 @@ class Emulator:
     model: str = "emulated/lexical"
     revision: str | None = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4"
     api_key: str | None = field(default=None, repr=False)
-    reply: Annotator | Callable[[str], str] | str = field(default_factory=lambda: Lexical(threshold=0.3))
+    reply: Annotator | Callable[[str], str | Awaitable[str]] | str = field(
+        default_factory=lambda: Lexical(threshold=0.3)
+    )
     slots: int = 32
     latency: Latency = field(default_factory=Latency)
     prefix_block: int = 0

@@ -88,7 +88,7 @@ class Replies:
     Replies of annotators are remembered; a coroutine of one that waits runs on the package's background loop.
     """
 
-    def __init__(self, source: Annotator | Callable[[str], str] | str) -> None:
+    def __init__(self, source: Annotator | Callable[[str], str | Awaitable[str]] | str) -> None:
         self._source = source
         self._known: OrderedDict[str, str] = OrderedDict()
 
@@ -101,7 +101,8 @@ class Replies:
         if isinstance(self._source, str):
             return self._source
         if not isinstance(self._source, Annotator):
-            return self._source(prompt)
+            said = self._source(prompt)
+            return said if isinstance(said, str) else await said
         known = self._known.get(prompt)
         if known is None:
             asked = asked_in(prompt)

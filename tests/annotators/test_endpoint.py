@@ -504,7 +504,7 @@ def test_an_interrupted_map_asks_again_only_what_was_in_flight(copying, rows_fil
         _, complaints = running.communicate(timeout=20)
     except subprocess.TimeoutExpired:
         running.kill()
-        running.communicate()
+        running.communicate(timeout=60)
         # In the middle of a callback the signal takes the wake-up of a task with it, and the loop that `datasets` made
         # waits for that task for ever; `arhn-refine` lets the callback end first.
         pytest.skip("the interrupt hit the loop of datasets in the middle of a callback")

@@ -301,6 +301,7 @@ def test_the_same_in_any_process():
             capture_output=True,
             text=True,
             check=True,
+            timeout=120,
         ).stdout
         for seed, step in (("1", "1"), ("2", "-1"))
     }

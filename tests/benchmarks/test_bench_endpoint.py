@@ -42,6 +42,8 @@ def test_every_section_reports_what_it_promises():
 
 def test_unknown_sections_are_refused():
     """With the names that there are."""
-    done = subprocess.run([sys.executable, str(SCRIPT), "--only", "speed"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--only", "speed"], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 2
     assert "utilisation" in done.stderr

@@ -20,27 +20,25 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.checks import auditing as audits
-from arhn_datasets.checks.auditing import (
+from arhn_datasets.checks import audit_sample, audit_sheet, auditing, subsets
+from arhn_datasets.checks.agreement import LABELS, summarize
+from arhn_datasets.checks.audit_sample import choose_pairs, shares
+from arhn_datasets.checks.audit_sheet import (
     CLOSING,
     COLUMNS,
-    LABELS,
     OPENING,
-    choose_pairs,
-    draw_audit,
     escaped_cell,
     marked_passage,
     plain_cell,
     read_answers,
-    read_audit,
-    shares,
-    summarize,
-    with_audit,
+    sheet_of,
 )
+from arhn_datasets.checks.auditing import draw_audit, read_audit, with_audit
 from arhn_datasets.checks.verification import verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
-from arhn_datasets.folder.card import BEGIN, END, audit_sentence
+from arhn_datasets.folder.card import audit_sentence
 from arhn_datasets.folder.reading import DATA, open_folder
+from arhn_datasets.folder.readme import BEGIN, END
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.runs.refine import Input, Stages, refine, save
 from tests.conftest import SAMPLE
@@ -95,7 +93,7 @@ def write_csv(path, rows, columns=COLUMNS, encoding="utf-8-sig", **options):
 def key_of(folder, rows=10_000, seed=0):
     """The label of each pair by the letters of its id."""
     _, chosen = choose_pairs(open_folder(folder), rows, seed)
-    return {audits._spelled(pair.code): pair.stratum[0] for pair in chosen}
+    return {audit_sheet.spelled(pair.code): pair.stratum[0] for pair in chosen}
 
 
 def label_of(row, key):
@@ -342,21 +340,20 @@ NASTY = st.text(
 @given(texts=st.lists(st.tuples(NASTY, NASTY), min_size=1, max_size=8))
 def test_csv_holds_any_text(texts):
     """Quotes, line breaks, formulas, emoji and right-to-left text read back; none begins as a formula."""
-    lines = [("id", query, passage, "") for query, passage in texts]
-    content = audits._as_csv(lines).decode("utf-8-sig")
+    content = sheet_of([(0, *text) for text in texts], "bbbbbb", ".csv").decode("utf-8-sig")
     read = list(csv.reader(io.StringIO(content, newline=""), strict=True))
     assert read[0] == list(COLUMNS)
-    for line, (_, query, passage, _) in zip(read[1:], lines, strict=True):
+    for line, (query, passage) in zip(read[1:], texts, strict=True):
         assert not re.match("[=+@\t\r＝-]", line[1])
         assert not re.match("[=+@\t\r＝-]", line[2])
         for cell, text in ((line[1], query), (line[2], passage)):
-            assert plain_cell(cell) == audits._CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+            assert plain_cell(cell) == audit_sheet._CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @given(NASTY)
 def test_escaping_a_cell_is_undone(text):
     """Whatever a cell begins with, an apostrophe included."""
-    assert plain_cell(escaped_cell(text)) == audits._CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    assert plain_cell(escaped_cell(text)) == audit_sheet._CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def test_nasty_texts_go_through_a_whole_audit(tmp_path):
@@ -491,7 +488,7 @@ def test_unsure_and_empty_answers_are_counted_and_not_compared(whole, tmp_path):
 def unknown(rows):
     """An id of this run that no pair has."""
     first, known = rows[2]["id"][:-1], {row["id"] for row in rows}
-    return next(first + letter for letter in audits._LETTERS if first + letter not in known)
+    return next(first + letter for letter in audit_sheet._LETTERS if first + letter not in known)
 
 
 @pytest.mark.parametrize(
@@ -565,7 +562,7 @@ def test_any_file_ends_in_a_message(content, tmp_path_factory):
             read_answers(path, "bbbbbb")
 
 
-# Figures.
+# Agreement.
 
 
 def hand_made():
@@ -790,15 +787,13 @@ def test_the_line_is_found_in_any_block():
         return f"{BEGIN}\n# T\n\n- A human audit of ours.\n\n## Limits\n\n{limits}\n{after}## Source\n{END}\n"
 
     none = "- a\n- No human audit of these labels was made.\n- b"
-    assert with_audit(block(none), None, audit) == block(f"- a\n{line}\n- b")
+    assert with_audit(block(none), audit) == block(f"- a\n{line}\n- b")
     older = "- a\n- A human audit of 5 rows said something.\n- b"
-    assert with_audit(block(older), {**audit, "rows": 5}, audit) == block(f"- a\n{line}\n- b")
-    assert with_audit(block("- a\n- b"), None, audit) == block(f"{line}\n- a\n- b")
-    assert with_audit(block(none).replace("\n", "\r\n"), None, audit) == block(f"- a\n{line}\n- b").replace(
-        "\n", "\r\n"
-    )
-    assert with_audit("nothing", None, audit) is None
-    assert with_audit(f"{BEGIN}\n- a\n{END}", None, audit) is None
+    assert with_audit(block(older), audit) == block(f"- a\n{line}\n- b")
+    assert with_audit(block("- a\n- b"), audit) == block(f"{line}\n- a\n- b")
+    assert with_audit(block(none).replace("\n", "\r\n"), audit) == block(f"- a\n{line}\n- b").replace("\n", "\r\n")
+    assert with_audit("nothing", audit) is None
+    assert with_audit(f"{BEGIN}\n- a\n{END}", audit) is None
 
 
 # The command.
@@ -832,7 +827,7 @@ def test_the_command_draws_and_reads(folder, tmp_path, capsys):
 
 def test_the_command_says_what_a_sample_lacks(whole, tmp_path, capsys, monkeypatch):
     """Fewer rows than asked for, strata without a row, passages that were cut, rows without an answer."""
-    monkeypatch.setattr(audits, "CELL_CHARACTERS", 50)
+    monkeypatch.setattr(auditing, "CELL_CHARACTERS", 50)
     path = tmp_path / "all.csv"
     assert cli.audit_command([str(whole), "--rows", "5000", "--output", str(path)]) == 0
     noted = capsys.readouterr().err
@@ -852,10 +847,10 @@ def test_the_command_says_what_a_sample_lacks(whole, tmp_path, capsys, monkeypat
 
 def test_many_subsets_are_counted_together(whole, tmp_path, monkeypatch):
     """Those beyond the first, as in the report; the answers find them again."""
-    monkeypatch.setattr(audits, "MOST_SUBSETS", 2)
+    monkeypatch.setattr(subsets, "MOST_SUBSETS", 2)
     path = answered(whole, tmp_path / "audit.csv", perfect)
-    subsets = {one.subset for one in read_audit(whole, path, write=False).strata}
-    assert subsets == {"qa", "claims", "(other subsets)"}
+    names = {one.subset for one in read_audit(whole, path, write=False).strata}
+    assert names == {"qa", "claims", "(other subsets)"}
 
 
 @pytest.mark.parametrize(
@@ -926,13 +921,13 @@ def test_places_that_are_none_are_refused(whole):
     """A damaged folder is told, not drawn from."""
     table = next(open_folder(whole).tables("train"))
     with pytest.raises(SchemaError, match="lack the columns"):
-        audits._check_columns(table.drop_columns(["filtered_origins"]))
+        audit_sample._check_columns(table.drop_columns(["filtered_origins"]))
     broken = table.drop_columns(["negative_origins"]).append_column(
         "negative_origins",
         [[[{"label": "negative", "position": -1} for _ in one] for one in table["negative_origins"].to_pylist()]],
     )
     with pytest.raises(SchemaError, match="position -1"):
-        audits._places(broken, "negative_origins")
+        audit_sample._positions(broken, "negative_origins")
 
 
 def test_without_scikit_learn_the_extra_is_named(whole, tmp_path, monkeypatch, capsys):

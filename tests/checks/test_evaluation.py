@@ -16,8 +16,8 @@ import arhn_datasets as arhn
 from arhn_datasets import cli
 from arhn_datasets.checks.evaluation import evaluate, format_evaluation
 from arhn_datasets.checks.measures import levels_of, resampled
-from arhn_datasets.checks.pairs import contains, covered, is_exact, normalised, token_f1
-from arhn_datasets.checks.truth import JUDGED, LABELLED, QRELS, read_truth
+from arhn_datasets.checks.squad import contains, covered, is_exact, normalised, token_f1
+from arhn_datasets.checks.truth import JUDGED_PASSAGES, LABELLED_DATASET, QRELS, read_truth
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError, OutputError, SchemaError
 from arhn_datasets.folder.reading import open_folder, read_rows
 from arhn_datasets.hub.publication import build_publication
@@ -179,23 +179,27 @@ def forms(tmp_path):
     yield "qrels as a dataset", QRELS, Dataset.from_list(rows)
     for format in ("numpy", "arrow", "pandas"):
         yield f"qrels in {format}", QRELS, Dataset.from_list(rows).with_format(format)
-        yield f"judged in {format}", JUDGED, Dataset.from_list([judged(grades)]).with_format(format)
-        yield f"labelled in {format}", LABELLED, DatasetDict({"a": Dataset.from_list([labelled]).with_format(format)})
+        yield f"judged in {format}", JUDGED_PASSAGES, Dataset.from_list([judged(grades)]).with_format(format)
+        yield (
+            f"labelled in {format}",
+            LABELLED_DATASET,
+            DatasetDict({"a": Dataset.from_list([labelled]).with_format(format)}),
+        )
     yield "qrels in a mapped stream", QRELS, Dataset.from_list(rows).to_iterable_dataset().map(lambda row: row)
-    yield "labelled in a mapped stream", LABELLED, Dataset.from_list([labelled]).to_iterable_dataset().map(dict)
-    yield "judged", JUDGED, written(tmp_path / "judged.jsonl", [judged(grades)])
+    yield "labelled in a mapped stream", LABELLED_DATASET, Dataset.from_list([labelled]).to_iterable_dataset().map(dict)
+    yield "judged", JUDGED_PASSAGES, written(tmp_path / "judged.jsonl", [judged(grades)])
     yield (
         "judged by grade",
-        JUDGED,
+        JUDGED_PASSAGES,
         [{"query_id": "q", "negatives": [{"docid": d, "grade": g} for d, g in grades.items()]}],
     )
-    yield "labelled", LABELLED, written(tmp_path / "labelled.jsonl", [labelled])
+    yield "labelled", LABELLED_DATASET, written(tmp_path / "labelled.jsonl", [labelled])
     Dataset.from_list([labelled]).to_parquet(tmp_path / "labelled.parquet")
-    yield "labelled in parquet", LABELLED, tmp_path / "labelled.parquet"
+    yield "labelled in parquet", LABELLED_DATASET, tmp_path / "labelled.parquet"
     Dataset.from_list([labelled]).save_to_disk(tmp_path / "saved")
-    yield "labelled on disk", LABELLED, tmp_path / "saved"
-    yield "labelled in memory", LABELLED, [labelled]
-    yield "labelled dataset", LABELLED, DatasetDict({"train": Dataset.from_list([labelled])})
+    yield "labelled on disk", LABELLED_DATASET, tmp_path / "saved"
+    yield "labelled in memory", LABELLED_DATASET, [labelled]
+    yield "labelled dataset", LABELLED_DATASET, DatasetDict({"train": Dataset.from_list([labelled])})
 
 
 def test_every_form_of_truth_says_the_same(tmp_path):

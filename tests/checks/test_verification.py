@@ -22,20 +22,19 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.checks.verification import (
-    _Stored,
-    downloaded,
+from arhn_datasets.checks.format_checks import Stored
+from arhn_datasets.checks.row_checks import (
     impossible_ranks,
     misplaced_passages,
     ungrounded_snippets,
     unknown_statuses,
-    verify,
-    verify_folder,
     wrong_labels,
 )
+from arhn_datasets.checks.verification import verify, verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.reading import open_folder, read_rows, read_tables, sha256_of
 from arhn_datasets.hub.publication import build_publication
+from arhn_datasets.inputs.download import downloaded
 from arhn_datasets.rows.records import PASSAGE_TYPE, SNIPPET_TYPE
 from arhn_datasets.runs.refine import Input, Stages, refine
 from tests.conftest import SAMPLE
@@ -508,6 +507,14 @@ def test_an_edited_card(edit, message, folder):
     assert "counts" in found(folder)
 
 
+def test_a_title_of_dashes_ends_no_metadata(folder):
+    """Three dashes end the metadata on a line of their own alone."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub("pretty_name: .*", "pretty_name: Retrieval, part two ---", text), encoding="utf-8")
+    assert found(folder) == set()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -632,7 +639,7 @@ def test_a_hub_that_cannot_be_reached(command):
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
     environment.pop("HF_HUB_OFFLINE", None)
     run = [sys.executable, "-c", code, "me/x", *further]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(run, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert done.returncode == 2
     assert "me/x is no folder and cannot be downloaded: " in done.stderr
     assert "Check the connection to http://127.0.0.1:9 (HF_ENDPOINT)" in done.stderr
@@ -697,7 +704,7 @@ def test_stored_rows_are_compared_across_files(rows, takes, tmp_path_factory):
     for i, count in enumerate(rows):
         paths.append(folder / f"{i}.parquet")
         pq.write_table(pa.table({"x": pa.array([next(numbers) for _ in range(count)], pa.int64())}), paths[-1])
-    stored, first, total = _Stored("x", paths), 0, sum(rows)
+    stored, first, total = Stored("x", paths), 0, sum(rows)
     for take in takes:
         made = pa.table({"x": pa.array(range(first, first + take), pa.int64())})
         difference = stored.difference(made)
@@ -829,5 +836,6 @@ def test_the_command_is_light():
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     )
     assert "REPO_ID|DIR" in done.stdout

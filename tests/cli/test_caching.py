@@ -337,7 +337,7 @@ def test_a_command_in_a_thread(tmp_path, capsys):
     codes = []
     thread = threading.Thread(target=lambda: codes.append(cache(tmp_path, "info")))
     thread.start()
-    thread.join()
+    thread.join(60)
     assert codes == [0]
 
 
@@ -346,7 +346,7 @@ def test_the_command_starts_fast_and_light():
     code = "import sys; from arhn_datasets.cli import cache_command; cache_command(sys.argv[1:])"
     for flag in ("--help", "--version"):
         command = [sys.executable, "-c", code, flag]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
         assert "arhn-cache" in done.stdout
     assert 'arhn-cache = "arhn_datasets.cli:cache_command"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 

@@ -70,6 +70,8 @@ def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsy
         (["--annotator", "lexical", "--model", "m"], "--model goes with an LLM, not with --annotator lexical"),
         (["--annotator", "lexical", "--concurrency", "4", "--api", "tgi"], "--api, --concurrency go with"),
         (["--annotator", "lexical", "--constrained"], "--constrained goes with"),
+        (["--annotator", "lexical", "--max-tokens", "64"], "--max-tokens goes with"),
+        (["--endpoint", "http://x", "--max-tokens", "1025"], "max_tokens is 1025; a number from 1 to 1024"),
         (["--annotator", "lexical", "--timeout", "300"], "--timeout goes with"),
         (["--annotator", "lexical", "--give-up-after", "600"], "--give-up-after goes with"),
         (["--annotator", "lexical", "--api-key", "k"], "--api-key goes with"),
@@ -186,7 +188,12 @@ def test_a_closed_pipe_ends_a_command_quietly(command, refined, tmp_path):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [str(BIN / given[0]), *map(str, given[1:])], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        [str(BIN / given[0]), *map(str, given[1:])],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=120,
     )
     os.close(write)
     assert done.returncode == 1 or (done.returncode == 0 and command == "help")
@@ -199,7 +206,7 @@ def test_a_full_disk_behind_the_output_is_told(tmp_path):
     """What was printed and did not arrive is no success."""
     with open("/dev/full", "w", encoding="utf-8") as full:
         command = [str(BIN / "arhn-cache"), "info", "--cache", str(tmp_path)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
@@ -261,6 +268,26 @@ def test_endpoints_that_refuse_or_are_not_there_exit_with_1(server, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_the_limit_of_a_snippet_reply_changes_what_is_asked_and_known(server, tmp_path):
+    """It goes to the server, into run.json and the identity; the same limit asks nothing again, another one does."""
+    base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "2", "--endpoint", server.url]
+
+    def identity(*limit):
+        assert cli.refine_command([*base, *limit]) == 0
+        run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+        assert run["annotator"]["max_tokens"] == (int(limit[1]) if limit else 384)
+        return run["identity"]
+
+    limited = identity("--max-tokens", "7")
+    snippets = [body for body in server.bodies if "<passage>" in body["messages"][-1]["content"]]
+    assert {body["max_tokens"] for body in snippets} == {7}
+    asked = server.requests
+    assert identity("--max-tokens", "7") == limited
+    assert server.requests == asked
+    assert identity() != limited
+    assert server.requests == asked + len(snippets)
+
+
 def test_requests_that_all_fail_exit_with_1_and_some_with_0(server, tmp_path, capsys):
     """The rows are written unchanged, and the message says how to ask again."""
     from aiohttp import web
@@ -289,11 +316,12 @@ def test_arguments_reach_the_stages(monkeypatch):
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
-        "--ties below --min-negatives 2 --on-shortage drop --max-relabelled 3 --on-excess allow"
+        "--ties below --min-negatives 2 --on-shortage drop --max-relabelled 3 --on-excess allow --max-tokens 99"
     )
     stages = cli.configured_stages(parse(given.split()))
     assert isinstance(stages.annotator, Local)
     assert (stages.annotator.model, stages.annotator.revision, stages.annotator.cache) == ("x", "r", "none")
+    assert stages.annotator.max_tokens == 99
     assert stages.snippets.tasks == {"qa": "claim"}
     ranks, relabel = stages.ranks, stages.relabel
     assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
@@ -331,7 +359,7 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     kept, asked = len(Answers(tmp_path / "answers")), server.requests
     assert kept >= 20
     server.fault = None
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "snippets  grounded" in finished.stdout
     assert server.requests - asked <= 422 + 69 - kept
 
@@ -387,6 +415,6 @@ def test_push_prints_the_commit(refined, capsys, monkeypatch):
 def test_help_and_version_start_fast_and_light(command):
     """--help and --version need no dataset library."""
     for flag in ("--help", "--version"):
-        done = subprocess.run([str(BIN / command), flag], capture_output=True, text=True, check=True)
+        done = subprocess.run([str(BIN / command), flag], capture_output=True, text=True, check=True, timeout=120)
         assert command in done.stdout
     assert json.dumps(done.stderr) == '""'

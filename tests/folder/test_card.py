@@ -15,21 +15,15 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, InputError
-from arhn_datasets.folder import card as cards
-from arhn_datasets.folder.card import (
-    BEGIN,
-    END,
-    CardContent,
-    Config,
-    Facts,
-    counts_table,
-    load_facts,
-    merge_card,
-    render_card,
-)
+from arhn_datasets.folder import templates
+from arhn_datasets.folder.card import counts_table, render_card
+from arhn_datasets.folder.card_content import CardContent, Config
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of
+from arhn_datasets.folder.facts import Facts, load_facts
+from arhn_datasets.folder.readme import BEGIN, END, merge_card, parsed
 from arhn_datasets.folder.report import Counts, Report, changed_rows
-from arhn_datasets.formats.writers import table_of
+from arhn_datasets.formats.format import Options
+from arhn_datasets.formats.registry import examples_of, known_formats, table_named, table_of
 from tests.conftest import build_report, snippet, tables_of
 
 CONFIGS = {
@@ -488,8 +482,34 @@ def test_merging_twice_is_merging_once(before, keys):
     assert {name: metadata[name] for name in keys} == keys
     assert parts(OURS)[1].strip("\n") in body
     if END not in before:
-        text = before if keys else cards._split(before)[1]
+        text = before if keys else parsed(before)[1]
         assert text in body
+
+
+@pytest.mark.parametrize(
+    ("text", "metadata", "rest"),
+    [
+        (
+            '---\npretty_name: "Part two ---"\nlanguage: no\n---\ntext',
+            {"pretty_name": "Part two ---", "language": "no"},
+            "text",
+        ),
+        ("\ufeff---\r\na: 1\r\n---\r\nx", {"a": 1}, "x"),
+        ("---\n\n---\nx", {}, "x"),
+        ("---\n---\n# Mine\n---\nx", {}, "---\n---\n# Mine\n---\nx"),
+        ("no metadata\n---\n", {}, "no metadata\n---\n"),
+    ],
+)
+def test_metadata_are_read_where_the_hub_finds_them(text, metadata, rest):
+    """A rule inside of a value ends nothing, languages stay texts, and no word of the page is taken for metadata."""
+    assert parsed(text) == (metadata, rest)
+
+
+def test_pages_are_found_by_name_and_nowhere_else():
+    """A policy has its page; a name that leads out of the folder, or to no page, has none."""
+    assert templates.is_there("policies/relabel+filter")
+    assert not templates.is_there("policies/../card")
+    assert not templates.is_there("policies/of mine")
 
 
 def test_the_example_of_facts_is_a_facts_file():
@@ -530,9 +550,8 @@ def test_facts_that_are_none_are_told(text, message, tmp_path):
 
 def test_a_missing_template_is_told(monkeypatch, tmp_path):
     """A broken installation says which file is missing."""
-    monkeypatch.setattr(cards, "files", lambda name: tmp_path)
-    monkeypatch.setattr(cards, "__file__", str(tmp_path / "a" / "b" / "c.py"))
-    with pytest.raises(FileNotFoundError, match=r"dataset_cards/card\.md is missing"):
+    monkeypatch.setattr(templates, "_roots", lambda: [tmp_path])
+    with pytest.raises(FileNotFoundError, match=r"dataset_cards/.*\.md is missing.*reinstall"):
         render_card(content())
 
 
@@ -570,13 +589,14 @@ def published(tmp_path_factory, sample):
             splits={"train": f"{name}/train-*"},
             features=Features.from_arrow_schema(rows.schema),
             sizes={"train": (rows.num_rows, rows.nbytes)},
+            content="" if name in ("default", "evidence") else table_named(name).content(Options()),
         )
     (folder / "flagembedding").mkdir()
     Dataset(table_of("flagembedding", table)[0]).to_json(str(folder / "flagembedding" / "train.jsonl"))
-    options = {"negatives": 7, "short": "repeat", "grades": False}
-    exported = {**run(), "published": {"formats": ["flagembedding", "beir"], "options": options}}
+    files = ["flagembedding", "beir"]
     values = {"configs": configs, "layout": "published", "repo_id": "user/rows"}
-    text = render_card(content(exported, report=build_report([wide]), **values))
+    values |= {"files": [known_formats()[name].files for name in files], "examples": examples_of([*configs, *files])}
+    text = render_card(content(report=build_report([wide]), **values))
     (folder / "README.md").write_text(text, encoding="utf-8")
     return folder, wide
 

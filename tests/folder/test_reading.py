@@ -13,7 +13,8 @@ import arhn_datasets as arhn
 from arhn_datasets import cli
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.folder import reading as folders
-from arhn_datasets.folder.reading import DATA, DROPPED, describe_files, is_refined, open_folder, read_rows, sha256_of
+from arhn_datasets.folder.reading import DATA, DROPPED, describe_files, open_folder, read_rows, sha256_of
+from arhn_datasets.folder.run import RUN_FORMAT, is_refined
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.runs.refine import Input, Stages, refine
 
@@ -198,7 +199,7 @@ def test_what_an_earlier_version_did_not_write_may_be_missing(made, tmp_path, ke
 
 def test_the_newest_form_is_the_one_that_is_written(made):
     """What the writer writes, the readers read."""
-    assert open_folder(made / "refined").run["format"] == folders.RUN_FORMAT
+    assert open_folder(made / "refined").run["format"] == RUN_FORMAT
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from arhn_datasets.folder.report import (
     format_row,
     format_table,
 )
+from arhn_datasets.rows import records
 from arhn_datasets.rows.records import (
     ALL_EVIDENCE_TYPES,
     DECISION_STATUSES,
@@ -33,7 +34,7 @@ from arhn_datasets.rows.records import (
 from tests.conftest import build_report, tables_of
 from tests.folder.test_evidence_table import in_other_buffers
 
-SIDES = ("positive", "negative", "filtered")
+SIDES = tuple(side.label for side in records.SIDES)
 KINDS = {"snippets": SNIPPET_STATUSES, "verdicts": JUDGEMENT_STATUSES, "grades": JUDGEMENT_STATUSES}
 
 

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 import arhn_datasets as arhn
-from arhn_datasets.formats.writers import export
+from arhn_datasets.formats.exporting import export
 from arhn_datasets.runs.refine import Input, Stages, refine
 from tests.conftest import SAMPLE
 

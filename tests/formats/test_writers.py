@@ -19,14 +19,16 @@ from arhn_datasets.cli import export_command
 from arhn_datasets.errors import ConfigurationError, OutputError, SchemaError
 from arhn_datasets.folder import parquet
 from arhn_datasets.folder.reading import open_folder
-from arhn_datasets.formats import writers as exporting
-from arhn_datasets.formats.tables import FORMATS, Options, schema_of, table_of
+from arhn_datasets.formats import split_rows, writers
+from arhn_datasets.formats.format import Options
+from arhn_datasets.formats.registry import known_formats, table_named, table_of
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.rows.records import DECISION_TYPE, PASSAGE_TYPE
 from arhn_datasets.runs.refine import Input, Stages, refine
 from tests.folder.test_evidence_table import in_other_buffers
 
-TABLES = tuple(name for name in FORMATS if name not in ("beir", "mteb"))
+FORMATS = tuple(known_formats())
+TABLES = tuple(name for name, format in known_formats().items() if len(format.tables) == 1)
 texts = st.text("ab é", max_size=3)
 
 
@@ -137,7 +139,7 @@ def test_formats_are_what_plain_python_says(rows, format, layout, wide, options)
         rows = [{**row, "filtered_passages": [], "status": None} for row in rows]
     table, left_out = table_of(format, in_other_buffers(table_from(rows, wide=wide), layout), options)
     expected, reasons = naive(format, rows, options)
-    assert table.schema.equals(schema_of(format, options))
+    assert table.schema.equals(table_named(format).schema(options))
     assert table.to_pylist() == expected
     assert left_out == reasons
     for column in table.columns:
@@ -234,7 +236,7 @@ def test_load_dataset_loads_every_configuration(folders, tmp_path):
     rows = open_folder(folders / "refined")
     for format in set(TABLES) - {"flagembedding"}:
         loaded = load_dataset(str(tmp_path / "out"), format)
-        assert loaded["train"].features == Features.from_arrow_schema(schema_of(format))
+        assert loaded["train"].features == Features.from_arrow_schema(table_named(format).schema())
         for split in ("train", "test"):
             tables = [table_of(format, table)[0] for table in rows.tables(split, part="data")]
             assert loaded[split].to_list() == pa.concat_tables(tables).to_pylist()
@@ -332,7 +334,7 @@ def test_beir_files_are_those_of_beir(tmp_path):
 @pytest.mark.parametrize("batch", [1, 1000])
 def test_the_same_query_in_two_rows_is_one_query(tmp_path, monkeypatch, batch):
     """It stands once in the queries, and a passage that both rows judge has the higher grade."""
-    monkeypatch.setattr(exporting, "BATCH_ROWS", batch)
+    monkeypatch.setattr(split_rows, "BATCH_ROWS", batch)
     first, second = canonical(0, "a", "b", "same"), canonical(1, "bc", "d", "same")
     table = pa.Table.from_pylist(
         [{**first, "filtered_passages": second["positive_passages"]}, {**second, "filtered_passages": []}]
@@ -346,7 +348,7 @@ def test_the_same_query_in_two_rows_is_one_query(tmp_path, monkeypatch, batch):
 @pytest.mark.parametrize("batch", [1, 3, 1000])
 def test_a_large_corpus_has_each_docid_once(tmp_path, monkeypatch, batch):
     """Over any number of batches, in the order of the first appearance."""
-    monkeypatch.setattr(exporting, "BATCH_ROWS", batch)
+    monkeypatch.setattr(split_rows, "BATCH_ROWS", batch)
     docs = [[f"d{(7 * i + j * j) % 60}" for j in range(4)] for i in range(40)]
     arhn.export(Dataset.from_list([canonical(i, d[:1], d[1:]) for i, d in enumerate(docs)]), "mteb", tmp_path / "out")
     corpus = pq.read_table(next((tmp_path / "out/mteb/corpus").iterdir()))
@@ -357,7 +359,7 @@ def test_a_large_corpus_has_each_docid_once(tmp_path, monkeypatch, batch):
 @pytest.mark.parametrize("format", ["beir", "mteb"])
 def test_an_id_for_two_texts_is_refused(tmp_path, monkeypatch, batch, format):
     """The message names the id and the beginning of both, also when they are in different batches."""
-    monkeypatch.setattr(exporting, "BATCH_ROWS", batch)
+    monkeypatch.setattr(split_rows, "BATCH_ROWS", batch)
     rows = [canonical(0, "a", "b"), canonical(1, "c", "d"), canonical(2, "e", "a")]
     rows[2]["negative_passages"][0]["title"] = "Another title"
     with pytest.raises(SchemaError, match="docid 'a' stands for two texts, 'text of a' and 'Another title text of a'"):
@@ -377,7 +379,7 @@ def test_large_exports_are_sharded(folders, tmp_path, monkeypatch):
     arhn.export(folders / "refined", "triplet", tmp_path / "whole", split="train")
     monkeypatch.setattr(parquet, "GROUP_BYTES", 15_000)
     monkeypatch.setattr(parquet, "SHARD_BYTES", 35_000)
-    monkeypatch.setattr(exporting, "EXPANDED_BYTES", 30_000)
+    monkeypatch.setattr(writers, "EXPANDED_BYTES", 30_000)
     report = arhn.export(folders / "refined", "triplet", tmp_path / "out", split="train")
     names = [path for path, _ in report.files]
     assert len(names) > 1

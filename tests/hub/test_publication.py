@@ -11,16 +11,19 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets, get
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, OutputError
-from arhn_datasets.folder.card import Facts
 from arhn_datasets.folder.evidence_table import evidence_of
+from arhn_datasets.folder.facts import Facts
 from arhn_datasets.folder.reading import open_folder, sha256_of
-from arhn_datasets.formats.tables import FORMATS, Options, table_of
+from arhn_datasets.folder.readme import merge_card
+from arhn_datasets.formats.format import Options
+from arhn_datasets.formats.registry import known_formats, table_of
 from arhn_datasets.hub import publication
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.rows.records import EVIDENCE_TYPES
 from arhn_datasets.runs.refine import Input, Stages, refine
 
 KIND = ClassLabel(names=["even", "odd"])
+FORMATS = tuple(known_formats())
 
 
 def source_of(rows):
@@ -174,12 +177,10 @@ def test_the_licence_and_the_existing_card(dropping, tmp_path):
         tmp_path / "out",
         license="cc-by-4.0",
         facts=Facts(pretty_name="Named by hand"),
-        existing_card="---\nlicense: mit\nmine: 1\n---\n\nWritten by hand.\n",
     )
-    assert "license: cc-by-4.0" in made.card
-    assert "mine: 1" in made.card
-    assert "Written by hand." in made.card
-    assert "Named by hand" in made.card
+    card = merge_card("---\nlicense: mit\nmine: 1\n---\n\nWritten by hand.\n", made.card, license_given=True)
+    for said in ("license: cc-by-4.0", "mine: 1", "Written by hand.", "Named by hand"):
+        assert said in card
 
 
 def test_what_cannot_be_built(dropping, tmp_path):

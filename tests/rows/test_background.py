@@ -56,7 +56,7 @@ def test_every_way_in_leads_to_one_loop():
     found = {background.run(names()), asyncio.run(background.wait(names())), background.submit(names()).result()}
     thread = threading.Thread(target=lambda: found.add(background.run(names())))
     thread.start()
-    thread.join()
+    thread.join(60)
     assert {name for name, _ in found} == {"arhn-background"}
     assert len(found) == 1
 

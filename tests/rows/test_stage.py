@@ -21,7 +21,9 @@ from arhn_datasets import errors
 from arhn_datasets.rows.map_hooks import TypedList
 from arhn_datasets.rows.records import EVIDENCE_TYPES, RANKING
 from arhn_datasets.rows.stage import is_batch
+from arhn_datasets.testing import Emulator
 from tests.fakes.server import Server, lexical_reply
+from tests.fakes.together import Together
 
 ROWS = 12
 
@@ -153,10 +155,9 @@ def test_an_empty_dataset_gets_its_columns(row):
 
 def test_many_rows_wait_for_the_server_together(sample):
     """Row by row in a script, the endpoint is filled up to its own limit."""
-    with Server(lexical_reply) as server:
-        server.delay = 0.02
+    with Emulator(max_concurrent_requests=32, reply=Together(31, arhn.Lexical())) as server:
         Dataset.from_list(sample[:ROWS]).map(arhn.Snippets(endpoint=server.url))
-    assert server.most_in_flight > 20
+        assert server.stats.peak_in_flight == 31
 
 
 def test_a_client_survives_a_second_map(sample):
@@ -278,6 +279,7 @@ def test_fingerprints_are_equal_in_two_processes():
             capture_output=True,
             text=True,
             check=True,
+            timeout=120,
         ).stdout
         for url, key, seed in (("http://a:1", "one", "1"), ("http://b:2", "three", "2"))
     }
@@ -298,7 +300,9 @@ def test_a_second_process_reuses_the_cached_map(server, sample, tmp_path):
     environment = {**os.environ, "ARHN_CACHE": "none"}
     counts = []
     for key in ("one", "two"):
-        subprocess.run([sys.executable, "-c", script, key], check=True, capture_output=True, env=environment)
+        subprocess.run(
+            [sys.executable, "-c", script, key], check=True, capture_output=True, env=environment, timeout=120
+        )
         counts.append(server.requests)
     assert counts[0] > 0
     assert counts[1] == counts[0]

@@ -150,7 +150,7 @@ def test_a_killed_actor(on_ray, plain, tmp_path):
         killing = threading.Thread(target=kill_one, args=(server, 150))
         killing.start()
         refined(given, tmp_path / "refined", stages(server.url, tmp_path / "cache"))
-        killing.join()
+        killing.join(60)
         assert server.stats.served_twice <= LIMIT // ACTORS
         assert server.stats.peak_in_flight <= LIMIT
     same_rows(tmp_path / "refined", expected)
@@ -265,7 +265,7 @@ def test_no_cluster_at_the_address(plain, tmp_path):
     options = [str(plain[0]), "--output", str(tmp_path / "out"), "--annotator", "lexical", "--engine", "ray"]
     environment = {**os.environ, **OPTIONS, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "127.0.0.1:1"}
     command = [sys.executable, "-c", code, *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: There is no Ray cluster that answers at 127.0.0.1:1")
     assert "Traceback" not in done.stderr
@@ -286,7 +286,7 @@ def test_a_lost_node(on_ray, plain, tmp_path, monkeypatch):
         losing = threading.Thread(target=lose)
         losing.start()
         refined(given, tmp_path / "refined", stages(server.url, tmp_path / "cache"))
-        losing.join()
+        losing.join(60)
         requests, twice = server.stats.requests, server.stats.served_twice
         assert twice < requests / 10
     same_rows(tmp_path / "refined", expected)

@@ -13,8 +13,9 @@ import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.folder import parquet
 from arhn_datasets.folder import writer as output
-from arhn_datasets.folder.reading import is_refined, read_rows
-from arhn_datasets.folder.writer import check_output
+from arhn_datasets.folder.place import check_output
+from arhn_datasets.folder.reading import read_rows
+from arhn_datasets.folder.run import is_refined
 from arhn_datasets.inputs import sources as inputs
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs.refine import Stages, refine
@@ -185,7 +186,7 @@ def test_a_failed_rename_or_write_leaves_the_old_run(jsonl, tmp_path, monkeypatc
 
 def test_no_permission_is_told_before_any_work(jsonl, tmp_path, monkeypatch):
     """The message names the folder in which nothing may be written."""
-    monkeypatch.setattr(output.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="no permission in"):
         refine(Input(name=str(jsonl)), tmp_path / "deep" / "out", stages())
 

@@ -341,7 +341,7 @@ def test_the_run_of_the_paper(module, tmp_path):
         ({"policies": [{"name": "x"}]}, "a mapping with transform: NAME"),
         ({"policies": [{"transform": "Positive"}]}, "transform is 'Positive'; a class of arhn_datasets .*Relabel"),
         ({"policies": [{"transform": "export"}]}, "transform is 'export'; a class of arhn_datasets"),
-        ({"policies": [{"transform": "Relabel", "tie": 1}]}, "Relabel: .*'tie'. Its parameters: .*ties"),
+        ({"policies": [{"transform": "Relabel", "tie": 1}]}, "Relabel: .*'tie'.* Its parameters: .*ties"),
         ({"policies": [{"transform": "Relabel", "ties": "x"}]}, "Relabel: ties is 'x'; one of above, below"),
         ({"format": "pairs"}, "The format is .*pairs"),
         ({"split": "dev"}, "has no split 'dev'; its splits are train"),

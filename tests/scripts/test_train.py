@@ -13,7 +13,7 @@ pytest.importorskip("sentence_transformers")
 
 import arhn_datasets as arhn  # noqa: E402
 from arhn_datasets.folder.reading import open_folder  # noqa: E402
-from arhn_datasets.formats.tables import Options  # noqa: E402
+from arhn_datasets.formats.format import Options  # noqa: E402
 from arhn_datasets.hub.publication import build_publication  # noqa: E402
 from arhn_datasets.runs.refine import Input, Stages, refine  # noqa: E402
 from tests.conftest import SAMPLE  # noqa: E402

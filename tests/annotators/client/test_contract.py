@@ -32,6 +32,7 @@ from arhn_datasets.annotators.client.contract import (
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import Pool
 from tests.fakes.server import INFO, Server, completion
+from tests.fakes.together import Together
 
 MESSAGES = [{"role": "system", "content": "Copy."}, {"role": "user", "content": "What?"}]
 REQUEST = ChatRequest(messages=tuple(MESSAGES), max_tokens=8)
@@ -837,8 +838,13 @@ def test_info_survives_an_impatient_caller(echo):
 def test_never_more_in_flight_than_the_limit(echo, limit, concurrency, most):
     """98 % of what /info states, else the option; a limit that is no number is none."""
     echo.info = {**INFO, "max_concurrent_requests": limit}
-    echo.delay = 0.02
-    ask(echo.url, together(20), concurrency=concurrency)
+    all_here = Together(most, "x")
+
+    async def held():
+        return web.json_response(completion(await all_here("")))
+
+    echo.fault = always(held)
+    ask(echo.url, together(20), concurrency=concurrency, deadline=120)
     assert echo.most_in_flight == most
     assert echo.requests == 20
     assert most <= DEFAULT_CONCURRENCY

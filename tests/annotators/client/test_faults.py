@@ -363,7 +363,7 @@ def refine(rows, tmp_path):
     for process in started:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
 
 
 def refined(folder):

@@ -20,9 +20,10 @@ from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.requests import SnippetRequest
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR
-from arhn_datasets.testing import Emulator, Fault, Latency
+from arhn_datasets.testing import Emulator, Fault
 from tests.conftest import SAMPLE
 from tests.fakes.server import Server
+from tests.fakes.together import Together
 
 only_newer_hub = pytest.mark.skipif(
     version("huggingface_hub").startswith("0."), reason="before 1.0 the hub's client says less of what went wrong"
@@ -102,8 +103,8 @@ def test_passing_faults_are_asked_again():
 def test_no_more_in_flight_than_asked_for():
     """The limit is the pool's."""
     requests = [SnippetRequest(query=f"q{n}", passage=ASKED.passage, task="question") for n in range(20)]
-    with Emulator(latency=Latency(overhead=0.01)) as server:
-        found = evidence(hub(server.url), *requests, concurrency=3, deadline=10)
+    with Emulator(reply=Together(3, "x")) as server:
+        found = evidence(hub(server.url), *requests, concurrency=3, deadline=120)
         assert server.stats.peak_in_flight == 3
     assert ERROR not in {snippet.status for snippet in found}
 

@@ -34,9 +34,11 @@ from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GROUNDED, NO_ANSWER, RANKED
 from arhn_datasets.testing import Emulator, Fault, Latency
 from tests.fakes.server import INFO, Server
+from tests.fakes.together import Together
 
 SCHEMA = {"type": "object", "properties": {"snippet": {"type": "string"}}, "required": ["snippet"]}
 SAID = "Tin melts at 232 °C."
+CALL_SECONDS = 120  # of a test that hangs; none takes as many
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +96,7 @@ def pooled(transports, call, **options):
         made = ConnectionOptions(**{"backoff": 0.001, "attempts": 3, "deadline": 5, **options})
         pool = Pool([make(made) if callable(make) else make for make in transports], made)
         try:
-            return pool, await asyncio.wait_for(call(pool), 20)
+            return pool, await asyncio.wait_for(call(pool), CALL_SECONDS)
         finally:
             await pool.close()
 
@@ -339,8 +341,7 @@ def test_time_in_our_own_queue_counts_towards_no_deadline():
 @pytest.mark.parametrize(("concurrency", "most"), [(None, 31), (5, 5)])
 def test_at_most_so_many_requests_in_flight(concurrency, most):
     """Just below the server's limit, or as the option says; the server never refuses one."""
-    latency = Latency(overhead=0.01)
-    with Emulator(max_concurrent_requests=32, slots=32, latency=latency, reply="x") as server:
+    with Emulator(max_concurrent_requests=32, slots=32, reply=Together(most, "x")) as server:
         pool, found = pooled([at(server)], all_of([request(number) for number in range(200)]), concurrency=concurrency)
         stats = server.stats
     assert len(found) == 200
@@ -555,7 +556,7 @@ def test_a_server_without_a_chat_template(monkeypatch, caplog):
     assert (plain, constrained) == ([SAID] * 5, {SAID})
     assert Tokenizer.loaded == 1
     assert (stats.by_path["/v1/chat/completions"], stats.by_path["/generate"], stats.sampled) == (5, 10, 0)
-    assert bodies[5]["inputs"] == "<user> 0<assistant>"
+    assert {body["inputs"] for body in bodies[5:]} == {f"<user> {number}<assistant>" for number in range(5)}
     assert len([record for record in caplog.records if "no chat template" in record.message]) == 1
 
 

@@ -109,7 +109,7 @@ def test_threads_take_turns(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert len(store) == len(KEYS)
 
 
@@ -181,7 +181,7 @@ def test_a_new_file_is_waited_for_while_another_process_holds_it(tmp_path):
     released.start()
     store = Answers(tmp_path)
     store.put(KEYS[0], {})
-    released.join()
+    released.join(60)
     holder.close()
     assert len(store) == 1
 
@@ -247,7 +247,7 @@ def test_fork_while_threads_write(tmp_path):
     finally:
         stop.set()
         for writer in writers:
-            writer.join()
+            writer.join(60)
     assert [store.get(key) for key in KEYS[100:105]] == [{"text": "child"}] * 5
 
 
@@ -600,7 +600,9 @@ else:
 @pytest.mark.parametrize(("end", "status"), [("plain", 0), ("error", 3), ("interrupted", -2), ("worker", 0)])
 def test_the_batch_is_written_when_a_process_ends(tmp_path, end, status):
     """However it ends, the workers of Dataset.map included."""
-    ended = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path), end], capture_output=True, text=True, cwd=ROOT)
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDS, str(tmp_path), end], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert ended.returncode == status, ended.stderr
     assert in_the_file(tmp_path) == 50
 

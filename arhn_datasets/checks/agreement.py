@@ -1,0 +1,239 @@
+"""What the answers of an audit say: the agreement of labels with humans, and estimates for the dataset.
+
+Kappa on the sample is that of a balanced sample. What the dataset is like is estimated with each pair weighted by the
+size of its stratum over the number of its pairs that were judged (Horvitz and Thompson 1952).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from itertools import combinations
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from arhn_datasets.checks.audit_sheet import NO, UNSURE, YES
+from arhn_datasets.checks.kappa import cohen_kappa, kappas_of
+from arhn_datasets.errors import InputError
+from arhn_datasets.folder.run import Estimate
+from arhn_datasets.rows.records import FILTERED
+
+RELABELLED, KEPT = "relabelled", "kept"
+LABELS = (RELABELLED, FILTERED.label, KEPT)
+RESAMPLES, CONFIDENCE = 2000, 0.95
+
+Stratum = tuple[str, str]
+"""A label, of :data:`LABELS`, and a subset."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StratumAnswers:
+    """A stratum: its size in the dataset, and the answers to the pairs that were drawn of it."""
+
+    label: str
+    subset: str
+    population: int
+    yes: int
+    no: int
+    unsure: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the answers say.
+
+    ``kappa`` is Cohen's between the pooled answers and the labels on the sample as it was drawn (relabelled and
+    filtered: answers the query; kept: does not); ``relabelled_kappa`` leaves filtered ones out, ``weighted_kappa``
+    estimates it for the dataset. ``answering`` has, by label, the estimated share of passages that answer their query:
+    the precision of relabelling, that of filtering, and the rate of false negatives among the kept.
+    ``between_annotators`` has the kappa of each pair of files, in the order in which they were named. ``notes`` says
+    what is not as it should be.
+    """
+
+    kappa: Estimate
+    relabelled_kappa: Estimate
+    weighted_kappa: Estimate
+    answering: Mapping[str, Estimate]
+    strata: Sequence[StratumAnswers]
+    between_annotators: Mapping[tuple[int, int], Estimate]
+    annotators: int
+    unanswered: int
+    date: str
+    notes: Sequence[str] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many pairs were judged yes or no."""
+        return self.kappa.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``run.json`` says of the audit."""
+        return {
+            "kappa": self.kappa.value,
+            "low": self.kappa.low,
+            "high": self.kappa.high,
+            "rows": self.rows,
+            "date": self.date,
+            "confidence": CONFIDENCE,
+            "annotators": self.annotators,
+            "unanswered": self.unanswered,
+            "relabelled_kappa": asdict(self.relabelled_kappa),
+            "weighted_kappa": asdict(self.weighted_kappa),
+            "answering": {label: asdict(share) for label, share in self.answering.items()},
+            "between_annotators": [
+                {"annotators": list(pair), **asdict(kappa)} for pair, kappa in self.between_annotators.items()
+            ],
+            "strata": [asdict(one) for one in self.strata],
+        }
+
+
+def summarize(
+    annotators: Sequence[Mapping[int, str]],
+    populations: Mapping[Stratum, int],
+    strata: Mapping[int, Stratum],
+    *,
+    seed: int = 0,
+) -> Audit:
+    """The agreement of answers with labels, by stratum and as a whole.
+
+    Args:
+        annotators: For each, the verdict on each pair.
+        populations: The size of every stratum.
+        strata: The stratum of each pair.
+        seed: Of the bootstrap.
+
+    Raises:
+        InputError: no pair has a verdict on which the annotators agree.
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    pooled = {code: _pooled([said.get(code, "") for said in annotators]) for code in sorted(set().union(*annotators))}
+    tally: dict[Stratum, Counter[str]] = defaultdict(Counter)
+    for code, verdict in pooled.items():
+        tally[strata[code]][verdict] += 1
+    judged = [
+        StratumAnswers(
+            label=stratum[0],
+            subset=stratum[1],
+            population=size,
+            **{verdict: tally[stratum][verdict] for verdict in (YES, NO, UNSURE)},
+        )
+        for stratum, size in populations.items()
+        if any(tally[stratum][verdict] for verdict in (YES, NO, UNSURE))
+    ]
+    answered = [one for one in judged if one.yes + one.no]
+    if not answered:
+        raise InputError("No pair was judged yes or no by a majority of the annotators; nothing can be compared.")
+    kappas = {
+        "kappa": _kappa(answered, seed),
+        "relabelled_kappa": _kappa([one for one in answered if one.label != FILTERED.label], seed),
+        "weighted_kappa": _kappa(answered, seed, weighted=True),
+    }
+    between = {
+        (one + 1, other + 1): _kappa_between(annotators[one], annotators[other], seed)
+        for one, other in combinations(range(len(annotators)), 2)
+    }
+    return Audit(
+        **kappas,
+        answering={label: _share([one for one in answered if one.label == label]) for label in LABELS},
+        strata=judged,
+        between_annotators=between,
+        annotators=len(annotators),
+        unanswered=sum(not verdict for verdict in pooled.values()),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        notes=_notes(answered, populations, kappas["kappa"]),
+    )
+
+
+def _notes(answered: Sequence[StratumAnswers], populations: Mapping[Stratum, int], kappa: Estimate) -> tuple[str, ...]:
+    notes = []
+    there = {(one.label, one.subset) for one in answered}
+    without = [stratum for stratum, size in populations.items() if size and stratum not in there]
+    if without:
+        left = sum(populations[stratum] for stratum in without)
+        named = ", ".join(f"{label} of {subset}" for label, subset in without[:3]) + (" …" if len(without) > 3 else "")
+        notes.append(
+            f"{len(without):,} strata have no judged pair ({named}): the estimates leave out {left:,} of "
+            f"{sum(populations.values()):,} passages. Answer more rows, or draw more with --rows."
+        )
+    if kappa.value is None:
+        notes.append("Kappa is not defined: all answers and all labels are the same.")
+    elif kappa.low == kappa.high:
+        notes.append("Every resample gives the same kappa: so few rows, or so equal ones, tell no interval.")
+    return tuple(notes)
+
+
+def _pooled(verdicts: Sequence[str]) -> str:
+    """What most say; unsure where as many say yes as no, or only that."""
+    yes, no = verdicts.count(YES), verdicts.count(NO)
+    if yes != no:
+        return YES if yes > no else NO
+    return UNSURE if yes or UNSURE in verdicts else ""
+
+
+def _kappa(judged: Sequence[StratumAnswers], seed: int, *, weighted: bool = False) -> Estimate:
+    """Cohen's kappa of answers and labels; the interval is of a bootstrap within the strata.
+
+    Of a stratum only the number that says yes differs between resamples, and that is binomial.
+    """
+    yes, no = np.array([one.yes for one in judged]), np.array([one.no for one in judged])
+    if not len(judged):
+        return Estimate()
+    size = yes + no
+    weights = np.array([one.population for one in judged]) / size if weighted else np.ones(len(judged))
+    positive = np.array([one.label != KEPT for one in judged])
+    said, times = np.repeat([True, False], len(judged)), np.concatenate([yes * weights, no * weights])
+    value = cohen_kappa(np.tile(positive, 2), said, labels=(False, True), sample_weight=times)
+    draws = np.random.default_rng(seed).binomial(size, yes / size, (RESAMPLES, len(judged)))
+    held, not_held = draws * weights, (size - draws) * weights
+    resampled = kappas_of(
+        held[:, positive].sum(1), not_held[:, positive].sum(1), held[:, ~positive].sum(1), not_held[:, ~positive].sum(1)
+    )
+    return _estimate(value, resampled, int(size.sum()))
+
+
+def _kappa_between(one: Mapping[int, str], other: Mapping[int, str], seed: int) -> Estimate:
+    """Cohen's kappa of two annotators on the pairs that both judged."""
+    pairs = Counter((one[code], other[code]) for code in one if {one[code], other.get(code)} <= {YES, NO})
+    total = sum(pairs.values())
+    if not total:
+        return Estimate()
+    cells = [(YES, YES), (YES, NO), (NO, YES), (NO, NO)]
+    counts = np.array([pairs[cell] for cell in cells])
+    ours, theirs = np.array(cells).T == YES
+    value = cohen_kappa(ours, theirs, labels=(False, True), sample_weight=counts)
+    drawn = np.random.default_rng(seed).multinomial(total, counts / total, RESAMPLES)
+    return _estimate(value, kappas_of(*drawn.T), total)
+
+
+def _estimate(value: float | None, resampled: Any, rows: int) -> Estimate:
+    defined = resampled[np.isfinite(resampled)]
+    if value is None or not len(defined):
+        return Estimate(value=value, rows=rows)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Estimate(value=value, low=float(low), high=float(high), rows=rows)
+
+
+def _share(judged: Sequence[StratumAnswers]) -> Estimate:
+    """The share of a label's passages that answer: a weighted mean over the subsets.
+
+    The interval is Wilson's (1927), which is none of zero width where all answers are equal, for the number of rows
+    that an unweighted sample as exact would have (Kish 1965).
+    """
+    if not judged:
+        return Estimate()
+    size = np.array([one.yes + one.no for one in judged])
+    weights = np.array([one.population for one in judged], dtype=float)
+    weights /= weights.sum()
+    share = float((weights * np.array([one.yes for one in judged]) / size).sum())
+    n = 1 / float((weights**2 / size).sum())
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
+    return Estimate(value=share, low=low, high=high, rows=int(size.sum()))

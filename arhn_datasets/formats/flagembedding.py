@@ -1,0 +1,42 @@
+"""``flagembedding``: JSON lines ``{"query", "pos", "neg"}``; soft labels are ``pos_scores`` and ``neg_scores``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from arhn_datasets.formats.columns import Passages, queries, usable, without
+from arhn_datasets.formats.format import SCORES, TEXT, TEXTS, Format, Made, Options, Table
+from arhn_datasets.formats.writers import LinesWriter
+from arhn_datasets.rows.arrow import taken
+from arhn_datasets.rows.records import LABELLED
+
+NAMES = ("pos", "neg")  # of the two sides
+
+
+def _types(options: Options) -> Mapping[str, pa.DataType]:
+    scores = {f"{name}_scores": SCORES for name in NAMES} if options.soft else {}
+    return {"query": TEXT, **dict.fromkeys(NAMES, TEXTS), **scores}
+
+
+def _columns(rows: pa.Table, options: Options) -> Made:
+    sides = [Passages(rows, side) for side in LABELLED]
+    kept = usable(*sides)
+    columns = {"query": taken(queries(rows), np.flatnonzero(kept))}
+    for name, side in zip(NAMES, sides, strict=True):
+        columns[name] = side.lists(side.texts(options.separator), kept)
+        if options.soft:
+            columns[f"{name}_scores"] = side.lists(pa.array(side.scores()), kept)
+    return columns, without(*sides)
+
+
+FLAGEMBEDDING = Format(
+    name="flagembedding",
+    place=7,
+    purpose="FlagEmbedding",
+    tables=(Table(name="flagembedding", types=_types, columns=_columns, scored=True),),
+    open=LinesWriter,
+    files="`flagembedding/SPLIT.jsonl`: `query`, `pos`, `neg` for FlagEmbedding",
+)

@@ -1,0 +1,192 @@
+"""What a format is. Each stands in a file of this folder with all that the rest of the package says of it.
+
+Trainers read every column as an input, crash on an empty list and on a null: no format has a further column, and a row
+that cannot be written in a format is left out and counted. Where a passage is one text, its title stands in front.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.formats.split_rows import SplitRows
+from arhn_datasets.formats.writers import TableWriter, Writer
+from arhn_datasets.rows.arrow import check_canonical, field_of, flat_lists, is_null, one_array, rows_of
+from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY_ID, SCORE_TYPE, Side
+
+SHORT = ("repeat", "drop")
+LABELS = ("hard", "soft")
+DROPPED_ROW, NO_SCORE = "dropped by a guard", "a passage without a score"
+
+TEXT, TEXTS, SCORES = pa.string(), pa.list_(pa.string()), pa.list_(SCORE_TYPE)
+
+Made = tuple[dict[str, pa.Array], Mapping[str, int]]
+"""The columns of a table, and how many rows are not in it by reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be chosen in the formats.
+
+    Args:
+        negatives: The number of negatives in a row of fixed length; the first ones of each row.
+        short: What becomes of a row with fewer: ``"repeat"`` takes its own ones again, ``"drop"`` leaves it out.
+        grades: Labels of lists: 2 for positives, 1 for filtered passages, which otherwise are not in the list, and 0
+            for negatives, instead of 1 and 0.
+        separator: Between title and text.
+        labels: ``"soft"`` for the scores of the passages, which ``arhn.Scores`` gives, beside or instead of ``"hard"``
+            labels, for losses that distil a teacher; a row in which a passage has none is left out. Some formats have
+            no place for them.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
+    negatives: int = 7
+    short: str = "repeat"
+    grades: bool = False
+    separator: str = " "
+    labels: str = "hard"
+
+    def __post_init__(self) -> None:
+        if self.negatives < 1:
+            raise ConfigurationError(f"negatives is {self.negatives}; a number from 1 was expected.")
+        if self.short not in SHORT:
+            raise ConfigurationError(f"short is {self.short!r}; one of {', '.join(SHORT)} was expected.")
+        if self.labels not in LABELS:
+            raise ConfigurationError(f"labels is {self.labels!r}; one of {', '.join(LABELS)} was expected.")
+        if self.soft and self.grades:
+            raise ConfigurationError("Labels are either soft or grades; leave one of them out.")
+
+    @property
+    def soft(self) -> bool:
+        """Whether scores go along."""
+        return self.labels == "soft"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every option; ``labels`` only where they are soft, as earlier versions read this."""
+        return {name: value for name, value in asdict(self).items() if name != "labels" or self.soft}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """A table for trainers, under a configuration of its name.
+
+    Args:
+        name: Of its folder and its configuration.
+        types: Its columns.
+        columns: These, from canonical rows that no guard dropped.
+        sides: Whose passages are read.
+        scored: Whether it has a place for the scores of the passages.
+        describe: What the card says is in it, from the names of its columns.
+    """
+
+    name: str
+    types: Callable[[Options], Mapping[str, pa.DataType]]
+    columns: Callable[[pa.Table, Options], Made]
+    sides: Callable[[Options], Sequence[Side]] = lambda options: LABELLED
+    scored: bool = False
+    describe: Callable[[str, Options], str] = lambda names, options: names
+
+    def schema(self, options: Options | None = None) -> pa.Schema:
+        """The columns as Arrow has them."""
+        return pa.schema(list(self.types(options or Options()).items()))
+
+    def content(self, options: Options) -> str:
+        """What the card says is in it."""
+        return self.describe(", ".join(f"`{name}`" for name in self.schema(options).names), options)
+
+    def needs(self, options: Options) -> list[str]:
+        """The columns of the rows that are read, as far as a row has them."""
+        scores = [side.scores for side in LABELLED] if self.scored and options.soft else []
+        return [QUERY_ID, QUERY, *(side.passages for side in self.sides(options)), *scores, DECISION]
+
+    def of(self, rows: pa.Table, options: Options | None = None) -> tuple[pa.Table, Counter[str]]:
+        """The table of some rows, in their order, and how many were left out by reason.
+
+        Raises:
+            SchemaError: the rows are not canonical.
+        """
+        options, left_out = options or Options(), Counter[str]()
+        schema = self.schema(options)
+        check_canonical(rows.column_names)
+        if DECISION in rows.column_names:
+            status = field_of(one_array(rows.column(DECISION)), "status", pa.string())
+            dropped = pc.fill_null(pc.equal(status, DROPPED), False).to_numpy(zero_copy_only=False)
+            if dropped.any():
+                left_out[DROPPED_ROW] = int(dropped.sum())
+                rows = rows.filter(pa.array(~dropped))
+        if self.scored and options.soft:
+            known = _scored(rows)
+            left_out[NO_SCORE] = int((~known).sum())
+            rows = rows.filter(pa.array(known))
+        columns, reasons = self.columns(rows, options)
+        left_out.update(reasons)
+        arrays = [columns[name].cast(schema.field(name).type) for name in schema.names]
+        return pa.Table.from_arrays(arrays, schema=schema), +left_out
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Format:
+    """A trainer's format: what is written, and what the card, the commands and the README say of it.
+
+    Args:
+        name: Of ``--format`` and of the folder.
+        place: Among the others, in lists.
+        purpose: For whom it is, in the README.
+        tables: What it is made of.
+        options: Those of :class:`Options` that have an effect in no other format.
+        open: What writes it into the repository at a path, alone or, where the last argument is true, beside the rows.
+        repeats: Whether a passage may stand in many rows, so that few rows make many.
+        files: What the card says of files that no configuration loads.
+        example: The template in ``dataset_cards/formats/`` that shows how it is loaded, if not that of its name.
+        row: What a row is, where one example shows several formats.
+        loads: The configurations or formats that the example loads, if not its own.
+        title: Of its README, where an export of it is a repository of its own.
+    """
+
+    name: str
+    place: int = 100
+    purpose: str
+    tables: tuple[Table, ...]
+    options: tuple[str, ...] = ()
+    open: Callable[[Format, Path, Options, SplitRows, bool], Writer] = TableWriter
+    repeats: bool = False
+    files: str = ""
+    example: str = ""
+    row: str = ""
+    loads: tuple[str, ...] = ()
+    title: str = ""
+
+    @property
+    def rowwise(self) -> bool:
+        """Whether it is one parquet table, each row of which comes of one row."""
+        return not self.files and len(self.tables) == 1
+
+    def needs(self, options: Options) -> list[str]:
+        """The columns of the rows that are read, as far as a row has them."""
+        return list(dict.fromkeys(column for table in self.tables for column in table.needs(options)))
+
+
+def _scored(rows: pa.Table) -> Any:
+    """In which rows every passage has a score."""
+    known = np.ones(rows.num_rows, bool)
+    for side in LABELLED:
+        if side.scores not in rows.column_names:
+            raise SchemaError(
+                f"The rows lack the column {side.scores!r}, which soft labels need. Score them: "
+                "ds.map(arhn.Scores(model), batched=True)."
+            )
+        counts, _ = flat_lists(rows, side.passages)
+        lengths, scores = flat_lists(rows, side.scores)
+        missing = is_null(scores) | ~np.isfinite(pc.fill_null(scores.cast(SCORE_TYPE), 0.0).to_numpy())
+        known &= (lengths == counts) & (np.bincount(rows_of(lengths)[missing], minlength=rows.num_rows) == 0)
+    return known

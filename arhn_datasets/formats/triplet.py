@@ -1,0 +1,39 @@
+"""``triplet``: ``anchor, positive, negative``, a row for each positive with each negative."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from arhn_datasets.formats.columns import Passages, queries, without
+from arhn_datasets.formats.format import TEXT, Format, Made, Options, Table
+from arhn_datasets.rows.arrow import rows_of, taken, within
+from arhn_datasets.rows.records import NEGATIVE, POSITIVE
+
+
+def _columns(rows: pa.Table, options: Options) -> Made:
+    positives, negatives = Passages(rows, POSITIVE), Passages(rows, NEGATIVE)
+    counts = positives.counts * negatives.counts
+    row, at = rows_of(counts), within(counts)
+    columns = {
+        "anchor": taken(queries(rows), row),
+        "positive": taken(positives.texts(options.separator), positives.starts[row] + at // negatives.counts[row]),
+        "negative": taken(negatives.texts(options.separator), negatives.starts[row] + at % negatives.counts[row]),
+    }
+    return columns, without(positives, negatives)
+
+
+TRIPLET = Format(
+    name="triplet",
+    place=1,
+    purpose="sentence-transformers",
+    tables=(
+        Table(
+            name="triplet",
+            types=lambda options: dict.fromkeys(("anchor", "positive", "negative"), TEXT),
+            columns=_columns,
+        ),
+    ),
+    repeats=True,
+    example="tuples",
+    row="a row for each positive and negative",
+)
