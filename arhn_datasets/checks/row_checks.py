@@ -48,7 +48,7 @@ from arhn_datasets.rows.records import (
     VERDICTS,
     shorten,
 )
-from arhn_datasets.rules.arhn import Decision
+from arhn_datasets.rules.rule import Decision
 
 SNIPPET_COLUMNS = tuple(side.snippets for side in SIDES)
 RANK_COLUMNS = tuple(side.ranks for side in SIDES)
@@ -149,7 +149,7 @@ def _unknown(column: str, statuses: pa.Array, known: Sequence[str], may_be_null:
 def _wrong_values(column: str, kind: str, values: pa.Array) -> Iterator[Fault]:
     """Verdicts and grades that there are not, and such without one that should have one."""
     name, known = VALUES[kind]
-    type = KINDS[kind].field(name).type
+    type = KINDS[kind].type.field(name).type
     statuses, given = field_of(values, "status", pa.string()), field_of(values, name, type)
     there = pc.is_in(given, value_set=pa.array(known, type)).to_numpy(zero_copy_only=False)
     for at in np.flatnonzero(there != among(statuses, (JUDGED, PARTIAL))):
@@ -167,7 +167,7 @@ def ungrounded_snippets(rows: pa.Table) -> Iterator[Fault]:
         if absent.any():  # those of the rows that have snippets
             passages = passages.filter(pa.array(~np.repeat(absent, lengths)))
         row, place = rows_of(counts), within(counts)
-        value = {field.name: field_of(snippets, field.name, field.type) for field in KINDS["snippets"]}
+        value = {field.name: field_of(snippets, field.name, field.type) for field in KINDS["snippets"].type}
         grounded = among(value["status"], (GROUNDED,))
         given = ~np.logical_and.reduce([is_null(value[name]) for name in ("snippet", "field", "start", "end")])
         for at in np.flatnonzero(given & ~grounded):
@@ -284,7 +284,7 @@ def _lists_differ(rows: pa.Table, others: pa.Table, column: str) -> Mask:
     (counts, found), (wanted, made) = (flat_lists(table, column) for table in (rows, others))
     wrong: Mask = counts != wanted
     here, there = np.flatnonzero(np.repeat(~wrong, counts)), pa.array(np.flatnonzero(np.repeat(~wrong, wanted)))
-    for field in KINDS["origins"]:
+    for field in KINDS["origins"].type:
         one, other = (field_of(values, field.name, field.type) for values in (found, made))
         wrong[rows_of(counts)[here[_differ(one.take(pa.array(here)), other.take(there))]]] = True
     return wrong

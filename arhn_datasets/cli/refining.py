@@ -12,7 +12,8 @@ from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.cli.annotators import add_annotator_options, annotator_of, refuse, tasks_of
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.rules.arhn import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
+from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED
+from arhn_datasets.rules.rule import GUARDS
 
 if TYPE_CHECKING:
     from arhn_datasets.folder.writer import Refinement
@@ -23,7 +24,8 @@ ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
 # The options that a stage has under the same name.
 OF_RANKING = ("rank_by", "window", "stride", "permutations", "seed")
-OF_POLICY = ("policy", "reference", "unsupported", "ties", "min_negatives", "on_shortage", "max_relabeled", "on_excess")
+OF_POLICY = ("policy", "reference", "unsupported", "ties")
+OF_GUARDS = ("min_negatives", "on_shortage", "max_relabelled", "on_excess")
 MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
@@ -116,9 +118,7 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
     policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
     policy.add_argument("--on-shortage", choices=GUARDS, default="keep", help="what becomes of a row with fewer")
-    policy.add_argument(
-        "--max-relabelled", dest="max_relabeled", type=int, metavar="N", help="most new positives in a row"
-    )
+    policy.add_argument("--max-relabelled", type=int, metavar="N", help="most new positives in a row")
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
 
 
@@ -166,7 +166,7 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     return Stages(
         snippets=Snippets(annotator=annotator, tasks=tasks),
         ranks=Ranks(annotator=annotator, tasks=tasks, **_chosen(options, OF_RANKING)),
-        relabel=Relabel(**_chosen(options, OF_POLICY)),
+        relabel=Relabel(**_chosen(options, (*OF_POLICY, *OF_GUARDS))),
     )
 
 

@@ -25,7 +25,8 @@ from arhn_datasets.inputs.sources import provenance_of, silent
 from arhn_datasets.rows.arrow import empty_table, field_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, SIDES
 from arhn_datasets.rows.stage import Transform
-from arhn_datasets.rules.arhn import POLICIES, Decision, Relabel
+from arhn_datasets.rules.arhn import POLICIES, Relabel
+from arhn_datasets.rules.rule import Decision
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict

@@ -14,7 +14,7 @@ from arhn_datasets.inputs.adaptation import adapt
 from arhn_datasets.inputs.sources import Input, Shard, reading
 from arhn_datasets.rows.arrow import empty_table
 from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, QUERY, QUERY_ID, canonical_json
-from arhn_datasets.rules.arhn import Revert
+from arhn_datasets.rules.revert import Revert
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -107,7 +107,7 @@ def rewrite(folder, part, edit, *, known=True):
             "policy": policy,
             "min_negatives": least,
             "on_shortage": shortage,
-            "max_relabeled": most,
+            "max_relabelled": most,
             "on_excess": shortage,
         }
         for policy in ("relabel", "filter", "relabel+filter")

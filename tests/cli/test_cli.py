@@ -338,7 +338,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
     assert (relabel.policy, relabel.reference, relabel.unsupported) == ("filter", "worst", "keep")
     assert (relabel.ties, relabel.on_shortage, relabel.on_excess) == ("below", "drop", "allow")
-    assert (relabel.min_negatives, relabel.max_relabeled) == (2, 3)
+    assert (relabel.min_negatives, relabel.max_relabelled) == (2, 3)
     lexical = cli.configured_stages(parse([*base, "--annotator", "lexical", "--task", "claim"]))
     assert isinstance(lexical.annotator, Lexical)
     assert lexical.snippets.tasks == "claim"

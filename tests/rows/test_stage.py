@@ -18,8 +18,9 @@ from datasets.fingerprint import Hasher
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
+from arhn_datasets.rows.map_hooks import TypedList
 from arhn_datasets.rows.records import EVIDENCE_TYPES, RANKING
-from arhn_datasets.rows.stage import TypedList, is_batch
+from arhn_datasets.rows.stage import is_batch
 from arhn_datasets.testing import Emulator
 from tests.fakes.server import Server, lexical_reply
 from tests.fakes.together import Together
