@@ -152,6 +152,12 @@ class Kind:
     words: tuple[str, ...] = ()
     """The words there that count, which rules read as their places here; without them it is a number."""
 
+    statuses: tuple[str, ...] = ()
+    """How it may have gone, where it has a status."""
+
+    values: tuple[Any, ...] = ()
+    """What a judgement may say there; without one the status says why."""
+
     everywhere: bool = False
     """Whether each passage has one once its stage has run; of any other kind it may be null."""
 
@@ -173,6 +179,7 @@ KINDS: Mapping[str, Kind] = {
         stage="arhn.snippets",
         reads="status",
         words=(GROUNDED, NO_ANSWER),
+        statuses=SNIPPET_STATUSES,
         everywhere=True,
     ),
     "ranks": Kind(type=pa.int32(), shown_as={"rank": None}, stage="arhn.ranks"),
@@ -183,12 +190,16 @@ KINDS: Mapping[str, Kind] = {
         stage="arhn.Verdicts()",
         reads="verdict",
         words=(BETTER, WORSE),
+        statuses=JUDGEMENT_STATUSES,
+        values=VERDICTS,
     ),
     "grades": Kind(
         type=GRADE_TYPE,
         shown_as={"grade": "grade", "grade_status": "status", "grade_detail": "detail"},
         stage="arhn.Grades()",
         reads="grade",
+        statuses=JUDGEMENT_STATUSES,
+        values=GRADES,
     ),
 }
 """What stands on each passage, by the second word of its columns: the one table of columns.
