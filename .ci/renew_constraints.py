@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "constraints.txt"
 BUILD = ("hatchling", "editables")  # what builds the package, in environments of pip's own
 EVERYTHING = (".[dev,serving]", *BUILD)
-ELSEWHERE = (".[charts,evaluation,tests]", *BUILD)  # what scripts/setup --python installs
+ELSEWHERE = (".[charts,evaluation,tests]", *BUILD)  # what .ci/setup --python installs
 HEAD = """\
-# The exact versions that scripts/setup installs; .ci/renew_constraints.py writes this file.
+# The exact versions that .ci/setup installs; .ci/renew_constraints.py writes this file.
 """
 
 Pins = dict[str, str]

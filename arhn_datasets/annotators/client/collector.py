@@ -2,8 +2,8 @@
 
 Requests in flight make it look through the whole process again and again. That took an eighth of the client's
 processor time (0.40 ms a request without this and 0.35 with it in batches, 0.47 and 0.41 row by row:
-``bench_endpoint.py --only cpu``). It is the host's collector, so it is back as it was when the last request has ended,
-and ``ARHN_GC_FREEZE=0`` keeps it as it is.
+``benchmarks/endpoint.py --only cpu``). It is the host's collector, so it is back as it was when the last request has
+ended, and ``ARHN_GC_FREEZE=0`` keeps it as it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the client of LLM servers costs and reaches, against the emulator in a process of its own.
 
-usage: bench_endpoint.py [--json] [--quick] [--peers] [--only SECTION ...]
+usage: endpoint.py [--json] [--quick] [--peers] [--only SECTION ...]
 
 Sections: utilisation (how busy the server is kept), cpu (processor time of the client for each request), paid_twice
 (requests asked again after kill -9), tokens (prompt tokens for each query), store (look-ups among stored replies) and

@@ -1,6 +1,6 @@
 """Seconds that arhn-evaluate takes for 100,000 judged pairs: the command as a whole, its start included.
 
-usage: bench_evaluation.py [--pairs N] [--rounds N] [--json]
+usage: evaluation.py [--pairs N] [--rounds N] [--json]
 
 The rows are those of the sample, refined by the lexical baseline and repeated under new query ids until they have that
 many judged negatives; the truth has an answer for each relevant passage, so that snippets are compared, too. Each round

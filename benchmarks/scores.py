@@ -1,6 +1,6 @@
 """Throughput of arhn.Scores beside the library that it stands on, on the same texts.
 
-usage: bench_scores.py MODEL [--input ROWS] [--rows N] [--rounds N] [--json]
+usage: scores.py MODEL [--input ROWS] [--rows N] [--rounds N] [--json]
 
 Both encode the distinct queries and passages of the rows, on one device, in batches of one size; the models are loaded
 and both have run once before anything is timed. arhn.Scores is timed as users call it, in Dataset.map: reading rows,
