@@ -60,7 +60,7 @@ GROUPED = ("triplets.jsonl", "n-tuples.jsonl", "table.csv")  # no stream has the
 FORMATS = ("triplet", "n-tuple", "pair", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "beir", "mteb")
 EVERY_FORMAT = [part for name in FORMATS for part in ("--format", name)]
 MASKS = (
-    (r'("durations_seconds": )\{[^}]*\}', r"\1{}"),
+    (r'("(?:durations_seconds|fingerprints)": )\{[^}]*\}', r"\1{}"),
     (r'("(?:id|run)": ")[0-9a-f]{32}"', r'\1<id>"'),
     (r"\b(run|export) [0-9a-f]{32}\b", r"\1 <id>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00)?", "<time>"),
