@@ -134,6 +134,7 @@ class Runner:
 
     def _keep(self, job: Job) -> None:
         code, printed, said = self.run(job)
+        said = "" if "ray" in job.arguments else said  # a cluster says something else each time
         errors = "".join(line for line in re.split(r"(?<=[\n\r])", said) if not PROGRESS.search(line) and line.strip())
         text = f"{job.command} {shlex.join(job.arguments)}\nexit code {code}\n{printed}--- stderr\n{errors}"
         (self.folder / "printed" / f"{job.label}.txt").write_text(text, encoding="utf-8")
