@@ -60,7 +60,7 @@ GROUPED = ("triplets.jsonl", "n-tuples.jsonl", "table.csv")  # no stream has the
 FORMATS = ("triplet", "n-tuple", "pair", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "beir", "mteb")
 EVERY_FORMAT = [part for name in FORMATS for part in ("--format", name)]
 MASKS = (
-    (r'("durations_seconds": )\{[^}]*\}', r"\1{}"),
+    (r'("(?:durations_seconds|fingerprints)": )\{[^}]*\}', r"\1{}"),
     (r'("(?:id|run)": ")[0-9a-f]{32}"', r'\1<id>"'),
     (r"\b(run|export) [0-9a-f]{32}\b", r"\1 <id>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00)?", "<time>"),
@@ -134,6 +134,7 @@ class Runner:
 
     def _keep(self, job: Job) -> None:
         code, printed, said = self.run(job)
+        said = "" if "ray" in job.arguments else said  # a cluster says something else each time
         errors = "".join(line for line in re.split(r"(?<=[\n\r])", said) if not PROGRESS.search(line) and line.strip())
         text = f"{job.command} {shlex.join(job.arguments)}\nexit code {code}\n{printed}--- stderr\n{errors}"
         (self.folder / "printed" / f"{job.label}.txt").write_text(text, encoding="utf-8")
