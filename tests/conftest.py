@@ -22,7 +22,7 @@ import arhn_datasets as arhn
 from arhn_datasets.folder.report import Tally
 from arhn_datasets.rows import background
 from tests.fakes.hub import running
-from tests.fakes.server import Server, lexical_reply
+from tests.fakes.served import served
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
@@ -62,7 +62,7 @@ def row():
 @pytest.fixture
 def server():
     """A TGI-like server on loopback whose replies are those of the lexical baseline."""
-    with Server(lexical_reply) as running:
+    with served() as running:
         yield running
 
 
