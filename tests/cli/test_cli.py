@@ -278,11 +278,11 @@ def test_the_limit_of_a_snippet_reply_changes_what_is_asked_and_known(server, tm
         assert run["annotator"]["max_tokens"] == (int(limit[1]) if limit else 384)
         return run["identity"]
 
-    limited = identity("--max-tokens", "7")
+    limited = identity("--max-tokens", "100")
     snippets = [body for body in server.bodies if "<passage>" in body["messages"][-1]["content"]]
-    assert {body["max_tokens"] for body in snippets} == {7}
+    assert {body["max_tokens"] for body in snippets} == {100}
     asked = server.stats.requests
-    assert identity("--max-tokens", "7") == limited
+    assert identity("--max-tokens", "100") == limited
     assert server.stats.requests == asked
     assert identity() != limited
     assert server.stats.requests == asked + len(snippets)
