@@ -34,8 +34,12 @@ from arhn_datasets.folder.evidence_table import with_evidence
 from arhn_datasets.formats.exporting import export
 from arhn_datasets.hub.pushing import push
 from arhn_datasets.inputs.adaptation import Adapt, adapt, adapt_dataset
-from arhn_datasets.rules.arhn import Relabel, Revert, is_kept, relabel, revert
-from arhn_datasets.rules.by_score import AdaptiveMargin, AmbiguousSampling, PositiveAware
+from arhn_datasets.rules.adaptive_margin import AdaptiveMargin
+from arhn_datasets.rules.ambiguous_sampling import AmbiguousSampling
+from arhn_datasets.rules.arhn import Relabel, relabel
+from arhn_datasets.rules.positive_aware import PositiveAware
+from arhn_datasets.rules.revert import Revert, revert
+from arhn_datasets.rules.rule import is_kept
 
 __version__ = "0.1.0"
 

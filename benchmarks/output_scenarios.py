@@ -301,12 +301,21 @@ def joined() -> None:
         dump(f"joined/{name}/again.jsonl", wide.map(chains()[name][-1], batched=True))
 
 
+def identified() -> None:
+    """Copies of refined folders with one known id: the ids and the order of an audit follow from that of the run."""
+    for name in ("lexical", "emulator", "policies/emulator-3"):
+        copy = Path("audits", name.replace("/", "-"))
+        shutil.copytree(name, copy)
+        own = json.loads((copy / "run.json").read_text(encoding="utf-8"))["id"]
+        for path in (copy / "run.json", copy / "README.md"):
+            path.write_text(path.read_text(encoding="utf-8").replace(own, "0123456789abcdef" * 2), encoding="utf-8")
+
+
 def answered() -> None:
-    """A sheet of an audit with answers, and a copy of its folder in which they are recorded."""
-    shutil.copytree("emulator", "audited")
-    with open("audit-emulator.csv", newline="", encoding="utf-8-sig") as file:
+    """The sheet of an audit with answers."""
+    with open("audits/emulator.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
-    with open("answered.csv", "w", newline="", encoding="utf-8") as file:
+    with open("audits/answered.csv", "w", newline="", encoding="utf-8") as file:
         sheet = csv.DictWriter(file, list(rows[0]))
         sheet.writeheader()
         for row in rows:
@@ -314,7 +323,7 @@ def answered() -> None:
             sheet.writerow({**row, "answers": ("yes", "no", "no", "yes", "unsure")[drawn]})
 
 
-SCENARIOS = {one.__name__: one for one in (inputs, adapted, ruled, pushed, answered, joined)}
+SCENARIOS = {one.__name__: one for one in (inputs, adapted, ruled, pushed, identified, answered, joined)}
 
 if __name__ == "__main__":
     datasets.disable_caching()

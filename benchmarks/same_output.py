@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = "output_scenarios.py"
 LIMIT_SECONDS = 600.0  # of one command
 AT_ONCE = 2
-SAMPLE, TRUTH = "questions.jsonl", "questions.truth.jsonl"
+SAMPLE, TRUTH, STORE = "questions.jsonl", "questions.truth.jsonl", "store.jsonl"
 INPUTS = (
     *("tevatron.jsonl", "no-ids.jsonl", "flagembedding.jsonl", "flagembedding-bare.jsonl", "labelled.jsonl"),
     *("scored-list.jsonl", "dpr.jsonl", "triplets.jsonl", "n-tuples.jsonl", "table.csv", "table.parquet", "list.json"),
@@ -60,7 +60,7 @@ GROUPED = ("triplets.jsonl", "n-tuples.jsonl", "table.csv")  # no stream has the
 FORMATS = ("triplet", "n-tuple", "pair", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "beir", "mteb")
 EVERY_FORMAT = [part for name in FORMATS for part in ("--format", name)]
 MASKS = (
-    (r'("durations_seconds": )\{[^}]*\}', r"\1{}"),
+    (r'("(?:durations_seconds|fingerprints)": )\{[^}]*\}', r"\1{}"),
     (r'("(?:id|run)": ")[0-9a-f]{32}"', r'\1<id>"'),
     (r"\b(run|export) [0-9a-f]{32}\b", r"\1 <id>"),
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|\+00:00)?", "<time>"),
@@ -134,6 +134,7 @@ class Runner:
 
     def _keep(self, job: Job) -> None:
         code, printed, said = self.run(job)
+        said = "" if "ray" in job.arguments else said  # a cluster says something else each time
         errors = "".join(line for line in re.split(r"(?<=[\n\r])", said) if not PROGRESS.search(line) and line.strip())
         text = f"{job.command} {shlex.join(job.arguments)}\nexit code {code}\n{printed}--- stderr\n{errors}"
         (self.folder / "printed" / f"{job.label}.txt").write_text(text, encoding="utf-8")
@@ -191,10 +192,12 @@ def make(options: argparse.Namespace) -> int:
             shutil.copy(package / "arhn_datasets" / "samples" / name, folder)
         runner.all([scenario("inputs")])
         runner.all([*refinements(urls), *of_forms(), *(of_ray(urls) if options.ray else [])])
+        runner.all([scenario("identified")])
         runner.all([*merges(), *rules(), *readings(), *first_pushes()])
         runner.all(second_pushes(hub))
         keep_published(hub, folder)
         runner.all(after_pushes())
+        (folder / STORE).write_text("".join(sorted((folder / STORE).open())), encoding="utf-8")  # as they arrived
         mask(folder, {str(folder): "<folder>", str(scratch): "<scratch>", str(package): "<package>", **commits(hub)})
     failed = [path.stem for path in sorted((folder / "printed").iterdir()) if "exit code 0\n" not in path.read_text()]
     print(f"{sum(path.is_file() for path in folder.rglob('*'))} files in {time.monotonic() - started:.0f} s: {folder}")
@@ -308,18 +311,19 @@ def readings() -> list[Job]:
     """Verification, evaluation, audits, exports and the store, of folders that are there."""
     folders = ["lexical", "lexical-streamed", "emulator", *(f"policies/emulator-{number}" for number in range(8))]
     jobs = [Job(f"verify-{name.replace('/', '-')}", "arhn-verify", [name]) for name in (*folders, "replies/refusing")]
+    drawn = ("--rows", "40", "--output")
     for name in ("lexical", "emulator", "policies/emulator-3"):
         label, seeded = name.replace("/", "-"), ("--seed", "5", "--samples", "200")
         jobs.append(Job(f"evaluate-{label}", "arhn-evaluate", [name, TRUTH, *seeded]))
         plot = ("--json", "--plot", f"{label}.png")
         jobs.append(Job(f"evaluate-json-{label}", "arhn-evaluate", [name, TRUTH, *seeded, *plot]))
-        jobs.append(Job(f"audit-{label}", "arhn-audit", [name, "--rows", "40", "--output", f"audit-{label}.csv"]))
+        jobs.append(Job(f"audit-{label}", "arhn-audit", [f"audits/{label}", *drawn, f"audits/{label}.csv"]))
         jobs.append(Job(f"export-{label}", "arhn-export", [name, *EVERY_FORMAT, "--output", f"exports/{label}"]))
     lists = "--format n-tuple --format labeled-list --negatives 3 --short drop --grades --split train"
     jobs.append(Job("export-options", "arhn-export", ["emulator", *shlex.split(lists), "--output", "exports/options"]))
-    jobs.append(Job("audit-jsonl", "arhn-audit", ["emulator", "--seed", "3", "--output", "audit.jsonl"]))
+    jobs.append(Job("audit-jsonl", "arhn-audit", ["audits/emulator", "--seed", "3", "--output", "audits/sheet.jsonl"]))
     jobs.append(Job("cache-info", "arhn-cache", ["info"]))
-    jobs.append(Job("cache-export", "arhn-cache", ["export", "store.jsonl"]))
+    jobs.append(Job("cache-export", "arhn-cache", ["export", STORE]))
     return jobs
 
 
@@ -356,8 +360,8 @@ def after_pushes() -> list[Job]:
         Job("evaluate-published", "arhn-evaluate", ["writer/emulator", TRUTH, "--samples", "50"]),
         refine("refined-again", "writer/emulator", "--annotator", "lexical"),
         Job("export-soft", "arhn-export", [*copy, *shlex.split(soft)]),
-        Job("audit-answers", "arhn-audit", ["audited", "--answers", "answered.csv"]),
-        Job("dry-run-audited", "arhn-push", ["audited", "writer/audited", "--dry-run"]),
+        Job("audit-answers", "arhn-audit", ["audits/emulator", "--answers", "audits/answered.csv"]),
+        Job("dry-run-audited", "arhn-push", ["audits/emulator", "writer/audited", "--dry-run"]),
         scenario("joined"),
     ]
 

@@ -28,10 +28,9 @@ import arhn_datasets as arhn
 from arhn_datasets.annotators.requests import SnippetRequest
 from arhn_datasets.checks.measures import WAYS, Interval, Measures
 from arhn_datasets.checks.truth import read_truth
-from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.inputs.sources import Input, load_input, silent
 from arhn_datasets.rows.records import DECISION, DROPPED, GUARDED, NEGATIVE, POSITIVE
 from arhn_datasets.rules.arhn import POLICIES
-from arhn_datasets.runs.refine import silent
 
 LEXICAL = "lexical"
 SNIPPETS, PASSAGES, VERDICTS, GRADES, CASCADE = "snippets", "passages", "verdicts", "grades", "cascade"
@@ -156,7 +155,7 @@ def evaluated(
     one: Set, rules: Sequence[Rule], models: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Outcome]:
     """What each rule finds on a set."""
-    splits, _ = load_input(Input(name=one.rows, limit=options.rows))
+    splits, _ = load_input(Input(name=one.rows, limit=options.rows), undo=arhn.Revert(keep_evidence=False))
     if len(splits) > 1:
         fail(f"{one.rows} has the splits {', '.join(splits)}; one was expected.")
     (rows,) = splits.values()

@@ -23,9 +23,8 @@ from typing import Any
 import arhn_datasets as arhn
 from arhn_datasets.annotators.requests import Ranking, RankingRequest, Snippet, SnippetRequest, Verdict, VerdictRequest
 from arhn_datasets.folder.report import format_table
-from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.inputs.sources import Input, load_input, silent
 from arhn_datasets.rows.records import DECISION, GROUNDED, JUDGED, NO_ANSWER, RANKED, text_of
-from arhn_datasets.runs.refine import silent
 
 FLOORS = "0.5,0.6,0.7,0.8,0.9,1"
 THRESHOLDS = "0.3,0.4,0.5,0.6,0.7,0.8"
@@ -177,7 +176,7 @@ def main() -> None:
         try:
             default = THRESHOLDS if options.verdicts else FLOORS
             floors = [float(floor) for floor in (options.floors or default).split(",")]
-            splits, _ = load_input(Input(name=options.input, limit=options.rows))
+            splits, _ = load_input(Input(name=options.input, limit=options.rows), undo=arhn.Revert(keep_evidence=False))
             rows = next(iter(splits.values()))
             if options.truth:
                 strong = Counted(Truth(rows, options.truth))

@@ -17,12 +17,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import arhn_datasets as arhn
 from arhn_datasets.folder.report import Tally
 from arhn_datasets.rows import background
 from tests.fakes.hub import running
 from tests.fakes.served import served
+
+# A busy machine is slow, and not wrong.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,16 @@ class Cascade(Annotator):
             raise ConfigurationError(f"floor is {self.floor}; a share from 0 on was expected, or None.")
         object.__setattr__(self, "awaits", self.cheap.awaits or self.strong.awaits)
         object.__setattr__(self, "baseline", self.strong.baseline)
+        object.__setattr__(self, "on_gpu", self.cheap.on_gpu or self.strong.on_gpu)
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether the screen does."""
+        return self.cheap.needs_fitting
+
+    def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Cascade:
+        """A cascade with the screen fitted."""
+        return replace(self, cheap=self.cheap.fitted_on(rows))
 
     @property
     def prompts(self) -> Prompts | None:
@@ -172,16 +182,16 @@ class Cascade(Annotator):
 
     def shared_by(self, processes: int) -> Annotator:
         """A cascade of what both are for each of so many processes."""
-        return replace(self, cheap=self.cheap.shared_by(processes), strong=self.strong.shared_by(processes))
+        return self._both(lambda one: one.shared_by(processes))
 
     def most_processes(self) -> int | None:
         """The fewer of the two."""
-        most = [most for one in (self.cheap, self.strong) if (most := one.most_processes()) is not None]
-        return min(most, default=None)
+        both = self.cheap.most_processes(), self.strong.most_processes()
+        return min((most for most in both if most is not None), default=None)
 
     def kept_at(self, place: Callable[[Path], Path]) -> Annotator:
         """A cascade of both with their stores there."""
-        return replace(self, cheap=self.cheap.kept_at(place), strong=self.strong.kept_at(place))
+        return self._both(lambda one: one.kept_at(place))
 
     def statistics(self) -> dict[str, Any]:
         """What both were asked, added up, and ``screened``: what the strong one was not asked."""
@@ -206,6 +216,9 @@ class Cascade(Annotator):
             "screen_floor": self.floor,
             **{f"screen_{name}": value for name, value in screen.items() if name != "baseline"},
         }
+
+    def _both(self, change: Callable[[Annotator], Annotator]) -> Cascade:
+        return replace(self, cheap=change(self.cheap), strong=change(self.strong))
 
     @cached_property
     def _asked(self) -> Counter[str]:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from arhn_datasets.annotators.client.contract import (
-    APIS,
-    ChatRequest,
-    Completion,
-    ConnectionOptions,
-    ServerInfo,
-    base_url,
-    shown_url,
-)
+from arhn_datasets.annotators.client.connection import CONNECTION, ConnectionOptions, Option, documented
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo, base_url, shown_url
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool, Transport
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import LLMAnnotator, stored_replies
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, stored_replies
 from arhn_datasets.errors import ConfigurationError, EndpointError
 from arhn_datasets.rows import background
 
@@ -32,46 +26,40 @@ SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones ar
 _FROM_STORE = dict.fromkeys(("stored", "stored_prompt_tokens", "stored_completion_tokens"), 0)
 
 
+@documented
 @dataclass(frozen=True, eq=False)
-class Endpoint(LLMAnnotator):
+class Endpoint(LLMAnnotator, ConnectionOptions):
     """An LLM behind a text-generation-inference or OpenAI-compatible chat server.
 
     Args:
         url: The server's URL, or several servers of the same model.
         client: Instead of a URL, a ``huggingface_hub.AsyncInferenceClient`` of yours (provider routing, billing, own
             headers); slower, with the same limits, retries, store and statuses.
-        api: ``"tgi"`` or ``"openai"``; by default the servers are asked which one they speak.
         model: The model that has to answer; by default the one that the server names. Naming it, with its revision,
             lets a rerun find its fingerprint without asking the server.
         revision: Commit sha of the model; by default the one that the server names.
-        api_key: Sent to ``url`` alone, as a bearer token; by default ``ARHN_API_KEY``. No other token is ever sent.
-        timeout: Seconds for each attempt.
-        deadline: Seconds for all attempts of a request, waiting for an overloaded or absent server included.
-        give_up_after: Seconds without any server that answers before the run ends.
-        concurrency: Requests in flight for each server; by default just below the server's own limit.
-        processes: How many processes share the servers, on one machine or on many: each takes that part of
-            ``concurrency``, or of the server's own limit, rounded down, and at least one request.
-        attempts: Tries for each request, the first included; none is used up by an overloaded or absent server.
-        backoff: Seconds before the second try, doubled and jittered after.
 
     Raises:
         ConfigurationError: a value is out of range, or the URL is none.
     """
 
+    NAME: ClassVar[str] = "tgi"
+    SUMMARY: ClassVar[str] = "an LLM server, also an OpenAI-compatible one"
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "endpoint": Option(
+            help="an LLM server; repeatable; default: ARHN_ENDPOINT (with commas)", metavar="URL", repeatable=True
+        ),
+        **MODEL_OPTIONS,
+        "provider": Option(help="an inference provider of the Hub instead of an endpoint", metavar="NAME"),
+        "constrained": Option(help="hold the model to JSON, where the server can", switch=True),
+        **CONNECTION,
+    }
+
     url: str | tuple[str, ...] | None = None
     _: KW_ONLY
     client: AsyncInferenceClient | None = field(default=None, repr=False)
-    api: str | None = None
     model: str | None = None
     revision: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    timeout: float = 300.0
-    deadline: float = 3600.0
-    give_up_after: float = 600.0
-    concurrency: int | None = None
-    processes: int = 1
-    attempts: int = 6
-    backoff: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,19 +68,25 @@ class Endpoint(LLMAnnotator):
                 "url is empty; the URL of an endpoint was expected, or several, or client= and no URL."
             )
         object.__setattr__(self, "url", tuple(base_url(url) for url in self.urls) or None)
-        if self.api not in (None, *APIS):
+        self.check_connection()
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> Endpoint:
+        """The endpoints that ``--endpoint`` or the environment names, or a provider of the Hub.
+
+        Raises:
+            ConfigurationError: none is named, or the options do not fit each other.
+        """
+        options = {name: value for name, value in given.items() if name in CONNECTION and value is not None}
+        options |= {**model_options(given), "model": given["model"], "constrained": given["constrained"]}
+        if given["provider"]:
+            return cls(client=_provided(given, options.get("timeout", cls.timeout)), **options)
+        urls = given["endpoint"] or urls_of_environment()
+        if not urls:
             raise ConfigurationError(
-                f"api is {self.api!r}; one of {', '.join(APIS)} was expected, or None to find out."
+                "--annotator tgi needs --endpoint URL (or ARHN_ENDPOINT), e.g. http://localhost:8080."
             )
-        for name in ("timeout", "deadline", "give_up_after"):
-            # 0 would be no limit at all, and a request that hangs would hang the run.
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; a number of seconds above 0 was expected.")
-        if not 0 <= self.backoff < float("inf"):
-            raise ConfigurationError(f"backoff is {self.backoff}; a number of seconds, 0 or more, was expected.")
-        for name in ("attempts", "concurrency", "processes"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; a number from 1 was expected.")
+        return cls(tuple(urls), **{**options, "model": given["model"] or os.environ.get("ARHN_MODEL")})
 
     def __repr__(self) -> str:
         where = tuple(shown_url(url) for url in self.urls) if self.client is None else "a client"
@@ -190,21 +184,30 @@ class Endpoint(LLMAnnotator):
 
     def _shared_pool(self, api_key: str | None) -> Pool:
         """The pool of all annotators with these servers and options."""
-        options = ConnectionOptions(
-            api_key=(api_key or "").strip() or None,
-            timeout=self.timeout,
-            deadline=self.deadline,
-            concurrency=self.concurrency,
-            processes=self.processes,
-            attempts=self.attempts,
-            backoff=self.backoff,
-            give_up_after=self.give_up_after,
-            api=self.api,
-        )
-        key = ("pool", self.urls, id(self.client) if self.client is not None else None, self.model, options)
+        options = ConnectionOptions(**{**self.connection(), "api_key": (api_key or "").strip() or None})
+        client = None if self.client is None else id(self.client)
+        key = ("pool", self.urls, client, self.model, *options.connection().values())
         return background.resource(key, lambda: Pool(self._transports(options), options))
 
     def _transports(self, options: ConnectionOptions) -> list[Transport]:
         if self.client is not None:
             return [HubTransport(self.client, self.model)]
         return [HttpTransport(url, options, self.model) for url in self.urls]
+
+
+def urls_of_environment() -> tuple[str, ...]:
+    """The servers in ``ARHN_ENDPOINT``, which holds one or several with commas."""
+    return tuple(url.strip() for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip())
+
+
+def _provided(given: Mapping[str, Any], timeout: float) -> AsyncInferenceClient:
+    """The Hub's client of ``--provider``."""
+    key = given["api_key"] or os.environ.get("ARHN_API_KEY")
+    if not (key and given["model"]) or given["endpoint"]:
+        raise ConfigurationError(
+            "--provider goes with --model ID and a key of the Hub in ARHN_API_KEY (or --api-key), and without "
+            "--endpoint; the key that is stored on this machine is never sent by itself."
+        )
+    from huggingface_hub import AsyncInferenceClient
+
+    return AsyncInferenceClient(provider=given["provider"], api_key=key, timeout=timeout)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from arhn_datasets.annotators.client.connection import Option
 from arhn_datasets.annotators.requests import (
     Grade,
     GradeRequest,
@@ -27,11 +28,41 @@ class Annotator(ABC):
     changes what it gives. Verdicts and grades are for ``arhn.Verdicts`` and ``arhn.Grades`` alone, and optional.
     """
 
+    NAME: ClassVar[str] = ""
+    """What ``--annotator`` calls it; empty where no command does."""
+
+    SUMMARY: ClassVar[str] = ""
+    """What it is, in a few words, for the help of commands."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    """The options of a command that go with it."""
+
     awaits: ClassVar[bool] = True
     """Whether the two coroutines really wait (for a server, for a batch). Where not, no event loop is involved."""
 
     baseline: ClassVar[bool] = False
     """Whether this is no LLM: its evidence is a baseline's, and the card and the summary say so."""
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> Annotator:
+        """The annotator that the options of a command name; ``given`` has None for what was not given.
+
+        Raises:
+            ConfigurationError: they do not fit each other, or say too little.
+        """
+        return cls()
+
+    on_gpu: ClassVar[bool] = False
+    """Whether each process that asks it needs a GPU of its own."""
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether :meth:`fitted_on` has to see the whole input before it is asked."""
+        return False
+
+    def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Annotator:
+        """The same annotator with what it has to know of all canonical rows; by default itself."""
+        return self
 
     async def turn(self, requests: int) -> None:
         """Wait until so many more requests should be made: a map hands over more rows than can be worked on.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from arhn_datasets.annotators.cues import cue_of
 from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.annotators.requests import (
     Grade,
     GradeRequest,
@@ -22,23 +23,10 @@ from arhn_datasets.annotators.requests import (
     Verdict,
     VerdictRequest,
 )
-from arhn_datasets.annotators.words import on_one_line, scaffold, sentences, sequence, stemmer, terms
+from arhn_datasets.annotators.words import scaffold, sentences, sequence, stemmer, terms
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.rows.records import (
-    BETTER,
-    GROUNDED,
-    JUDGED,
-    NEGATIVE,
-    NO_ANSWER,
-    NO_MATCH,
-    POSITIVE,
-    RANKED,
-    WORSE,
-    Passage,
-    digest,
-    passages_of,
-    text_of,
-)
+from arhn_datasets.rows import records
+from arhn_datasets.rows.records import NEGATIVE, POSITIVE, Passage, digest, passages_of, text_of
 
 K = TypeVar("K")
 
@@ -79,6 +67,8 @@ class Lexical(Annotator):
         ConfigurationError: a value is out of range, or the stemmer is unknown.
     """
 
+    NAME: ClassVar[str] = "lexical"
+    SUMMARY: ClassVar[str] = "the word-overlap baseline"
     awaits: ClassVar[bool] = False
     baseline: ClassVar[bool] = True
 
@@ -111,6 +101,15 @@ class Lexical(Annotator):
                         frequencies.update(terms(text, language))
         return cls(frequencies=dict(frequencies), documents=max(1, len(seen)), **options)
 
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether there are no term statistics yet."""
+        return self.frequencies is None
+
+    def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Lexical:
+        """The same baseline with the term statistics of ``rows``."""
+        return self.fitted(rows, threshold=self.threshold, of_best=self.of_best, language=self.language)
+
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The sentence of the highest figure; the first of equals."""
         row, name = self._row(request), _field_of(request.passage)
@@ -118,8 +117,10 @@ class Lexical(Annotator):
         figure, start, end = row.best_in(text)
         detail = f"coverage {figure:.3f}"
         if not self._answers(figure, text_of(request.passage), row):
-            return Snippet(status=NO_ANSWER, detail=detail)
-        return Snippet(status=GROUNDED, snippet=text[start:end], start=start, end=end, field=name, detail=detail)
+            return Snippet(status=records.NO_ANSWER, detail=detail)
+        return Snippet(
+            status=records.GROUNDED, snippet=text[start:end], start=start, end=end, field=name, detail=detail
+        )
 
     async def ranking(self, request: RankingRequest) -> Ranking:
         """The candidates by the figure of their best sentence; equal figures share a tier."""
@@ -127,7 +128,7 @@ class Lexical(Annotator):
         figures = [row.figure_of(text) for text in request.candidates]
         order = sorted(range(len(figures)), key=lambda i: -figures[i])
         tiers = tuple(tuple(tier) for _, tier in groupby(order, key=lambda i: figures[i]))
-        return Ranking(status=RANKED, tiers=tiers)
+        return Ranking(status=records.RANKED, tiers=tiers)
 
     def coverage(self, request: SnippetRequest | GradeRequest) -> float:
         """The figure of the best sentence of the passage."""
@@ -141,8 +142,12 @@ class Lexical(Annotator):
         best = max((figures[text] for text in request.positives if text in answers), default=0.0)
         return tuple(
             Verdict(
-                status=JUDGED,
-                verdict=NO_MATCH if text not in answers else BETTER if figures[text] >= best else WORSE,
+                status=records.JUDGED,
+                verdict=records.NO_MATCH
+                if text not in answers
+                else records.BETTER
+                if figures[text] >= best
+                else records.WORSE,
                 detail=f"coverage {figures[text]:.3f}",
             )
             for text in request.candidates
@@ -154,7 +159,7 @@ class Lexical(Annotator):
         if self._answers(figure, text_of(request.passage), self._row(request)):
             share = (figure - self.threshold) / (1 - self.threshold) if self.threshold < 1 else 1.0
             grade = min(3, 1 + math.floor(3 * share))
-        return Grade(status=JUDGED, grade=grade, detail=f"coverage {figure:.3f}")
+        return Grade(status=records.JUDGED, grade=grade, detail=f"coverage {figure:.3f}")
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The parameters, and a hash of the term statistics."""
@@ -203,7 +208,7 @@ class _Row:
         self._language = annotator.language
         self._cue = cue_of(query, self._language)
         self._bests: dict[str, _Best] = {}
-        self._passages = {on_one_line(text): text for text in background}
+        self._passages = {one_line(text): text for text in background}
         every = sequence(query, self._language)
         asked = tuple(term for term in every if term not in scaffold(self._language)) or every
         self._weights = self._weigh(annotator, sorted(set(asked)))
@@ -223,12 +228,12 @@ class _Row:
 
     def figure_of(self, shown: str) -> float:
         """The figure of a text as it is shown to be ranked: of a passage of the row, title and all, or of words."""
-        known = self._passages.get(on_one_line(shown))
+        known = self._passages.get(one_line(shown))
         return self.best_in(shown if known is None else _body(known)).figure
 
     def holds(self, text: str) -> bool:
         """Whether this is the text of a passage of the row."""
-        return on_one_line(text) in self._passages
+        return one_line(text) in self._passages
 
     @cached_property
     def best(self) -> float:

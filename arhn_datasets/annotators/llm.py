@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from arhn_datasets.annotators import replies
+from arhn_datasets.annotators.client.connection import Option
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.client.limits import Turns
-from arhn_datasets.annotators.client.store import Answers, default_directory, directory_of
+from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.annotators.requests import (
@@ -33,6 +34,8 @@ from arhn_datasets.annotators.requests import (
 from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GRADES, Passage, digest, shorten, text_of
+
+Given = TypeVar("Given", Snippet, Ranking, Verdict, Grade)
 
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
@@ -55,9 +58,25 @@ GRADE_SCHEMA: Mapping[str, Any] = {
     "properties": {"grade": {"type": "integer", "enum": list(GRADES)}},
     "required": ["grade"],
 }
-GRADE_TOKENS = 32
+SNIPPET_TOKENS, GRADE_TOKENS = 384, 32
 MOST_UNDER_WAY = 512
 MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
+
+MODEL_OPTIONS: Mapping[str, Option] = {
+    "model": Option(help="the model that has to answer; with --annotator local the id or folder", metavar="ID"),
+    "model_revision": Option(help="its commit", metavar="SHA"),
+    "max_tokens": Option(
+        help=f"most tokens of a snippet reply, up to {MAX_TOKENS}; default: {SNIPPET_TOKENS}", metavar="N"
+    ),
+    "cache": Option(help="store of replies, kept between runs; default: ARHN_CACHE or user cache", metavar="DIR|none"),
+}
+"""The options of a command that every LLM takes."""
+
+
+def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What these options say of any LLM, as keywords; ``given`` has None for what was not given."""
+    options = {"revision": given["model_revision"], "cache": given["cache"], "max_tokens": given["max_tokens"]}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +92,7 @@ class LLMAnnotator(Annotator):
     """
 
     prompts: Prompts = PROMPTS
-    max_tokens: int = 384
+    max_tokens: int = SNIPPET_TOKENS
     constrained: bool = False
     cache: str | os.PathLike[str] | None = None
 
@@ -122,55 +141,44 @@ class LLMAnnotator(Annotator):
         def messages(share: float) -> list[Message]:
             return self.prompts.snippet_messages(request.query, cut_passage(request.passage, share), request.task)
 
-        try:
-            reply, share = await self._fitting_reply(
-                messages, self.max_tokens, request.query, SNIPPET_SCHEMA, len(text_of(request.passage))
-            )
-        except EndpointError as error:
-            return Snippet(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
-        found = replies.parse_snippet(reply.text, cut_passage(request.passage, share))
-        return found if share == 1 else replace(found, detail=_cut_detail(share, "the passage", found.detail))
+        def read(reply: str, share: float) -> tuple[Snippet]:
+            return (replies.parse_snippet(reply, cut_passage(request.passage, share)),)
+
+        texts, failed = [text_of(request.passage)], Snippet(status=ERROR)
+        (given,) = await self._given(
+            request.query, messages, self.max_tokens, SNIPPET_SCHEMA, texts, "the passage", read, (failed,)
+        )
+        return given
 
     async def ranking(self, request: RankingRequest) -> Ranking:
         """The parsed reply to the ranking prompt, or status ``error``."""
-        count = len(request.candidates)
+        texts, count = request.candidates, len(request.candidates)
 
         def messages(share: float) -> list[Message]:
-            shown = [text[: math.ceil(share * len(text))] for text in request.candidates]
-            return self.prompts.ranking_messages(request.query, shown, request.task)
+            return self.prompts.ranking_messages(request.query, _cut(texts, share), request.task)
 
-        schema = ranking_schema(count)
-        try:
-            longest = max(map(len, request.candidates), default=0)
-            reply, share = await self._fitting_reply(messages, ranking_tokens(count), request.query, schema, longest)
-        except EndpointError as error:
-            return Ranking(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
-        found = replies.parse_ranking(reply.text, count)
-        return found if share == 1 else replace(found, detail=_cut_detail(share, "each candidate", found.detail))
+        def read(reply: str, share: float) -> tuple[Ranking]:
+            return (replies.parse_ranking(reply, count),)
+
+        tokens, schema, failed = ranking_tokens(count), ranking_schema(count), Ranking(status=ERROR)
+        (given,) = await self._given(request.query, messages, tokens, schema, texts, "each candidate", read, (failed,))
+        return given
 
     async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
         """The parsed reply to the prompt for verdicts, or status ``error`` for each candidate."""
-        count = len(request.candidates)
+        positives, candidates, count = request.positives, request.candidates, len(request.candidates)
 
         def messages(share: float) -> list[Message]:
-            positives, candidates = (
-                [text[: math.ceil(share * len(text))] for text in texts]
-                for texts in (request.positives, request.candidates)
-            )
-            return self.prompts.verdict_messages(request.query, positives, candidates, request.task)
+            shown = _cut(positives, share), _cut(candidates, share)
+            return self.prompts.verdict_messages(request.query, *shown, request.task)
 
-        longest = max(map(len, (*request.positives, *request.candidates)), default=0)
-        try:
-            reply, share = await self._fitting_reply(
-                messages, ranking_tokens(count), request.query, VERDICT_SCHEMA, longest
-            )
-        except EndpointError as error:
-            failed = Verdict(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
-            return (failed,) * count
-        found = replies.parse_verdicts(reply.text, count)
-        if share == 1:
-            return found
-        return tuple(replace(one, detail=_cut_detail(share, "each passage", one.detail)) for one in found)
+        def read(reply: str, share: float) -> tuple[Verdict, ...]:
+            return replies.parse_verdicts(reply, count)
+
+        texts, failed = (*positives, *candidates), (Verdict(status=ERROR),) * count
+        return await self._given(
+            request.query, messages, ranking_tokens(count), VERDICT_SCHEMA, texts, "each passage", read, failed
+        )
 
     async def grade(self, request: GradeRequest) -> Grade:
         """The parsed reply to the prompt for a grade, or status ``error``."""
@@ -178,37 +186,51 @@ class LLMAnnotator(Annotator):
         def messages(share: float) -> list[Message]:
             return self.prompts.grade_messages(request.query, cut_passage(request.passage, share), request.task)
 
-        try:
-            reply, share = await self._fitting_reply(
-                messages, GRADE_TOKENS, request.query, GRADE_SCHEMA, len(text_of(request.passage))
-            )
-        except EndpointError as error:
-            return Grade(status=ERROR, detail=shorten(f"{type(error).__name__}: {error}"))
-        found = replies.parse_grade(reply.text)
-        return found if share == 1 else replace(found, detail=_cut_detail(share, "the passage", found.detail))
+        def read(reply: str, share: float) -> tuple[Grade]:
+            return (replies.parse_grade(reply),)
 
-    async def _fitting_reply(
+        texts, failed = [text_of(request.passage)], Grade(status=ERROR)
+        (given,) = await self._given(
+            request.query, messages, GRADE_TOKENS, GRADE_SCHEMA, texts, "the passage", read, (failed,)
+        )
+        return given
+
+    async def _given(
         self,
+        query: str,
         messages: Callable[[float], Sequence[Message]],
         max_tokens: int,
-        affinity: str,
         schema: Mapping[str, Any] | None,
-        longest: int,
-    ) -> tuple[Completion, float]:
-        """The reply to ``messages(share)`` for the largest share of the texts, from 1 down, that the server takes.
+        texts: Sequence[str],
+        named: str,
+        read: Callable[[str, float], tuple[Given, ...]],
+        failed: tuple[Given, ...],
+    ) -> tuple[Given, ...]:
+        """What the reply to ``messages(share)`` gives, for the largest share of ``texts`` that the server takes.
 
-        ``longest`` is the length of the longest of them.
+        ``read`` makes evidence of a reply, ``failed`` is that of a request that failed; ``named`` are the texts in
+        words, for the detail of what was read in part.
         """
-        share = 1.0
-        with background.resource("turns", Turns):
-            while True:
-                try:
-                    return await self.reply(messages(share), max_tokens, affinity, schema), share
-                except PromptTooLong as error:
-                    # A little less than what fits, because the instructions stay; half where nothing is known.
-                    share *= min(error.ratio * 0.9, 0.95) if error.ratio else 0.5
-                    if share * longest < LEAST_CHARACTERS:
-                        raise
+        share, longest = 1.0, max(map(len, texts), default=0)
+        try:
+            with background.resource("turns", Turns):
+                while True:
+                    try:
+                        reply = await self.reply(messages(share), max_tokens, query, schema)
+                        break
+                    except PromptTooLong as error:
+                        # A little less than what fits, because the instructions stay; half where nothing is known.
+                        share *= min(error.ratio * 0.9, 0.95) if error.ratio else 0.5
+                        if share * longest < LEAST_CHARACTERS:
+                            raise
+        except EndpointError as error:
+            detail = shorten(f"{type(error).__name__}: {error}")
+            return tuple(replace(one, detail=detail) for one in failed)
+        given = read(reply.text, share)
+        if share == 1:
+            return given
+        said = f"the first {share:.1%} of {named} was read."
+        return tuple(replace(one, detail=shorten(f"{said} {one.detail or ''}")) for one in given)
 
     async def reply(
         self,
@@ -265,39 +287,31 @@ class LLMAnnotator(Annotator):
         completion = await self.complete(request)
         if store is not None and completion.text.strip():
             store.put(key, vars(completion), model=model["model"], revision=model.get("revision"))
+            await store.keep_up()
         return completion
 
     def kept_at(self, place: Callable[[Path], Path]) -> Annotator:
         """The same annotator with its store of replies in the folder that ``place`` gives for it; none stays none."""
-        directory = self._directory()
+        directory = directory_of(self.cache)
         return replace(self, cache="none" if directory is None else place(directory))
 
-    def _directory(self) -> Path | None:
-        return default_directory() if self.cache is None else directory_of(self.cache)
-
-    def _store(self) -> Answers | None:
+    def _store(self) -> Replies | None:
         named = os.environ.get("ARHN_CACHE") if self.cache is None else self.cache  # a notebook may set another one
-        known: WeakKeyDictionary[LLMAnnotator, tuple[object, Answers | None]] = background.resource(
+        known: WeakKeyDictionary[LLMAnnotator, tuple[object, Replies | None]] = background.resource(
             "stores", WeakKeyDictionary
         )
         found = known.get(self)
         if found is None or found[0] != named:
-            directory, store = self._directory(), None
+            directory, store = directory_of(self.cache), None
             if directory is not None:
-                store = background.resource(("answers", str(directory)), lambda: Answers(directory))
+                store = background.resource(("store", str(directory)), lambda: Replies(directory))
             found = known[self] = named, store
         return found[1]
 
     def _stage_identity(self, stage: str) -> dict[str, Any]:
-        hashes = {
-            "snippets": self.prompts.snippet_hash,
-            "verdicts": self.prompts.verdict_hash,
-            "grades": self.prompts.grade_hash,
-        }
-        prompt = hashes.get(stage, self.prompts.ranking_hash)()
         limit = {"max_tokens": self.max_tokens} if stage == "snippets" else {}
         return {
-            "prompts": prompt,
+            "prompts": self.prompts.hash_of(stage),
             "parser": replies.VERSION,
             "sampling": "greedy",
             "constrained": self.constrained,
@@ -307,8 +321,8 @@ class LLMAnnotator(Annotator):
     def _prompt_description(self) -> dict[str, Any]:
         return {
             "prompts_version": self.prompts.version,
-            "snippet_prompt_hash": self.prompts.snippet_hash(),
-            "ranking_prompt_hash": self.prompts.ranking_hash(),
+            "snippet_prompt_hash": self.prompts.hash_of("snippets"),
+            "ranking_prompt_hash": self.prompts.hash_of("ranks"),
             "max_tokens": self.max_tokens,
             "constrained": self.constrained,
         }
@@ -378,8 +392,8 @@ def cut_passage(passage: Passage, share: float) -> Passage:
     return {**passage, "text": text[: math.ceil(share * len(text))]}
 
 
-def _cut_detail(share: float, what: str, detail: str | None) -> str:
-    return shorten(f"the first {share:.1%} of {what} was read. {detail or ''}")
+def _cut(texts: Sequence[str], share: float) -> list[str]:
+    return [text[: math.ceil(share * len(text))] for text in texts]
 
 
 def _asking_for_json(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:

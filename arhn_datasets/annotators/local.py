@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from arhn_datasets.annotators.client.connection import Option
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
-from arhn_datasets.annotators.llm import LLMAnnotator
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options
+from arhn_datasets.annotators.model_files import hash_of_folder
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.rows import background
-from arhn_datasets.rows.records import digest
-
-TAIL_BYTES = 1 << 20
+from arhn_datasets.rows.options import check_integer
 
 
 class _Asked(NamedTuple):
@@ -43,6 +43,11 @@ class Local(LLMAnnotator):
         MissingDependencyError: torch or transformers is not installed.
     """
 
+    NAME: ClassVar[str] = "local"
+    SUMMARY: ClassVar[str] = "a transformers model in this process"
+    OPTIONS: ClassVar[Mapping[str, Option]] = MODEL_OPTIONS
+    on_gpu: ClassVar[bool] = True
+
     model: str
     _: KW_ONLY
     revision: str | None = None
@@ -52,8 +57,18 @@ class Local(LLMAnnotator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size is {self.batch_size}; 1 or more was expected.")
+        check_integer("batch_size", self.batch_size, least=1)
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any]) -> Local:
+        """The model that ``--model`` names.
+
+        Raises:
+            ConfigurationError: it is missing.
+        """
+        if not given["model"]:
+            raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
+        return cls(given["model"], **model_options(given))
 
     async def complete(self, request: ChatRequest) -> Completion:
         """The reply, generated in a batch with whatever else is waiting; a schema is not enforced here."""
@@ -226,18 +241,7 @@ def _identify(model: str, revision: str | None) -> dict[str, Any]:
     """Model and revision: a commit on the Hub, a hash of the files in a folder."""
     folder = Path(model)
     if folder.is_dir():
-        return {"model": folder.name, "revision": "files-" + _hash_folder(folder)}
+        return {"model": folder.name, "revision": "files-" + hash_of_folder(folder)}
     _, transformers = _libraries()
     config = transformers.AutoConfig.from_pretrained(model, revision=revision)
     return {"model": model, "revision": getattr(config, "_commit_hash", None) or revision}
-
-
-def _hash_folder(folder: Path) -> str:
-    """A hash of names, sizes and the last mebibyte of every file: a retrained model differs there."""
-    parts = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(max(0, size - TAIL_BYTES))
-            parts.append([path.name, size, digest(file.read().hex())])
-    return digest(parts)[:16]

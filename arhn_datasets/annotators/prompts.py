@@ -11,7 +11,7 @@ would read as structure. Which words of the reply count is decided in `annotator
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from arhn_datasets.errors import ConfigurationError
@@ -165,7 +165,7 @@ class Prompts:
     def ranking_messages(self, query: str, candidates: Sequence[str], task: str) -> list[Message]:
         """The messages that ask for a listwise ranking; candidate ``i`` is shown as ``[i + 1]``."""
         prompt = self.tasks[task]
-        listed = "\n".join(f"[{i}] {listed_text(text)}" for i, text in enumerate(candidates, 1))
+        listed = _listed(candidates)
         content = (
             f"{prompt.ranking_instructions}{prompt.query_label}: {listed_text(query)}\n\n"
             f"Candidates:\n{listed}\n\nRanking of all {len(candidates)} candidates, best first:"
@@ -183,7 +183,7 @@ class Prompts:
         prompt = self.tasks[task]
         instructions = self._instructions(prompt.verdict_instructions, "verdict_instructions", task)
         references = "\n".join(f"- {listed_text(text)}" for text in positives)
-        listed = "\n".join(f"[{i}] {listed_text(text)}" for i, text in enumerate(candidates, 1))
+        listed = _listed(candidates)
         content = (
             f"{instructions}{prompt.query_label}: {listed_text(query)}\n\n"
             f"References:\n{references}\n\nCandidates:\n{listed}\n\n"
@@ -213,27 +213,19 @@ class Prompts:
             )
         return instructions
 
-    def verdict_hash(self) -> str:
-        """Hash of everything constant in the prompts for verdicts, as :meth:`snippet_hash` is for snippets."""
-        shown = ["a", _STRUCTURES]
-        rendered = {task: self.verdict_messages(_STRUCTURES, shown, shown, task) for task in self.tasks}
-        return digest([self.version, rendered])[:16]
+    def hash_of(self, stage: str) -> str:
+        """Hash of everything constant in the prompts of a stage, and of how structure in texts is neutralised.
 
-    def grade_hash(self) -> str:
-        """Hash of everything constant in the prompts for grades."""
-        passage = {"title": "t", "text": _STRUCTURES}
-        rendered = {task: self.grade_messages(_STRUCTURES, passage, task) for task in self.tasks}
-        return digest([self.version, rendered])[:16]
-
-    def snippet_hash(self) -> str:
-        """Hash of everything constant in the snippet prompts, and of how structure in texts is neutralised."""
-        passage = {"title": "t", "text": _STRUCTURES}
-        rendered = {task: self.snippet_messages(_STRUCTURES, passage, task) for task in self.tasks}
-        return digest([self.version, rendered])[:16]
-
-    def ranking_hash(self) -> str:
-        """Hash of everything constant in the ranking prompts, and of how structure in texts is neutralised."""
-        rendered = {task: self.ranking_messages(_STRUCTURES, ["a", _STRUCTURES], task) for task in self.tasks}
+        A stage that asks with prompts of its own names them in its own identity; here it has the version alone.
+        """
+        query, texts, passage = _STRUCTURES, ["a", _STRUCTURES], {"title": "t", "text": _STRUCTURES}
+        messages: Mapping[str, Callable[[str], list[Message]]] = {
+            "snippets": lambda task: self.snippet_messages(query, passage, task),
+            "ranks": lambda task: self.ranking_messages(query, texts, task),
+            "verdicts": lambda task: self.verdict_messages(query, texts, texts, task),
+            "grades": lambda task: self.grade_messages(query, passage, task),
+        }
+        rendered = {task: messages[stage](task) for task in self.tasks} if stage in messages else {}
         return digest([self.version, rendered])[:16]
 
 
@@ -257,6 +249,10 @@ def one_line(text: str) -> str:
 def listed_text(text: str) -> str:
     """``text`` as one line of the candidate list, without anything that reads like an identifier of the list."""
     return one_line(neutralise(_IDENTIFIER.sub(r"(\1)", text)))
+
+
+def _listed(candidates: Sequence[str]) -> str:
+    return "\n".join(f"[{i}] {listed_text(text)}" for i, text in enumerate(candidates, 1))
 
 
 def task_of(subset: str | None, tasks: str | Mapping[str, str] | None = None) -> str:
@@ -301,37 +297,18 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.lower())
 
 
-def _task(
-    *,
-    label: str,
-    given: str,
-    evidence: str,
-    goal: str,
-    sufficiency: str,
-    refusal: str,
-    candidates: str,
-    criterion: str,
-    best: str,
-    relevance: str,
-) -> TaskPrompt:
+def _task(label: str, **words: str) -> TaskPrompt:
+    """The prompts of a task: its words in the four layouts."""
+    enough = words["sufficiency"]
     return TaskPrompt(
         query_label=label,
-        snippet_instructions=_SNIPPET_LAYOUT.format(
-            evidence=evidence,
-            given=given,
-            goal=goal,
-            sufficiency=sufficiency,
-            refusal=refusal,
-            marker=NO_ANSWER_MARKER,
-        ),
-        ranking_instructions=_RANKING_LAYOUT.format(candidates=candidates, criterion=criterion, given=given, best=best),
+        snippet_instructions=_SNIPPET_LAYOUT.format(marker=NO_ANSWER_MARKER, **words),
+        ranking_instructions=_RANKING_LAYOUT.format(**words),
         verdict_instructions=_VERDICT_LAYOUT.format(
-            given=given, relevance=relevance, sufficiency=sufficiency.replace("The copied text has", "A candidate has")
+            **{**words, "sufficiency": enough.replace("The copied text has", "A candidate has")}
         ),
         grade_instructions=_GRADE_LAYOUT.format(
-            given=given,
-            relevance=relevance,
-            sufficiency=sufficiency.replace("The copied text has", "For a 2 or a 3 the passage has"),
+            **{**words, "sufficiency": enough.replace("The copied text has", "For a 2 or a 3 the passage has")}
         ),
     )
 

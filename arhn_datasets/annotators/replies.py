@@ -16,21 +16,8 @@ from typing import Any
 
 from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
 from arhn_datasets.annotators.requests import Grade, Ranking, Snippet, Verdict
-from arhn_datasets.rows.records import (
-    BETTER,
-    GRADES,
-    GROUNDED,
-    JUDGED,
-    NO_ANSWER,
-    NO_MATCH,
-    PARTIAL,
-    RANKED,
-    UNGROUNDED,
-    UNPARSED,
-    WORSE,
-    Passage,
-    shorten,
-)
+from arhn_datasets.rows import records
+from arhn_datasets.rows.records import Passage, shorten
 
 VERSION = 1  # raised whenever the same reply is read differently; part of every LLM annotator's identity
 
@@ -66,19 +53,19 @@ def parse_snippet(reply: str, passage: Passage) -> Snippet:
     """
     said = after_thinking(reply)
     if not _worded(said):
-        return Snippet(status=UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
+        return Snippet(status=records.UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
     said = _json_text(said) or said
     bare = _unwrapped(said).replace("\\_", "_")
     if _MARKER.match(bare):
-        return Snippet(status=NO_ANSWER)
+        return Snippet(status=records.NO_ANSWER)
     for form in _forms(said):
         for name in ("text", "title"):
             original = str(passage.get(name) or "")
             span = ground(form, original)
             if span:
                 start, end = span
-                return Snippet(status=GROUNDED, snippet=original[start:end], start=start, end=end, field=name)
-    status = UNPARSED if bare.upper().startswith(NO_ANSWER_MARKER) else UNGROUNDED
+                return Snippet(status=records.GROUNDED, snippet=original[start:end], start=start, end=end, field=name)
+    status = records.UNPARSED if bare.upper().startswith(NO_ANSWER_MARKER) else records.UNGROUNDED
     return Snippet(status=status, detail=shorten(said))
 
 
@@ -91,15 +78,15 @@ def parse_ranking(reply: str, candidates: int) -> Ranking:
     said = after_thinking(reply)
     given = _identifiers(said)
     if given is None:
-        return Ranking(status=UNPARSED, detail=shorten(f"no single list of identifiers: {said}"))
+        return Ranking(status=records.UNPARSED, detail=shorten(f"no single list of identifiers: {said}"))
     times = Counter(given)
     kept = [number for number in given if 1 <= number <= candidates and times[number] == 1]
     if not kept:
-        return Ranking(status=UNPARSED, detail=shorten(f"no identifier given once and in range: {said}"))
+        return Ranking(status=records.UNPARSED, detail=shorten(f"no identifier given once and in range: {said}"))
     tiers = tuple((number - 1,) for number in kept)
     if len(kept) == candidates == len(given):
-        return Ranking(status=RANKED, tiers=tiers)
-    return Ranking(status=PARTIAL, tiers=tiers, detail=shorten(said))
+        return Ranking(status=records.RANKED, tiers=tiers)
+    return Ranking(status=records.PARTIAL, tiers=tiers, detail=shorten(said))
 
 
 def parse_verdicts(reply: str, candidates: int) -> tuple[Verdict, ...]:
@@ -112,21 +99,25 @@ def parse_verdicts(reply: str, candidates: int) -> tuple[Verdict, ...]:
     said = after_thinking(reply)
     groups = _groups(said)
     if groups is None:
-        nothing = Verdict(status=UNPARSED, detail=shorten(f"not the two lists that were asked for: {said}"))
+        nothing = Verdict(status=records.UNPARSED, detail=shorten(f"not the two lists that were asked for: {said}"))
         return (nothing,) * candidates
     times = Counter(number for numbers in groups.values() for number in numbers)
     plain = all(1 <= number <= candidates and count == 1 for number, count in times.items())
     of = {number: verdict for verdict, numbers in groups.items() for number in numbers}
     if times and not any(1 <= number <= candidates for number in times):
-        return (Verdict(status=UNPARSED, detail=shorten(f"no identifier in range: {said}")),) * candidates
+        return (Verdict(status=records.UNPARSED, detail=shorten(f"no identifier in range: {said}")),) * candidates
     found = []
     for number in range(1, candidates + 1):
         if times[number] > 1:
-            found.append(Verdict(status=UNPARSED, detail=shorten(f"[{number}] is given {times[number]} times: {said}")))
+            found.append(
+                Verdict(status=records.UNPARSED, detail=shorten(f"[{number}] is given {times[number]} times: {said}"))
+            )
         elif plain:
-            found.append(Verdict(status=JUDGED, verdict=of.get(number, NO_MATCH)))
+            found.append(Verdict(status=records.JUDGED, verdict=of.get(number, records.NO_MATCH)))
         else:
-            found.append(Verdict(status=PARTIAL, verdict=of.get(number, NO_MATCH), detail=shorten(said)))
+            found.append(
+                Verdict(status=records.PARTIAL, verdict=of.get(number, records.NO_MATCH), detail=shorten(said))
+            )
     return tuple(found)
 
 
@@ -135,11 +126,14 @@ def parse_grade(reply: str) -> Grade:
     said = after_thinking(reply)
     digit = _GRADE.fullmatch(said.strip())
     if digit:
-        return Grade(status=JUDGED, grade=int(digit[1]))
+        return Grade(status=records.JUDGED, grade=int(digit[1]))
     value = _json_object(said)
-    if len(value) == 1 and type(grade := next(iter(value.values()))) is int and grade in GRADES:
-        return Grade(status=JUDGED, grade=grade)
-    return Grade(status=UNPARSED, detail=shorten(f"no single grade from {GRADES[0]} to {GRADES[-1]}: {said}"))
+    if len(value) == 1 and type(grade := next(iter(value.values()))) is int and grade in records.GRADES:
+        return Grade(status=records.JUDGED, grade=grade)
+    return Grade(
+        status=records.UNPARSED,
+        detail=shorten(f"no single grade from {records.GRADES[0]} to {records.GRADES[-1]}: {said}"),
+    )
 
 
 def after_thinking(reply: str) -> str:
@@ -252,21 +246,30 @@ def _forms(said: str) -> Iterator[str]:
     yield bare.rstrip(".…")
 
 
-def _json_text(said: str) -> str | None:
-    """The text of a reply that is a JSON object with one string in it, as constrained output is."""
-    if not said.startswith("{") or len(said) > MOST_JSON:
+def _json(text: str, opening: str, **options: Any) -> Any:
+    """The JSON that a reply is, which opens with one of these characters; None where it is none."""
+    if text[:1] not in tuple(opening) or len(text) > MOST_JSON:
         return None
     try:
-        value = json.loads(said, strict=False)
+        return json.loads(text, **options)
     except (ValueError, RecursionError):
         return None
+
+
+def _json_text(said: str) -> str | None:
+    """The text of a reply that is a JSON object with one string in it, as constrained output is."""
+    value = _json(said, "{", strict=False)
     texts = list(value.values()) if isinstance(value, dict) else []
     return texts[0].strip() if len(texts) == 1 and isinstance(texts[0], str) and texts[0].strip() else None
 
 
+def _unfenced(text: str) -> str:
+    fenced = _FENCE.fullmatch(text.strip())
+    return fenced.group(1) if fenced else text
+
+
 def _unwrapped(said: str) -> str:
-    fenced = _FENCE.fullmatch(said.strip())
-    text = fenced.group(1) if fenced else said
+    text = _unfenced(said)
     for tag in _TAGS:
         text = text.replace(tag, "")
     text = text.strip(_WRAPPERS)
@@ -280,9 +283,7 @@ def _unwrapped(said: str) -> str:
 
 def _identifiers(said: str) -> list[int] | None:
     """The identifiers of the one list that the reply holds, None where it holds none or several."""
-    text = unicodedata.normalize("NFKC", said).strip()
-    fenced = _FENCE.fullmatch(text)
-    text = (fenced.group(1) if fenced else text).strip(" \t\r\n`*.")
+    text = _unfenced(unicodedata.normalize("NFKC", said).strip()).strip(" \t\r\n`*.")
     if _LISTED.fullmatch(text):
         return _numbers(text)
     listed = _json_ranking(text)
@@ -305,17 +306,10 @@ def _chain_of(line: str) -> list[int] | None:
 
 
 def _json_ranking(text: str) -> list[int] | None:
-    if len(text) > MOST_JSON or text[:1] not in "[{" or not text:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    value = _json(text, "[{")
     if isinstance(value, dict) and len(value) == 1:
         value = next(iter(value.values()))
-    if isinstance(value, list) and value and all(type(number) is int for number in value):
-        return value
-    return None
+    return value if value and _is_numbers(value) else None
 
 
 def _numbers(text: str) -> list[int]:
@@ -324,14 +318,12 @@ def _numbers(text: str) -> list[int]:
 
 def _groups(said: str) -> dict[str, list[int]] | None:
     """The two lists of a reply to a prompt for verdicts, None where it is anything else."""
-    text = said.strip()
-    fenced = _FENCE.fullmatch(text)
-    text = (fenced.group(1) if fenced else text).strip()
+    text = _unfenced(said.strip()).strip()
     value = _json_object(text)
     if value:
-        lists = [value.get(name) for name in (BETTER, WORSE)]
+        lists = [value.get(name) for name in (records.BETTER, records.WORSE)]
         if len(value) == 2 and all(_is_numbers(numbers) for numbers in lists):
-            return dict(zip((BETTER, WORSE), lists, strict=True))  # type: ignore[arg-type]
+            return dict(zip((records.BETTER, records.WORSE), lists, strict=True))  # type: ignore[arg-type]
         return None
     lines = [line for line in text[:MOST_JSON].splitlines() if line.strip()]
     named = [_GROUP.fullmatch(line.strip()) for line in lines]
@@ -356,11 +348,6 @@ def _is_numbers(value: Any) -> bool:
 
 def _json_object(text: str) -> dict[str, Any]:
     """The object that a reply is, an empty one where it is none or says a name twice."""
-    if not text.startswith("{") or len(text) > MOST_JSON:
-        return {}
-    try:
-        pairs = json.loads(text, object_pairs_hook=list)
-    except (ValueError, RecursionError):
-        return {}
+    pairs = _json(text, "{", object_pairs_hook=list) or []
     value = dict(pairs) if all(isinstance(pair, tuple) for pair in pairs) else {}
     return value if len(value) == len(pairs) else {}

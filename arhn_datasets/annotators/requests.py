@@ -1,4 +1,4 @@
-"""What an annotator is asked, and what it answers: a request and a reply for each stage."""
+"""What an annotator is asked, and what it gives: a request and a reply for each stage."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ from arhn_datasets.rows.records import Passage, Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnippetRequest:
-    """A question to an annotator: which words of this passage answer the query?
+class Request:
+    """A question to an annotator about a query, which is a ``task`` of the prompts.
 
     ``background`` holds the texts of all passages of the row, for annotators that need term statistics.
     """
 
     query: str
-    passage: Passage
     task: str
     background: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snippet:
-    """The evidence for one (query, passage): what :data:`~arhn_datasets.rows.records.SNIPPET_TYPE` stores."""
+class Reply:
+    """The evidence on one passage, with the fields that its column stores."""
 
-    status: str
+    def to_struct(self) -> Row:
+        """The value for the evidence column."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnippetRequest(Request):
+    """Which words of this passage answer the query?"""
+
+    passage: Passage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snippet(Reply):
+    """The words that answer: what :data:`~arhn_datasets.rows.records.SNIPPET_TYPE` stores."""
+
     snippet: str | None = None
     start: int | None = None
     end: int | None = None
     field: str | None = None
+    status: str
     detail: str | None = None
-
-    def to_struct(self) -> Row:
-        """The value for the snippet columns."""
-        return {
-            "snippet": self.snippet,
-            "start": self.start,
-            "end": self.end,
-            "field": self.field,
-            "status": self.status,
-            "detail": self.detail,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingRequest:
-    """A question to an annotator: in which order do these candidates answer the query?"""
+class RankingRequest(Request):
+    """In which order do these candidates answer the query?"""
 
-    query: str
     candidates: tuple[str, ...]
-    task: str
-    background: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +68,18 @@ class Ranking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictRequest:
-    """A question to an annotator: which candidates answer the query, as well as the positives or less well?
+class VerdictRequest(Request):
+    """Which candidates answer the query, as well as the positives or less well?
 
     ``positives`` and ``candidates`` are texts of passages; all of them belong to one row.
     """
 
-    query: str
     positives: tuple[str, ...]
     candidates: tuple[str, ...]
-    task: str
-    background: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(Reply):
     """One candidate beside the positives: what :data:`~arhn_datasets.rows.records.VERDICT_TYPE` stores.
 
     ``verdict`` is ``better`` (at least as good as the positives), ``worse``, ``no_match``, or None where the reply
@@ -89,37 +87,26 @@ class Verdict:
     ``error`` or ``skipped`` (nothing to compare with).
     """
 
-    status: str
     verdict: str | None = None
+    status: str
     detail: str | None = None
 
-    def to_struct(self) -> Row:
-        """The value for the verdict columns."""
-        return {"verdict": self.verdict, "status": self.status, "detail": self.detail}
-
 
 @dataclass(frozen=True, kw_only=True)
-class GradeRequest:
-    """A question to an annotator: how relevant is this passage to the query, from 0 to 3?"""
+class GradeRequest(Request):
+    """How relevant is this passage to the query, from 0 to 3?"""
 
-    query: str
     passage: Passage
-    task: str
-    background: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grade:
+class Grade(Reply):
     """The relevance of one passage: what :data:`~arhn_datasets.rows.records.GRADE_TYPE` stores.
 
     ``grade`` is 0 to 3, or None where the reply does not plainly say one; ``status`` is ``judged``, ``unparsed`` or
     ``error``.
     """
 
-    status: str
     grade: int | None = None
+    status: str
     detail: str | None = None
-
-    def to_struct(self) -> Row:
-        """The value for the grade columns."""
-        return {"grade": self.grade, "status": self.status, "detail": self.detail}

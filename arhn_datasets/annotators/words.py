@@ -57,11 +57,6 @@ def sentences(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def on_one_line(text: str) -> str:
-    """The words of ``text`` as candidates are shown: with a space between them."""
-    return " ".join(text.split())
-
-
 @lru_cache(maxsize=65536)
 def _terms_of_word(word: str, language: str | None) -> tuple[str, ...]:
     if not word.isascii() and any("\u3040" <= c <= "\u9fff" or "\uf900" <= c <= "\ufaff" for c in word):

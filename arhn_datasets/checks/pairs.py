@@ -50,7 +50,8 @@ from arhn_datasets.rows.records import (
     Side,
     types_of,
 )
-from arhn_datasets.rules.arhn import Relabel, revert
+from arhn_datasets.rules.arhn import Relabel
+from arhn_datasets.rules.revert import revert
 
 RELABELLED, EITHER = "relabelled", "either"
 STATUS, RANK, GRADE = "status", "rank", "grades"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,9 @@ from arhn_datasets.rows.records import (
     DECISION_TYPE,
     ERROR,
     EVIDENCE_KINDS,
-    GRADES,
+    FURTHER_KINDS,
     GROUNDED,
     JUDGED,
-    JUDGEMENT_STATUSES,
     KINDS,
     NEGATIVE,
     PARTIAL,
@@ -43,24 +42,17 @@ from arhn_datasets.rows.records import (
     RANKING_STATUSES,
     SIDES,
     SKIPPED,
-    SNIPPET_STATUSES,
     UNPARSED,
-    VERDICTS,
     shorten,
 )
-from arhn_datasets.rules.arhn import Decision
+from arhn_datasets.rules.rule import Decision
 
 SNIPPET_COLUMNS = tuple(side.snippets for side in SIDES)
 RANK_COLUMNS = tuple(side.ranks for side in SIDES)
 OPTIONAL = (*RANK_COLUMNS, RANKING)  # of a policy that needs no ranks
-FURTHER = tuple(kind for kind in EVIDENCE_KINDS if kind not in ("snippets", "ranks"))
-# The statuses of what stands on a passage, and for a judgement the values that there are.
-STATUSES: Mapping[str, Sequence[str]] = {
-    "snippets": SNIPPET_STATUSES,
-    "verdicts": JUDGEMENT_STATUSES,
-    "grades": JUDGEMENT_STATUSES,
-}
-VALUES: Mapping[str, tuple[str, Sequence[Any]]] = {"verdicts": ("verdict", VERDICTS), "grades": ("grade", GRADES)}
+# What stands on a passage with a status, and what the judgements among it are.
+WITH_STATUS = tuple(kind for kind in EVIDENCE_KINDS if KINDS[kind].statuses)
+JUDGEMENTS = tuple(kind for kind in WITH_STATUS if KINDS[kind].values)
 
 Fault = tuple[int, str]
 """A row of the batch, and what is wrong with it."""
@@ -86,7 +78,7 @@ def misplaced_passages(rows: pa.Table, optional: Sequence[str] = OPTIONAL) -> It
             if column not in rows.column_names:
                 continue
             found, absent = lengths_in(rows, column)
-            may_be_null = column in optional or kind in FURTHER
+            may_be_null = column in optional or kind in FURTHER_KINDS
             for row in np.flatnonzero((found != counts) & ~(absent & may_be_null)):
                 yield int(row), f"{column} has {found[row]} values for {counts[row]} passages in {side.passages}."
         counts, origins = flat_lists(rows, side.origins)
@@ -124,14 +116,16 @@ def _since(first: Mask) -> Integers:
 
 def unknown_statuses(rows: pa.Table, *, unranked: bool) -> Iterator[Fault]:
     """Rows with a status that there is not; ``unranked`` allows rows without a ranking."""
-    for kind, known in STATUSES.items():
+    for kind in WITH_STATUS:
         for column in (side.column(kind) for side in SIDES if side.column(kind) in rows.column_names):
             counts, values = flat_lists(rows, column)
             row = rows_of(counts)
             # A passage that was not judged at all, as the positives that others are compared with, is null.
-            for at, message in _unknown(column, field_of(values, "status", pa.string()), known, kind in VALUES):
+            for at, message in _unknown(
+                column, field_of(values, "status", pa.string()), KINDS[kind].statuses, kind in JUDGEMENTS
+            ):
                 yield int(row[at]), message
-            if kind in VALUES:
+            if kind in JUDGEMENTS:
                 for at, message in _wrong_values(column, kind, values):
                     yield int(row[at]), message
     for column, of_row in ((RANKING, RANKING_STATUSES), (DECISION, DECISION_STATUSES)):
@@ -148,8 +142,8 @@ def _unknown(column: str, statuses: pa.Array, known: Sequence[str], may_be_null:
 
 def _wrong_values(column: str, kind: str, values: pa.Array) -> Iterator[Fault]:
     """Verdicts and grades that there are not, and such without one that should have one."""
-    name, known = VALUES[kind]
-    type = KINDS[kind].field(name).type
+    name, known = str(KINDS[kind].reads), KINDS[kind].values
+    type = KINDS[kind].type.field(name).type
     statuses, given = field_of(values, "status", pa.string()), field_of(values, name, type)
     there = pc.is_in(given, value_set=pa.array(known, type)).to_numpy(zero_copy_only=False)
     for at in np.flatnonzero(there != among(statuses, (JUDGED, PARTIAL))):
@@ -167,7 +161,7 @@ def ungrounded_snippets(rows: pa.Table) -> Iterator[Fault]:
         if absent.any():  # those of the rows that have snippets
             passages = passages.filter(pa.array(~np.repeat(absent, lengths)))
         row, place = rows_of(counts), within(counts)
-        value = {field.name: field_of(snippets, field.name, field.type) for field in KINDS["snippets"]}
+        value = {field.name: field_of(snippets, field.name, field.type) for field in KINDS["snippets"].type}
         grounded = among(value["status"], (GROUNDED,))
         given = ~np.logical_and.reduce([is_null(value[name]) for name in ("snippet", "field", "start", "end")])
         for at in np.flatnonzero(given & ~grounded):
@@ -273,7 +267,7 @@ def _slim(rows: pa.Table) -> pa.Table:
     for side in SIDES:
         columns[side.origins] = columns[side.passages] = rows.column(side.origins)
         columns[side.snippets] = _statuses_alone(rows, side.snippets)
-        for column in (side.ranks, *(side.column(kind) for kind in FURTHER)):
+        for column in (side.ranks, *(side.column(kind) for kind in FURTHER_KINDS)):
             if column in rows.column_names:
                 columns[column] = rows.column(column)
     return pa.table(columns)
@@ -284,7 +278,7 @@ def _lists_differ(rows: pa.Table, others: pa.Table, column: str) -> Mask:
     (counts, found), (wanted, made) = (flat_lists(table, column) for table in (rows, others))
     wrong: Mask = counts != wanted
     here, there = np.flatnonzero(np.repeat(~wrong, counts)), pa.array(np.flatnonzero(np.repeat(~wrong, wanted)))
-    for field in KINDS["origins"]:
+    for field in KINDS["origins"].type:
         one, other = (field_of(values, field.name, field.type) for values in (found, made))
         wrong[rows_of(counts)[here[_differ(one.take(pa.array(here)), other.take(there))]]] = True
     return wrong

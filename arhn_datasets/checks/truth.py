@@ -372,9 +372,10 @@ def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
 def _truth_of_dataset(name: str) -> Truth:
     """Any dataset that `arhn-refine` reads."""
     from arhn_datasets.inputs.sources import Input, load_input, silent
+    from arhn_datasets.rules.revert import Revert
 
     with silent():
-        splits, _ = load_input(Input(name=name))
+        splits, _ = load_input(Input(name=name), undo=Revert(keep_evidence=False))
     return _truth_of_splits(splits, name, 1)
 
 

@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from arhn_datasets.annotators.client import store as answers
-from arhn_datasets.annotators.client.store import default_directory, directory_of
+from arhn_datasets.annotators.client import store_upkeep
+from arhn_datasets.annotators.client.store import directory_of
+from arhn_datasets.annotators.client.store_file import FILE_NAME
 from arhn_datasets.cli.running import DONE, command_parser, guarded, not_negative
 from arhn_datasets.errors import ConfigurationError
 
@@ -48,7 +49,7 @@ def cache_parser() -> argparse.ArgumentParser:
 
 
 def _cache(options: argparse.Namespace) -> int:
-    folder = default_directory() if options.cache is None else directory_of(options.cache)
+    folder = directory_of(options.cache)
     if folder is None:
         raise ConfigurationError("No store of replies is in use (none). Name the folder of one: --cache DIR.")
     if options.action == "info":
@@ -56,26 +57,24 @@ def _cache(options: argparse.Namespace) -> int:
     elif options.action == "prune":
         _prune(options, folder)
     elif options.action == "export":
-        print(f"exported {answers.export_file(folder, options.file):,} replies to {options.file}")
+        print(f"exported {store_upkeep.export_file(folder, options.file):,} replies to {options.file}")
     elif options.action == "import":
-        _print_added(options.file, folder, *answers.import_file(folder, options.file))
+        _print_added(options.file, folder, *store_upkeep.import_file(folder, options.file))
     else:
         for other in options.folders:
-            _print_added(other, folder, *answers.merge(folder, other))
+            _print_added(other, folder, *store_upkeep.merge(folder, other))
     return DONE
 
 
 def _print_info(folder: Path) -> None:
     if folder.is_file():
-        raise ConfigurationError(
-            f"{folder} is a file; --cache takes the folder of a store, in which {answers.FILE_NAME} lies."
-        )
-    print(f"path     {folder / answers.FILE_NAME}")
-    if not (folder / answers.FILE_NAME).exists():
+        raise ConfigurationError(f"{folder} is a file; --cache takes the folder of a store, in which {FILE_NAME} lies.")
+    print(f"path     {folder / FILE_NAME}")
+    if not (folder / FILE_NAME).exists():
         print("replies  none yet: there is no such file")
         return
-    kept = answers.kept(folder)
-    print(f"size     {_megabytes(answers.store_size(folder))}")
+    kept = store_upkeep.kept(folder)
+    print(f"size     {_megabytes(store_upkeep.store_size(folder))}")
     print(f"replies  {sum(part.replies for part in kept):,}")
     _print_kept(kept)
 
@@ -86,7 +85,7 @@ def _prune(options: argparse.Namespace, folder: Path) -> None:
             "Nothing was named to go. Name it by --older-than DAYS, --model ID, --max-size MB, or several of them; "
             "--dry-run shows it first."
         )
-    done = answers.prune(
+    done = store_upkeep.prune(
         folder,
         older_than=options.older_than,
         model=options.model,
@@ -108,7 +107,7 @@ def _print_added(source: Path, folder: Path, new: int, came: int) -> None:
     print(f"added    {new:,} of {came:,} replies of {source} to {folder}; the others were there")
 
 
-def _print_kept(kept: Sequence[answers.Kept]) -> None:
+def _print_kept(kept: Sequence[store_upkeep.Kept]) -> None:
     for part in kept:
         name = "model not recorded"
         if part.origin is not None:

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from arhn_datasets.annotators.client.contract import APIS
-from arhn_datasets.annotators.client.store import default_directory, directory_of
-from arhn_datasets.annotators.endpoint import Endpoint
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.lexical import Lexical
-from arhn_datasets.annotators.llm import MAX_TOKENS
-from arhn_datasets.annotators.local import Local
-from arhn_datasets.annotators.prompts import TASKS
+from arhn_datasets.annotators.client.store import directory_of
+from arhn_datasets.cli.annotators import add_annotator_options, annotator_of, refuse, tasks_of
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.rules.arhn import GUARDS, POLICIES, REFERENCES, TIES, UNSUPPORTED
+from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED
+from arhn_datasets.rules.rule import GUARDS
 
 if TYPE_CHECKING:
     from arhn_datasets.folder.writer import Refinement
     from arhn_datasets.inputs.sources import Input, Shard
-    from arhn_datasets.runs.refine import Stages
+    from arhn_datasets.runs.stages import Stages
 
-ENGINES = ("datasets", "ray")
+ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
+# The options that a stage has under the same name.
+OF_RANKING = ("rank_by", "window", "stride", "permutations", "seed")
+OF_POLICY = ("policy", "reference", "unsupported", "ties")
+OF_GUARDS = ("min_negatives", "on_shortage", "max_relabelled", "on_excess")
 MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
-# What only an LLM server takes, and what only an LLM has.
-OF_SERVER = ("api_key", "api", "constrained", "timeout", "give_up_after", "concurrency")
-OF_MODEL = ("model", "model_revision", "max_tokens")
-ANNOTATORS = ("lexical", "local", "tgi")
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
     "from a passage about the same subject."
@@ -83,58 +77,25 @@ def refine_parser() -> argparse.ArgumentParser:
         help="a .jsonl, .json, .parquet or .csv file, a folder of them, a save_to_disk folder, or a Hub id",
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write, laid out as a Hub dataset")
+    _add_source(parser)
+    add_annotator_options(parser)
+    _add_ranking(parser)
+    _add_policy(parser)
+    _add_run(parser)
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("input")
     source.add_argument("--config", help="configuration of a Hub dataset")
     source.add_argument("--split", help="only this split; that of a single file is train")
     source.add_argument("--revision", help="commit, branch or tag of a Hub dataset")
     source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each split")
-    source.add_argument(
-        "--streaming", action="store_true", help="read rows as they are needed, in bounded memory; goes on after an end"
-    )
     source.add_argument("--shard-index", type=int, metavar="I", help="only this shard of each split, from 0")
     source.add_argument("--num-shards", type=positive, metavar="N", help="of so many")
-    annotator = parser.add_argument_group("annotator")
-    annotator.add_argument(
-        "--annotator",
-        choices=ANNOTATORS,
-        help="who gives the evidence: an LLM server (tgi, also OpenAI-compatible), a transformers model in this "
-        "process (local), or the word-overlap baseline (lexical); default: tgi if an endpoint is given",
-    )
-    annotator.add_argument(
-        "--endpoint", action="append", metavar="URL", help="an LLM server; repeatable; default: ARHN_ENDPOINT"
-    )
-    annotator.add_argument("--model", help="the model that has to answer; with --annotator local the id or folder")
-    annotator.add_argument("--model-revision", metavar="SHA", help="its commit")
-    annotator.add_argument("--api-key", metavar="KEY", help="sent to the endpoint alone; default: ARHN_API_KEY")
-    annotator.add_argument("--provider", metavar="NAME", help="an inference provider of the Hub instead of an endpoint")
-    annotator.add_argument("--api", choices=APIS, help="what the endpoint speaks; default: it is asked")
-    annotator.add_argument("--constrained", action="store_true", help="hold the model to JSON, where the server can")
-    annotator.add_argument(
-        "--max-tokens",
-        type=positive,
-        metavar="N",
-        help=f"most tokens of a snippet reply, up to {MAX_TOKENS}; default: {Endpoint.max_tokens}",
-    )
-    annotator.add_argument(
-        "--timeout", type=not_negative, metavar="SECONDS", help=f"for each attempt; default: {Endpoint.timeout:g}"
-    )
-    annotator.add_argument(
-        "--give-up-after",
-        type=not_negative,
-        metavar="SECONDS",
-        help=f"end the run when no endpoint answers; default: {Endpoint.give_up_after:g}",
-    )
-    annotator.add_argument("--concurrency", type=positive, metavar="N", help="requests in flight for each server")
-    annotator.add_argument(
-        "--cache", metavar="DIR|none", help="store of replies, kept between runs; default: ARHN_CACHE or user cache"
-    )
-    annotator.add_argument(
-        "--task",
-        action="append",
-        default=[],
-        metavar="TASK|SUBSET=TASK",
-        help=f"prompts for all rows or for a subset, one of {', '.join(TASKS)}; repeatable; default: by subset",
-    )
+
+
+def _add_ranking(parser: argparse.ArgumentParser) -> None:
     ranking = parser.add_argument_group("ranking")
     ranking.add_argument("--rank-by", choices=("snippet", "passage"), default="snippet")
     ranking.add_argument("--window", type=positive, default=20, metavar="N", help="most candidates in a request")
@@ -147,6 +108,9 @@ def refine_parser() -> argparse.ArgumentParser:
         help=f"rankings of each set, up to {MOST_PERMUTATIONS}",
     )
     ranking.add_argument("--seed", type=int, default=0, help="of the shown orders")
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
     policy = parser.add_argument_group("policy")
     policy.add_argument("--policy", choices=POLICIES, default="relabel+filter")
     policy.add_argument("--reference", choices=REFERENCES, default="best", help="with several positives")
@@ -154,12 +118,16 @@ def refine_parser() -> argparse.ArgumentParser:
     policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
     policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
     policy.add_argument("--on-shortage", choices=GUARDS, default="keep", help="what becomes of a row with fewer")
-    policy.add_argument("--max-relabeled", type=int, metavar="N", help="most new positives in a row")
+    policy.add_argument("--max-relabelled", type=int, metavar="N", help="most new positives in a row")
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
-    run.add_argument("--num-proc", type=positive, metavar="N", help="processes, that share the limit of the endpoint")
-    run.add_argument("--batch-size", type=positive, metavar="N", help="rows in a call")
-    run.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what runs the stages; default: datasets")
+    run.add_argument("--batch-size", type=positive, metavar="N", help="rows that go through the stages together")
+    run.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help="where the stages run: in this process, or on Ray"
+    )
     run.add_argument(
         "--ray-address",
         metavar="ADDRESS",
@@ -180,7 +148,6 @@ def refine_parser() -> argparse.ArgumentParser:
         help="tokens in and out, instead of hours",
     )
     run.add_argument("--show", type=whole(0), default=0, metavar="N", help="print N changed rows at the end")
-    return parser
 
 
 def configured_stages(options: argparse.Namespace) -> Stages:
@@ -192,129 +159,19 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     from arhn_datasets.evidence.ranks import Ranks
     from arhn_datasets.evidence.snippets import Snippets
     from arhn_datasets.rules.arhn import Relabel
-    from arhn_datasets.runs.refine import Stages
+    from arhn_datasets.runs.stages import Stages
 
-    annotator = _annotator(options)
-    tasks = _tasks(options.task)
+    annotator = annotator_of(options)
+    tasks = tasks_of(options.task)
     return Stages(
         snippets=Snippets(annotator=annotator, tasks=tasks),
-        ranks=Ranks(
-            annotator=annotator,
-            tasks=tasks,
-            rank_by=options.rank_by,
-            window=options.window,
-            stride=options.stride,
-            permutations=options.permutations,
-            seed=options.seed,
-        ),
-        relabel=Relabel(
-            policy=options.policy,
-            reference=options.reference,
-            unsupported=options.unsupported,
-            ties=options.ties,
-            min_negatives=options.min_negatives,
-            on_shortage=options.on_shortage,
-            max_relabeled=options.max_relabeled,
-            on_excess=options.on_excess,
-        ),
+        ranks=Ranks(annotator=annotator, tasks=tasks, **_chosen(options, OF_RANKING)),
+        relabel=Relabel(**_chosen(options, (*OF_POLICY, *OF_GUARDS))),
     )
 
 
-def _annotator(options: argparse.Namespace) -> Annotator:
-    urls = options.endpoint or [url for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip()]
-    if options.provider:
-        return _provided(options)
-    kind = options.annotator or ("tgi" if urls else None)
-    if kind is None:
-        raise ConfigurationError(
-            "No annotator was named. Choose one: --endpoint URL (an LLM server; or set ARHN_ENDPOINT), "
-            "--annotator local --model ID (a transformers model in this process), or --annotator lexical "
-            "(a word-overlap baseline that needs no LLM)."
-        )
-    if kind != "tgi" and options.endpoint:
-        raise ConfigurationError(f"--endpoint goes with --annotator tgi, not with {kind}; leave one of them out.")
-    if kind == "lexical":
-        _refuse(options, (*OF_MODEL, *OF_SERVER), "an LLM, not with --annotator lexical")
-        return Lexical()
-    if kind == "local":
-        _refuse(options, OF_SERVER, "an LLM server, not with --annotator local")
-        if not options.model:
-            raise ConfigurationError("--annotator local needs --model: a Hub id such as Qwen/Qwen3-4B, or a folder.")
-        return Local(
-            options.model, revision=options.model_revision, max_tokens=_max_tokens(options), cache=options.cache
-        )
-    if not urls:
-        raise ConfigurationError("--annotator tgi needs --endpoint URL (or ARHN_ENDPOINT), e.g. http://localhost:8080.")
-    timeout, give_up_after = _patience(options)
-    return Endpoint(
-        tuple(urls),
-        model=options.model or os.environ.get("ARHN_MODEL"),
-        revision=options.model_revision,
-        api_key=options.api_key,
-        api=options.api,
-        max_tokens=_max_tokens(options),
-        constrained=options.constrained,
-        timeout=timeout,
-        give_up_after=give_up_after,
-        concurrency=options.concurrency,
-        cache=options.cache,
-    )
-
-
-def _refuse(options: argparse.Namespace, names: Sequence[str], place: str) -> None:
-    """Refuse what was given and would have no effect."""
-    if given := [name for name in names if _is_given(getattr(options, name))]:
-        goes, it = ("goes", "it") if len(given) == 1 else ("go", "them")
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigurationError(f"{flags} {goes} with {place}; leave {it} out.")
-
-
-def _is_given(value: object) -> bool:
-    return value is not None and value is not False  # 0 is a value
-
-
-def _max_tokens(options: argparse.Namespace) -> int:
-    """The limit of a snippet reply; its default is no default of the parser, which hides what was given."""
-    return Endpoint.max_tokens if options.max_tokens is None else int(options.max_tokens)
-
-
-def _patience(options: argparse.Namespace) -> tuple[float, float]:
-    """The timeout, and when to give up; their defaults are no defaults of the parser, which hide what was given."""
-    return (
-        Endpoint.timeout if options.timeout is None else options.timeout,
-        Endpoint.give_up_after if options.give_up_after is None else options.give_up_after,
-    )
-
-
-def _provided(options: argparse.Namespace) -> Annotator:
-    key = options.api_key or os.environ.get("ARHN_API_KEY")
-    if not (key and options.model) or options.endpoint or options.annotator in ("lexical", "local"):
-        raise ConfigurationError(
-            "--provider goes with --model ID and a key of the Hub in ARHN_API_KEY (or --api-key), and without "
-            "--endpoint; the key that is stored on this machine is never sent by itself."
-        )
-    from huggingface_hub import AsyncInferenceClient
-
-    timeout, give_up_after = _patience(options)
-    return Endpoint(
-        client=AsyncInferenceClient(provider=options.provider, api_key=key, timeout=timeout),
-        model=options.model,
-        revision=options.model_revision,
-        max_tokens=_max_tokens(options),
-        constrained=options.constrained,
-        timeout=timeout,
-        give_up_after=give_up_after,
-        concurrency=options.concurrency,
-        cache=options.cache,
-    )
-
-
-def _tasks(named: Sequence[str]) -> str | Mapping[str, str] | None:
-    whole = [task for task in named if "=" not in task]
-    by_subset = dict(task.rsplit("=", 1) for task in named if "=" in task)
-    if len(whole) > 1 or (whole and by_subset):
-        raise ConfigurationError(f"--task got {list(named)}; expected one task for all rows, or SUBSET=TASK for each.")
-    return whole[0] if whole else by_subset or None
+def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names}
 
 
 def _refine(options: argparse.Namespace) -> int:
@@ -322,7 +179,7 @@ def _refine(options: argparse.Namespace) -> int:
     from arhn_datasets.runs.refine import refine
 
     if not options.estimate:
-        _refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
+        refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
     if options.price_per_hour is not None and options.price_per_million is not None:
         raise ConfigurationError(
             "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
@@ -343,30 +200,13 @@ def _refine(options: argparse.Namespace) -> int:
     if not options.output:
         raise ConfigurationError("--output DIR is missing: the folder to write.")
     if options.engine == "ray":
-        return _summary(_refine_on_ray(source, stages, options), options)
-    if options.ray_address or options.ray_actors:
-        raise ConfigurationError("--ray-address and --ray-actors go with --engine ray; add it, or leave them out.")
-    done = refine(
-        source,
-        options.output,
-        stages,
-        num_proc=options.num_proc,
-        batch_size=options.batch_size,
-        streaming=options.streaming,
-    )
-    return _summary(done, options)
+        from arhn_datasets.runs.ray import refine_on_ray
 
-
-def _refine_on_ray(source: Input, stages: Stages, options: argparse.Namespace) -> Refinement:
-    from arhn_datasets.runs.ray import refine_on_ray
-
-    given = {"--num-proc": options.num_proc, "--batch-size": options.batch_size, "--streaming": options.streaming}
-    if others := [name for name, value in given.items() if value]:
-        raise ConfigurationError(
-            f"{', '.join(others)} belongs to the engine datasets; with --engine ray only --ray-actors N says how many "
-            "processes there are. Leave it out."
-        )
-    return refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
+        refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
+        done = refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
+        return _summary(done, options)
+    refuse(options, ("ray_address", "ray_actors"), "--engine ray")
+    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
 
 
 def _shard(options: argparse.Namespace) -> Shard | None:
@@ -381,10 +221,8 @@ def _shard(options: argparse.Namespace) -> Shard | None:
 
 
 def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int:
-    if options.streaming or source.shard:
-        raise ConfigurationError(
-            "--estimate reads the whole input and tells of the whole run; leave --streaming and the shard out."
-        )
+    if source.shard:
+        raise ConfigurationError("--estimate reads the whole input and tells of the whole run; leave the shard out.")
     from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
 
     sample = options.estimate_rows or ESTIMATED_ROWS
@@ -430,14 +268,13 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
 
 def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
-    from arhn_datasets.runs.streaming import work_folder
+    from arhn_datasets.runs.checkpoints import is_unfinished, work_folder
 
-    named = default_directory() if options.cache is None else directory_of(options.cache)
+    named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
-    if options.streaming and (unfinished := work_folder(Path(options.output))).exists():
-        nothing += f" What is finished of it is kept in {unfinished}."
-        if options.annotator == "lexical" or named is None:
-            return f"{nothing} Run the same command to go on from there."
+    unfinished = options.output is not None and is_unfinished(Path(options.output))
+    if unfinished:
+        nothing += f" What is finished of it is kept in {work_folder(Path(options.output))}."
     if options.annotator == "lexical" or named is None:
-        return f"{nothing} Run the same command to start again."
+        return f"{nothing} Run the same command to {'go on from there' if unfinished else 'start again'}."
     return f"{nothing} Every reply so far is kept in {named}; run the same command again and only the rest is asked."

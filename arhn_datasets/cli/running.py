@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import errno
 import logging
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from typing import NoReturn, TextIO
 
-from arhn_datasets.annotators.client import store as answers
 from arhn_datasets.errors import AccessDenied, ArhnError, ConfigurationError, InputError
+from arhn_datasets.runs.signals import interruptible
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 MOST = 2**31 - 1  # beyond it Arrow's numbers overflow
@@ -31,14 +28,14 @@ def guarded(command: Callable[[], int], interrupted: Callable[[], str]) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     signals: list[int] = []
     try:
-        with _interruptible(signals):
+        with interruptible(signals):
             code = command()
             if sys.stdout is not None:
                 sys.stdout.flush()  # what cannot be printed is told here, and not by the interpreter as it ends
             return code
     except (KeyboardInterrupt, Exception) as error:
         unread = _unread(isinstance(error, BrokenPipeError))
-        # With several processes datasets answers an interruption by an error of its own.
+        # What was at work may answer an interruption by an error of its own.
         if signals or isinstance(error, KeyboardInterrupt):
             _tell(f"\nInterrupted. {interrupted()}")
             return FAILED
@@ -93,46 +90,6 @@ def _of_system(error: OSError) -> str:
 
 def _no_name(error: BaseException | None) -> bool:
     return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
-
-
-@contextmanager
-def _interruptible(received: list[int]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a command by KeyboardInterrupt; a worker forked from it writes its replies and ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    command = os.getpid()
-
-    def end(number: int, _: object) -> None:
-        if os.getpid() != command:
-            _end_worker(number)
-        received.append(number)
-        # Between two callbacks of a loop: in the middle of one it would take a task's wake-up with it, and the clean-up
-        # of Dataset.map would wait for that task for ever.
-        loop = asyncio._get_running_loop() if len(received) == 1 else None
-        if loop is None:
-            raise KeyboardInterrupt
-        loop.call_soon_threadsafe(_interrupt)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def _end_worker(number: int) -> None:
-    # In a thread, since what was interrupted may hold the store's locks.
-    writing = threading.Thread(target=answers.flush_all, daemon=True)
-    writing.start()
-    writing.join(2)
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
 
 
 class _Parser(argparse.ArgumentParser):

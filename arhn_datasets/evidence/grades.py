@@ -7,25 +7,13 @@ every server gives the probabilities of tokens: a grade is a whole number, and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import pyarrow as pa
-
 from arhn_datasets.annotators.requests import Grade, GradeRequest
 from arhn_datasets.evidence.stage import AnnotatedTransform
-from arhn_datasets.rows.records import (
-    GRADE_TYPE,
-    GRADES,
-    JUDGED,
-    JUDGEMENT_STATUSES,
-    NEGATIVE,
-    POSITIVE,
-    UNPARSED,
-    Row,
-    shorten,
-)
+from arhn_datasets.rows import records
+from arhn_datasets.rows.records import LABELLED, Row, shorten
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -47,31 +35,28 @@ class Grades(AnnotatedTransform):
     NAME: ClassVar[str] = "grades"
     VERSION: ClassVar[int] = 2
 
-    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
-        """Lists of :data:`~arhn_datasets.rows.records.GRADE_TYPE`."""
-        return {POSITIVE.grades: pa.list_(GRADE_TYPE), NEGATIVE.grades: pa.list_(GRADE_TYPE)}
-
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
-        source = self.source
-        positives, negatives = await self.each_passage(row, GradeRequest, source.screened_grades, source.grade)
+        asked = self.configured
+        given = await self.each_passage(row, GradeRequest, asked.screened_grades, asked.grade)
         return {
-            POSITIVE.grades: [checked(grade).to_struct() for grade in positives],
-            NEGATIVE.grades: [checked(grade).to_struct() for grade in negatives],
+            side.grades: [checked(grade).to_struct() for grade in grades]
+            for side, grades in zip(LABELLED, given, strict=True)
         }
 
 
 def checked(reply: Grade) -> Grade:
     """The reply of any annotator; unparsed where it is no known grade."""
     if not isinstance(reply, Grade):
-        return Grade(status=UNPARSED, detail=shorten(f"{reply!r}; a Grade was expected"))
-    if reply.status not in JUDGEMENT_STATUSES:
-        return Grade(status=UNPARSED, detail=shorten(f"grade {reply.grade!r} with status {reply.status!r}"))
-    if reply.status != JUDGED:
+        return Grade(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Grade was expected"))
+    if reply.status not in records.JUDGEMENT_STATUSES:
+        return Grade(status=records.UNPARSED, detail=shorten(f"grade {reply.grade!r} with status {reply.status!r}"))
+    if reply.status != records.JUDGED:
         return reply if reply.grade is None else Grade(status=reply.status, detail=reply.detail)
-    if type(reply.grade) is int and reply.grade in GRADES:
+    if type(reply.grade) is int and reply.grade in records.GRADES:
         return reply
-    return Grade(status=UNPARSED, detail=shorten(f"grade {reply.grade!r}; one of {list(GRADES)} was expected"))
+    expected = f"one of {list(records.GRADES)} was expected"
+    return Grade(status=records.UNPARSED, detail=shorten(f"grade {reply.grade!r}; {expected}"))
 
 
 grades = Grades()

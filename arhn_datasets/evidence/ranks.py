@@ -18,27 +18,13 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.annotators.requests import Ranking, RankingRequest
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_integer
-from arhn_datasets.rows.records import (
-    ERROR,
-    GROUNDED,
-    NEGATIVE,
-    PARTIAL,
-    POSITIVE,
-    QUERY,
-    RANKED,
-    RANKING,
-    RANKING_TYPE,
-    SKIPPED,
-    UNPARSED,
-    Row,
-    digest,
-    passages_of,
-    shorten,
-    text_of,
-)
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of
+from arhn_datasets.rows import records
+from arhn_datasets.rows.options import check_choice, check_integer
+from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, shorten, text_of
 from arhn_datasets.rows.stage import gather
 
 RANK_BY = ("snippet", "passage")
@@ -65,6 +51,7 @@ class Ranks(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "ranks"
+    ORDER: ClassVar[int] = 1
 
     rank_by: str = "snippet"
     window: int = 20
@@ -74,8 +61,7 @@ class Ranks(AnnotatedTransform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank_by not in RANK_BY:
-            raise ConfigurationError(f"rank_by is {self.rank_by!r}; one of {', '.join(RANK_BY)} was expected.")
+        check_choice("rank_by", self.rank_by, RANK_BY)
         for name in ("window", "stride", "seed"):
             check_integer(name, getattr(self, name))
         check_integer("permutations", self.permutations, least=1)
@@ -93,16 +79,12 @@ class Ranks(AnnotatedTransform):
         """The annotator's identity and every option of the ranking."""
         return {
             **super().identity(),
-            "rank_by": self.rank_by,
-            "window": self.window,
-            "stride": self.stride,
-            "permutations": self.permutations,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in ("rank_by", "window", "stride", "permutations", "seed")},
         }
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
-        """Lists of int32, and :data:`~arhn_datasets.rows.records.RANKING_TYPE`."""
-        return {POSITIVE.ranks: pa.list_(pa.int32()), NEGATIVE.ranks: pa.list_(pa.int32()), RANKING: RANKING_TYPE}
+        """The ranks, and :data:`~arhn_datasets.rows.records.RANKING_TYPE`."""
+        return {**super().types(schema), records.RANKING: records.RANKING_TYPE}
 
     def _advice(self, missing: Sequence[str]) -> str:
         if {QUERY, POSITIVE.passages, NEGATIVE.passages}.isdisjoint(missing):
@@ -113,14 +95,14 @@ class Ranks(AnnotatedTransform):
         """The evidence columns of one row."""
         positives, negatives = candidates_of(row, self.rank_by)
         if skipped := _why_skipped(row):
-            return _result(row, {}, {}, Ranking(status=SKIPPED, detail=skipped), candidates=0)
+            return _result(row, {}, {}, Ranking(status=records.SKIPPED, detail=skipped), candidates=0)
         texts = sorted({text for text in (*positives.values(), *negatives.values())})
         reference = {texts.index(text) for text in positives.values()}
-        source = self.source
-        await source.turn(self.permutations)
+        annotator = self.configured
+        await annotator.turn(self.permutations)
         orders = await gather(
-            (self._permutation(source, row, texts, number) for number in range(self.permutations)),
-            concurrently=source.awaits,
+            (self._permutation(annotator, row, texts, number) for number in range(self.permutations)),
+            concurrently=annotator.awaits,
         )
         tiers, agreement = consensus([order.positions(reference) for order in orders], reference)
         ranks = _passage_ranks(tiers, texts, [*positives.values(), *negatives.values()])
@@ -135,7 +117,7 @@ class Ranks(AnnotatedTransform):
             agreement=agreement if self.permutations > 1 else None,
         )
 
-    async def _permutation(self, source: Annotator, row: Row, texts: Sequence[str], number: int) -> Order:
+    async def _permutation(self, annotator: Annotator, row: Row, texts: Sequence[str], number: int) -> Order:
         # The shown order follows from the texts alone: another order of the passages in the row asks nothing new.
         shown = list(range(len(texts)))
         random.Random(digest([self.seed, number, row[QUERY], list(texts)])).shuffle(shown)
@@ -148,7 +130,7 @@ class Ranks(AnnotatedTransform):
                 task=self.task(row),
                 background=background,
             )
-            order.place(start, end, await source.ranking(request))
+            order.place(start, end, await annotator.ranking(request))
         return order
 
 
@@ -158,12 +140,14 @@ def candidates_of(row: Row, rank_by: str) -> tuple[dict[int, str], dict[int, str
     Ranking by snippet takes the passages that hold one; ranking by passage takes all.
     """
     sides = []
-    for passages, snippets in ((POSITIVE.passages, POSITIVE.snippets), (NEGATIVE.passages, NEGATIVE.snippets)):
-        pairs = list(zip(passages_of(row, passages), _snippets_of(row, passages, snippets), strict=True))
+    for side in LABELLED:
+        pairs = list(zip(passages_of(row, side.passages), _snippets_of(row, side.passages, side.snippets), strict=True))
         if rank_by == "passage":
-            sides.append({i: _words(text_of(passage)) for i, (passage, _) in enumerate(pairs)})
+            sides.append({i: one_line(text_of(passage)) for i, (passage, _) in enumerate(pairs)})
         else:
-            sides.append({i: _words(s["snippet"]) for i, (_, s) in enumerate(pairs) if s["status"] == GROUNDED})
+            sides.append(
+                {i: one_line(s["snippet"]) for i, (_, s) in enumerate(pairs) if s["status"] == records.GROUNDED}
+            )
     return sides[0], sides[1]
 
 
@@ -273,21 +257,18 @@ def consensus(positions: Sequence[Mapping[int, int]], reference: set[int]) -> tu
 def _checked(reply: Ranking, shown: int) -> Ranking:
     """The reply of any annotator, without tiers where it failed or gives positions that there are not, or twice."""
     if not isinstance(reply, Ranking):
-        return Ranking(status=UNPARSED, detail=shorten(f"{reply!r}; a Ranking was expected"))
-    if reply.status not in (RANKED, PARTIAL):
+        return Ranking(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Ranking was expected"))
+    if reply.status not in (records.RANKED, records.PARTIAL):
         return replace(reply, tiers=())
     try:
         given = [index(position) for tier in reply.tiers for position in tier]
     except TypeError:
-        return Ranking(status=UNPARSED, detail=shorten(f"tiers of positions were expected: {reply.tiers!r}"))
+        return Ranking(status=records.UNPARSED, detail=shorten(f"tiers of positions were expected: {reply.tiers!r}"))
     if len(set(given)) < len(given) or not set(given) <= set(range(shown)):
-        return Ranking(status=UNPARSED, detail=shorten(f"positions of {shown} candidates were expected: {given}"))
+        return Ranking(
+            status=records.UNPARSED, detail=shorten(f"positions of {shown} candidates were expected: {given}")
+        )
     return reply
-
-
-def _words(text: str) -> str:
-    """The text as candidates are compared and shown: its words on one line."""
-    return " ".join(text.split())
 
 
 def _passage_ranks(tiers: Sequence[Sequence[int]], texts: Sequence[str], shown: Sequence[str]) -> dict[str, int]:
@@ -303,13 +284,16 @@ def _passage_ranks(tiers: Sequence[Sequence[int]], texts: Sequence[str], shown: 
 
 def _outcome(replies: Sequence[Ranking], complete: bool) -> Ranking:
     """One status for all replies of a row."""
-    failed = [reply for reply in replies if reply.status != RANKED]
+    failed = [reply for reply in replies if reply.status != records.RANKED]
     if not failed and complete:
-        return Ranking(status=RANKED, detail=None if replies else "all candidates hold the same words")
+        return Ranking(status=records.RANKED, detail=None if replies else "all candidates hold the same words")
     detail = next((reply.detail for reply in failed if reply.detail), None)
     if any(reply.tiers for reply in replies):
-        return Ranking(status=PARTIAL, detail=detail)
-    return Ranking(status=ERROR if any(reply.status == ERROR for reply in failed) else UNPARSED, detail=detail)
+        return Ranking(status=records.PARTIAL, detail=detail)
+    return Ranking(
+        status=records.ERROR if any(reply.status == records.ERROR for reply in failed) else records.UNPARSED,
+        detail=detail,
+    )
 
 
 def _why_skipped(row: Row) -> str | None:
@@ -318,7 +302,7 @@ def _why_skipped(row: Row) -> str | None:
         (NEGATIVE.snippets, "no negative holds a snippet"),
         (POSITIVE.snippets, "no positive holds a snippet"),
     ):
-        if not any(snippet["status"] == GROUNDED for snippet in row[column]):
+        if not any(snippet["status"] == records.GROUNDED for snippet in row[column]):
             return reason
     return None
 
@@ -332,10 +316,11 @@ def _snippets_of(row: Row, passages: str, snippets: str) -> Sequence[Mapping[str
             f"(query {row[QUERY]!r}); one each was expected. Run ds.map(arhn.snippets) again on these rows."
         )
     for snippet in found:
-        if not isinstance(snippet, Mapping) or (snippet["status"] == GROUNDED and not snippet["snippet"]):
+        if not isinstance(snippet, Mapping) or (snippet["status"] == records.GROUNDED and not snippet["snippet"]):
             raise SchemaError(
                 f"Column {snippets!r} holds {shorten(repr(snippet))} (query {row[QUERY]!r}); a snippet with a status, "
-                f"and with words where that is {GROUNDED!r}, was expected. Run ds.map(arhn.snippets) on these rows."
+                f"and with words where that is {records.GROUNDED!r}, was expected. Run ds.map(arhn.snippets) on these "
+                "rows."
             )
     return list(found)
 
@@ -353,7 +338,7 @@ def _result(
     return {
         POSITIVE.ranks: [positives.get(i) for i in range(len(row[POSITIVE.passages]))],
         NEGATIVE.ranks: [negatives.get(i) for i in range(len(row[NEGATIVE.passages]))],
-        RANKING: {
+        records.RANKING: {
             "status": outcome.status,
             "candidates": candidates,
             "permutations": permutations,

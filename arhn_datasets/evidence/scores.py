@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
-from arhn_datasets.evidence.stage import check_integer, check_query
+from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.evidence.score_models import (
+    BI_ENCODER,
+    CROSS_ENCODER,
+    KINDS,
+    Loaded,
+    Model,
+    Texts,
+    finite,
+    load,
+    model_of,
+)
+from arhn_datasets.evidence.stage import check_not_relabelled, check_query
+from arhn_datasets.rows.options import check_choice, check_integer
 from arhn_datasets.rows.records import (
-    ALL_EVIDENCE_TYPES,
     DECISION,
+    LABELLED,
     NEGATIVE,
     POSITIVE,
     QUERY,
     QUERY_ID,
     Row,
-    digest,
     passages_of,
+    types_of,
 )
 from arhn_datasets.rows.stage import Transform
 
-BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"
-KINDS = (BI_ENCODER, CROSS_ENCODER)
 SIMILARITIES = ("cosine", "dot")
 REPLACE, MEAN, RRF = "replace", "mean", "rrf"
 FUSIONS = (REPLACE, MEAN, RRF)
 DTYPES = ("float32", "float16", "bfloat16")
+_COLUMNS = tuple(side.scores for side in LABELLED)
 RRF_K = 60  # Cormack et al., SIGIR 2009
-PAIRS_AT_ONCE = 8192
-TAIL_BYTES = 1 << 20
-
-_SIDES = {POSITIVE.passages: POSITIVE.scores, NEGATIVE.passages: NEGATIVE.scores}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +116,10 @@ class Scores(Transform):
             if len(columns) != 2:
                 raise ConfigurationError(f"columns is {self.columns!r}; the names of two columns were expected.")
             object.__setattr__(self, "columns", columns)
-        for name, known in (
-            ("kind", (None, *KINDS)),
-            ("similarity", (None, *SIMILARITIES)),
-            ("dtype", (None, *DTYPES)),
-            ("fuse", FUSIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigurationError(
-                    f"{name} is {getattr(self, name)!r}; one of {', '.join(filter(None, known))} was expected."
-                )
+        check_choice("kind", self.kind, KINDS, optional=True)
+        check_choice("similarity", self.similarity, SIMILARITIES, optional=True)
+        check_choice("dtype", self.dtype, DTYPES, optional=True)
+        check_choice("fuse", self.fuse, FUSIONS)
         if self.kind == CROSS_ENCODER and self.similarity is not None:
             raise ConfigurationError("A cross-encoder has no similarity; leave it out, or name a bi-encoder.")
         check_integer("batch_size", self.batch_size, least=1)
@@ -139,13 +136,13 @@ class Scores(Transform):
             return {"columns": list(self.columns), **fused}
         if self.field is not None:
             return {"field": self.field, **fused}
-        found = self._found()
+        model = self._exact_model()
         options = {
             name: getattr(self, name)
             for name in ("similarity", "query_prompt", "passage_prompt", "separator", "dtype")
-            if name != "similarity" or found.kind == BI_ENCODER
+            if name != "similarity" or model.kind == BI_ENCODER
         }
-        return {**found.identity(), **options, **fused}
+        return {**model.identity(), **options, **fused}
 
     def description(self) -> dict[str, Any]:
         """Where the scores are from, for the card."""
@@ -153,7 +150,7 @@ class Scores(Transform):
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Lists of doubles."""
-        return {column: ALL_EVIDENCE_TYPES[column] for column in _SIDES.values()}
+        return types_of((self.NAME,), LABELLED)
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The scores of each row; all texts of all rows go through the model together.
@@ -164,11 +161,7 @@ class Scores(Transform):
         for row in rows:
             if self.model is not None:
                 check_query(self.NAME, row)
-            if row.get(DECISION) is not None:
-                raise SchemaError(
-                    f"arhn.scores got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
-                    "Go back first: ds.map(arhn.revert)."
-                )
+            check_not_relabelled(self.NAME, row)
         scored = self._by_model(rows) if self.model is not None else [self._of_row(row) for row in rows]
         return [self._fused(row, scores) for row, scores in zip(rows, scored, strict=True)]
 
@@ -182,49 +175,49 @@ class Scores(Transform):
 
     def _of_row(self, row: Row) -> Row:
         """The scores that a row came with."""
-        found = {}
-        for at, (side, column) in enumerate(_SIDES.items()):
-            passages = passages_of(row, side)
+        scores = {}
+        for at, side in enumerate(LABELLED):
+            passages = passages_of(row, side.passages)
             if self.columns is not None:
                 values = row[self.columns[at]]
                 values = [None] * len(passages) if values is None else values
                 if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != len(passages):
                     said = f"{len(values)} values" if hasattr(values, "__len__") else repr(values)
                     raise SchemaError(
-                        f"Column {self.columns[at]!r} has {said} for {len(passages)} passages in {side!r} (query "
-                        f"{row[QUERY]!r}); one score each was expected."
+                        f"Column {self.columns[at]!r} has {said} for {len(passages)} passages in {side.passages!r} "
+                        f"(query {row[QUERY]!r}); one score each was expected."
                     )
             else:
                 field = str(self.field)
                 values = [passage.get(field) for passage in passages]
                 if passages and not any(field in passage for passage in passages):
                     raise SchemaError(
-                        f"The passages in {side!r} have no field {field!r} (query {row[QUERY]!r}); their fields "
-                        f"are {sorted(passages[0])}."
+                        f"The passages in {side.passages!r} have no field {field!r} (query {row[QUERY]!r}); their "
+                        f"fields are {sorted(passages[0])}."
                     )
-            found[column] = [_number(value, row) for value in values]
-        return found
+            scores[side.scores] = [_number(value, row) for value in values]
+        return scores
 
     def _by_model(self, rows: Sequence[Row]) -> list[Row]:
-        texts = _Texts()
+        texts = Texts()
         pairs = [
             (texts.query(row[QUERY]), texts.passage(passage, self.separator))
             for row in rows
-            for side in _SIDES
-            for passage in passages_of(row, side)
+            for side in LABELLED
+            for passage in passages_of(row, side.passages)
         ]
-        scores = iter(self._model().scores(self, texts, pairs))
-        return [{column: [next(scores) for _ in row[side]] for side, column in _SIDES.items()} for row in rows]
+        scores = iter(self._loaded().scores(self, texts, pairs))
+        return [{side.scores: [next(scores) for _ in row[side.passages]] for side in LABELLED} for row in rows]
 
     def _fused(self, row: Row, new: Row) -> Row:
-        if self.fuse == REPLACE or any(row.get(column) is None for column in _SIDES.values()):
+        if self.fuse == REPLACE or any(row.get(column) is None for column in _COLUMNS):
             return new
-        old = {column: [_finite(value) for value in row[column]] for column in _SIDES.values()}
+        old = {column: [finite(value) for value in row[column]] for column in _COLUMNS}
         if self.fuse == RRF:
             old, new = _reciprocal_ranks(old), _reciprocal_ranks(new)
         share = 1.0 if self.fuse == RRF else 0.5
         fused = {}
-        for column in _SIDES.values():
+        for column in _COLUMNS:
             if len(old[column]) != len(new[column]):
                 raise SchemaError(
                     f"Column {column!r} has {len(old[column])} values for {len(new[column])} passages (query "
@@ -234,206 +227,15 @@ class Scores(Transform):
             fused[column] = [None if None in pair else share * (pair[0] + pair[1]) for pair in pairs]
         return fused
 
-    def _found(self) -> _Found:
+    def _exact_model(self) -> Model:
         assert self.model is not None
-        return _find(self.model, self.revision, self.kind)
+        return model_of(self.model, self.revision, self.kind)
 
-    def _model(self) -> _Model:
-        found = self._found()
-        if self.similarity is not None and found.kind == CROSS_ENCODER:
+    def _loaded(self) -> Loaded:
+        model = self._exact_model()
+        if self.similarity is not None and model.kind == CROSS_ENCODER:
             raise ConfigurationError(f"{self.model} is a cross-encoder and has no similarity; leave it out.")
-        return _load(found, self.device, self.dtype, os.getpid())
-
-
-class _Texts:
-    """The distinct queries and passages of some rows, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self.queries: dict[str, int] = {}
-        self.passages: dict[str, int] = {}
-
-    def query(self, text: str) -> int:
-        return self.queries.setdefault(text, len(self.queries))
-
-    def passage(self, passage: Mapping[str, Any], separator: str) -> int:
-        title, text = passage.get("title") or "", passage.get("text") or ""
-        whole = f"{title}{separator}{text}" if title and text else title or text
-        return self.passages.setdefault(whole, len(self.passages))
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A model, and which one it is exactly."""
-
-    path: str
-    name: str
-    revision: str | None
-    commit: str
-    kind: str
-
-    def identity(self) -> dict[str, Any]:
-        return {"model": self.name, "revision": self.commit, "kind": self.kind}
-
-
-class _Model:
-    """A loaded model."""
-
-    def __init__(self, found: _Found, device: str | None, dtype: str | None) -> None:
-        library = _library()
-        options: dict[str, Any] = {"device": device, "revision": found.revision}
-        if dtype is not None:
-            options["model_kwargs"] = {"torch_dtype": dtype}
-        self._crosses = found.kind == CROSS_ENCODER
-        make = library.CrossEncoder if self._crosses else library.SentenceTransformer
-        self._model: Any = make(found.path, **options)
-        if self._crosses and getattr(self._model, "num_labels", 1) != 1:
-            raise ConfigurationError(
-                f"{found.name} is a cross-encoder with {self._model.num_labels} labels; one with a single score was "
-                "expected."
-            )
-
-    def scores(self, options: Scores, texts: _Texts, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
-        if not pairs:
-            return []
-        values = self._crossed(options, texts, pairs) if self._crosses else self._compared(options, texts, pairs)
-        return [_finite(value) for value in values]
-
-    def _crossed(self, options: Scores, texts: _Texts, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        queries = [f"{options.query_prompt or ''}{text}" for text in texts.queries]
-        passages = [f"{options.passage_prompt or ''}{text}" for text in texts.passages]
-        distinct = {pair: at for at, pair in enumerate(dict.fromkeys(pairs))}
-        asked = [(queries[query], passages[passage]) for query, passage in distinct]
-        found = self._model.predict(asked, batch_size=options.batch_size, show_progress_bar=False)
-        values: list[float] = found.astype("float64").reshape(len(asked)).tolist()
-        return [values[distinct[pair]] for pair in pairs]
-
-    def _compared(self, options: Scores, texts: _Texts, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        import torch
-
-        queries = self._encode("query", list(texts.queries), options.query_prompt, options.batch_size)
-        passages = self._encode("document", list(texts.passages), options.passage_prompt, options.batch_size)
-        compare = self._similarity(options.similarity)
-        values: list[float] = []
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):  # the vectors of each pair stand beside each other
-            places = torch.tensor(pairs[start : start + PAIRS_AT_ONCE], device=queries.device)
-            values += compare(queries[places[:, 0]], passages[places[:, 1]]).double().cpu().tolist()
-        return values
-
-    def _encode(self, role: str, texts: list[str], prompt: str | None, batch_size: int) -> Any:
-        options = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-        encode = getattr(self._model, f"encode_{role}", None)
-        if encode is not None:
-            return encode(texts, prompt=prompt, **options)
-        if prompt is None:  # sentence-transformers before 5.0 does not know of the two roles
-            names = ("query",) if role == "query" else ("document", "passage", "corpus")
-            prompt = next((self._model.prompts[name] for name in names if name in self._model.prompts), None)
-        return self._model.encode(texts, prompt=prompt, **options)
-
-    def _similarity(self, name: str | None) -> Any:
-        if name is None:
-            return self._model.similarity_pairwise
-        from sentence_transformers import util
-
-        return util.pairwise_cos_sim if name == "cosine" else util.pairwise_dot_score
-
-
-_PARENT = os.getpid()
-
-
-@lru_cache(maxsize=2)
-def _load(found: _Found, device: str | None, dtype: str | None, process: int) -> _Model:
-    """The model of a process, whose two last are kept."""
-    if process != _PARENT:
-        # A forked worker of num_proc has none of its parent's threads: a parallel region would wait for them for ever.
-        import torch
-
-        torch.set_num_threads(1)
-    return _Model(found, device, dtype)
-
-
-def _find(model: str, revision: str | None, kind: str | None) -> _Found:
-    folder = Path(model)
-    if folder.is_dir():
-        files: dict[str, Path | None] = {name: folder / name for name in _TELLING}
-        commit = "files-" + _hash_folder(folder)
-        return _Found(model, folder.resolve().name, None, commit, kind or _kind_of(files))
-    return _find_published(model, revision, kind)
-
-
-@lru_cache(maxsize=16)
-def _find_published(model: str, revision: str | None, kind: str | None) -> _Found:
-    """A model of the Hub at the commit that the files are of, which is the one to be loaded."""
-    _library()
-    from transformers.utils import cached_file
-
-    try:
-        files: dict[str, Path | None] = {}
-        for name in _TELLING:
-            path = cached_file(
-                model,
-                name,
-                revision=revision,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-            files[name] = None if path is None else Path(path)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"The model {model!r}{f' at {revision}' if revision else ''} cannot be found: "
-            f"{' '.join(str(error).split())[:300]} Name a folder, or the id of a model on the Hub."
-        ) from error
-    there = [path for path in files.values() if path is not None]
-    if not there:
-        raise ConfigurationError(
-            f"There is no folder {model!r}, and no such model on the Hub or in its cache that sentence-transformers "
-            "could load. Check the name, and HF_HUB_OFFLINE."
-        )
-    commits = [path.parts[path.parts.index("snapshots") + 1] for path in there if "snapshots" in path.parts]
-    commit = commits[0] if commits else revision
-    return _Found(model, model, commit, str(commit), kind or _kind_of(files))
-
-
-_TELLING = ("config_sentence_transformers.json", "config.json", "modules.json")
-
-
-def _kind_of(files: Mapping[str, Path | None]) -> str:
-    """What the files of a model say that it is."""
-    said = {name: _json(path) for name, path in files.items()}
-    type = said["config_sentence_transformers.json"].get("model_type")
-    if type is not None:
-        return CROSS_ENCODER if type == "CrossEncoder" else BI_ENCODER
-    architectures = said["config.json"].get("architectures") or []
-    crosses = any(str(name).endswith("ForSequenceClassification") for name in architectures)
-    return CROSS_ENCODER if crosses and not said["modules.json"] else BI_ENCODER
-
-
-def _json(path: Path | None) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {"": found}
-
-
-def _hash_folder(folder: Path) -> str:
-    """A hash of names, sizes and the last mebibyte of every file: a retrained model differs there."""
-    parts = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(max(0, size - TAIL_BYTES))
-            parts.append([path.relative_to(folder).as_posix(), size, digest(file.read().hex())])
-    return digest(parts)[:16]
-
-
-def _library() -> Any:
-    try:
-        import sentence_transformers
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            error.name or "sentence_transformers", "train", "Scoring passages with a model"
-        ) from error
-    return sentence_transformers
+        return load(model, self.device, self.dtype, os.getpid())
 
 
 def _number(value: Any, row: Row) -> float | None:
@@ -446,11 +248,7 @@ def _number(value: Any, row: Row) -> float | None:
             value = None
         if value is None:
             raise SchemaError(f"A score is no number (query {row[QUERY]!r}); a number or null was expected.")
-    return _finite(float(value))
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return finite(float(value))
 
 
 def _reciprocal_ranks(scores: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:

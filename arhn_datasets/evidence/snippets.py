@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import index
 from typing import ClassVar
 
-import pyarrow as pa
-
 from arhn_datasets.annotators.requests import Snippet, SnippetRequest
 from arhn_datasets.evidence.stage import AnnotatedTransform
-from arhn_datasets.rows.records import (
-    GROUNDED,
-    NEGATIVE,
-    NO_ANSWER,
-    POSITIVE,
-    SNIPPET_STATUSES,
-    SNIPPET_TYPE,
-    UNGROUNDED,
-    UNPARSED,
-    Passage,
-    Row,
-    passages_of,
-    shorten,
-)
+from arhn_datasets.rows import records
+from arhn_datasets.rows.records import LABELLED, Passage, Row, passages_of, shorten
 
 FIELDS = ("text", "title")
 
@@ -43,39 +28,37 @@ class Snippets(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "snippets"
+    ORDER: ClassVar[int] = 0
     VERSION: ClassVar[int] = 2
-
-    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
-        """Lists of :data:`~arhn_datasets.rows.records.SNIPPET_TYPE`."""
-        return {POSITIVE.snippets: pa.list_(SNIPPET_TYPE), NEGATIVE.snippets: pa.list_(SNIPPET_TYPE)}
 
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
-        source = self.source
-        positives, negatives = await self.each_passage(row, SnippetRequest, source.screened_snippets, source.snippet)
+        asked = self.configured
+        given = await self.each_passage(row, SnippetRequest, asked.screened_snippets, asked.snippet)
         return {
-            column: [
+            side.snippets: [
                 checked(snippet, passage).to_struct()
-                for snippet, passage in zip(found, passages_of(row, passages), strict=True)
+                for snippet, passage in zip(snippets, passages_of(row, side.passages), strict=True)
             ]
-            for column, passages, found in (
-                (POSITIVE.snippets, POSITIVE.passages, positives),
-                (NEGATIVE.snippets, NEGATIVE.passages, negatives),
-            )
+            for side, snippets in zip(LABELLED, given, strict=True)
         }
 
 
 def checked(reply: Snippet, passage: Passage) -> Snippet:
     """The reply of any annotator; ungrounded where it does not stand in the passage, unparsed where it says nothing."""
     if not isinstance(reply, Snippet):
-        return Snippet(status=UNPARSED, detail=shorten(f"{reply!r}; a Snippet was expected"))
-    if reply.status == GROUNDED:
+        return Snippet(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Snippet was expected"))
+    if reply.status == records.GROUNDED:
         return _standing(reply, passage)
-    if reply.status not in SNIPPET_STATUSES:
-        expected = ", ".join(SNIPPET_STATUSES)
-        return Snippet(status=UNPARSED, detail=shorten(f"status {reply.status!r}; one of {expected} was expected"))
-    if reply.status == NO_ANSWER and reply.snippet:  # which of both it means is not known
-        return Snippet(status=UNPARSED, detail=shorten(f"{NO_ANSWER} beside the snippet {reply.snippet!r}"))
+    if reply.status not in records.SNIPPET_STATUSES:
+        expected = ", ".join(records.SNIPPET_STATUSES)
+        return Snippet(
+            status=records.UNPARSED, detail=shorten(f"status {reply.status!r}; one of {expected} was expected")
+        )
+    if reply.status == records.NO_ANSWER and reply.snippet:  # which of both it means is not known
+        return Snippet(
+            status=records.UNPARSED, detail=shorten(f"{records.NO_ANSWER} beside the snippet {reply.snippet!r}")
+        )
     if (reply.snippet, reply.start, reply.end, reply.field) == (None, None, None, None):
         return reply
     return Snippet(status=reply.status, detail=reply.detail)
@@ -98,7 +81,7 @@ def _standing(reply: Snippet, passage: Passage) -> Snippet:
         # Offsets of numpy are numbers that neither JSON nor every table takes.
         return reply if type(reply.start) is type(reply.end) is int else replace(reply, start=start, end=end)
     said = f"the passage does not say it at {name}[{reply.start}:{reply.end}]: {words!r}"
-    return Snippet(status=UNGROUNDED, detail=shorten(said))
+    return Snippet(status=records.UNGROUNDED, detail=shorten(said))
 
 
 snippets = Snippets()

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from arhn_datasets.annotators.client.connection import ConnectionOptions, documented
 from arhn_datasets.annotators.client.contract import shown_url
-from arhn_datasets.annotators.endpoint import Endpoint
+from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows.records import (
     DECISION,
+    LABELLED,
     NEGATIVE,
     POSITIVE,
     QUERY,
@@ -25,10 +26,12 @@ from arhn_datasets.rows.records import (
     passages_of,
     shorten,
     text_of,
+    types_of,
 )
 from arhn_datasets.rows.stage import Transform, gather
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from huggingface_hub import AsyncInferenceClient
 
 Asked = TypeVar("Asked")
@@ -42,8 +45,9 @@ THREE_WAYS = """No annotator is configured. There are three ways:
                        or arhn.Lexical() for the baseline that needs no LLM"""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class AnnotatedTransform(Transform):
+class AnnotatedTransform(Transform, ConnectionOptions):
     """A transform that asks an annotator.
 
     Args:
@@ -52,11 +56,8 @@ class AnnotatedTransform(Transform):
         endpoint: URL of an LLM server, or several of the same model.
         model: The model that has to answer there; by default the one that the server names.
         revision: Its commit sha; by default the one that the server names.
-        api_key: Sent to ``endpoint`` alone; by default ``ARHN_API_KEY``.
         cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
         client: Instead of ``endpoint``, a ``huggingface_hub.AsyncInferenceClient`` of yours.
-        timeout: Seconds for each attempt.
-        concurrency: Requests in flight for each server; by default just below the server's own limit.
         tasks: A task for all rows (``"question"``, ``"claim"``, ``"argument"``, ``"title"``), or a mapping from
             ``subset`` to task that goes before the built-in one.
 
@@ -68,17 +69,15 @@ class AnnotatedTransform(Transform):
     endpoint: str | tuple[str, ...] | None = None
     model: str | None = None
     revision: str | None = None
-    api_key: str | None = field(default=None, repr=False)
     cache: str | os.PathLike[str] | None = None
     client: AsyncInferenceClient | None = field(default=None, repr=False)
-    timeout: float = 300.0
-    concurrency: int | None = None
     tasks: str | Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
         check_annotator("annotator", self.annotator)
-        self._check_connection()
+        _check_urls(self.endpoint)
+        self.check_connection()
         if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
             raise ConfigurationError(
                 f"arhn.{self.NAME} got several of annotator=, endpoint= and client=; one of them was expected. "
@@ -87,19 +86,19 @@ class AnnotatedTransform(Transform):
         if isinstance(self.endpoint, list):
             object.__setattr__(self, "endpoint", tuple(self.endpoint))
         if self.endpoint is not None or self.client is not None:
-            self._served(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
+            self._behind(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
 
     OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, SUBSET, DECISION)
 
     def __repr__(self) -> str:
         who: object = self.annotator or "the environment's"
         if self.endpoint is not None or self.client is not None:
-            who = self._served(self.endpoint, self.model)
+            who = self._behind(self.endpoint, self.model)
         return f"{type(self).__name__}(annotator={who!r})"
 
     @property
-    def source(self) -> Annotator:
-        """The configured annotator.
+    def configured(self) -> Annotator:
+        """The annotator that is asked: the one that was given, or the one behind the endpoint.
 
         Raises:
             ConfigurationError: there is none; the message names the three ways to configure one.
@@ -107,11 +106,11 @@ class AnnotatedTransform(Transform):
         if self.annotator is not None:
             return self.annotator
         if self.endpoint is not None or self.client is not None:
-            return self._served(self.endpoint, self.model)
-        urls = tuple(url.strip() for url in os.environ.get("ARHN_ENDPOINT", "").split(",") if url.strip())
+            return self._behind(self.endpoint, self.model)
+        urls = urls_of_environment()
         if not urls:
             raise ConfigurationError(THREE_WAYS.format(name=self.NAME))
-        return self._served(urls, self.model or os.environ.get("ARHN_MODEL"))
+        return self._behind(urls, self.model or os.environ.get("ARHN_MODEL"))
 
     def asking(self: Self, annotator: Annotator) -> Self:
         """The same stage with another annotator, or with the same one in another form."""
@@ -121,7 +120,7 @@ class AnnotatedTransform(Transform):
     def awaits(self) -> bool:
         """Whether the annotator waits; False also where there is none, so that the call itself says so."""
         try:
-            return self.source.awaits
+            return self.configured.awaits
         except ConfigurationError:
             return False
 
@@ -130,10 +129,14 @@ class AnnotatedTransform(Transform):
         """The canonical columns."""
         return (QUERY, POSITIVE.passages, NEGATIVE.passages)
 
+    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
+        """One value a passage of both sides, of the kind that has the name of the stage."""
+        return types_of((self.NAME,), LABELLED)
+
     def identity(self) -> dict[str, Any]:
         """The annotator's identity for this stage, and the tasks."""
         tasks = self.tasks if isinstance(self.tasks, str) else {**SUBSET_TASKS, **(self.tasks or {})}
-        return {"annotator": self.source.identity(self.NAME), "tasks": tasks}
+        return {"annotator": self.configured.identity(self.NAME), "tasks": tasks}
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The evidence on each row; all requests of all rows are under way together.
@@ -143,11 +146,7 @@ class AnnotatedTransform(Transform):
         """
         for row in rows:
             check_query(self.NAME, row)
-            if row.get(DECISION) is not None:
-                raise SchemaError(
-                    f"arhn.{self.NAME} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
-                    "Go back first: ds.map(arhn.revert)."
-                )
+            check_not_relabelled(self.NAME, row)
         return await gather((self.annotate(row) for row in rows), concurrently=self.awaits)
 
     @abstractmethod
@@ -162,7 +161,7 @@ class AnnotatedTransform(Transform):
         ask: Callable[[Asked], Awaitable[Given]],
     ) -> tuple[list[Given], list[Given]]:
         """What the annotator gives on each positive and on each negative; asked where ``screened`` does not say it."""
-        source = self.source
+        annotator = self.configured
         background, task = background_of(row), self.task(row)
         positives, negatives = (
             [
@@ -171,10 +170,10 @@ class AnnotatedTransform(Transform):
             ]
             for column in (POSITIVE.passages, NEGATIVE.passages)
         )
-        await source.turn(len(positives) + len(negatives))
+        await annotator.turn(len(positives) + len(negatives))
         known = await screened(positives, negatives)
         asked = (ask(one) for one, given in zip((*positives, *negatives), known, strict=True) if given is None)
-        replies = iter(await gather(asked, concurrently=source.awaits))
+        replies = iter(await gather(asked, concurrently=annotator.awaits))
         found = [next(replies) if given is None else given for given in known]
         return found[: len(positives)], found[len(positives) :]
 
@@ -182,36 +181,26 @@ class AnnotatedTransform(Transform):
         """The task of a row."""
         return task_of(row.get(SUBSET), self.tasks)
 
-    def _check_connection(self) -> None:
-        """Refuse what the annotator behind ``endpoint`` could only stumble over."""
-        urls = self.endpoint if isinstance(self.endpoint, (list, tuple)) else (self.endpoint,)
-        if self.endpoint is not None and not all(isinstance(url, str) for url in urls):
-            advice = 'endpoint="http://localhost:8080", or several of the same model'
-            if isinstance(self.endpoint, (type, Annotator)):
-                advice = 'endpoint="http://localhost:8080", or an annotator as annotator=arhn.Endpoint(url, ...)'
-            found = [_shown(one) for one in urls] if isinstance(self.endpoint, (list, tuple)) else self.endpoint
-            raise ConfigurationError(f"endpoint is {shorten(repr(found))}; the URL of a server was expected: {advice}.")
-        if self.concurrency is not None:
-            check_integer("concurrency", self.concurrency, least=1)
-        seconds = self.timeout
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-            raise ConfigurationError(f"timeout is {seconds!r}; a number of seconds above 0 was expected.")
-
-    def _served(self, urls: str | tuple[str, ...] | None, model: str | None) -> Endpoint:
+    def _behind(self, urls: str | tuple[str, ...] | None, model: str | None) -> Endpoint:
+        """The annotator behind these servers, one and the same for the whole life of the stage."""
         made: dict[Any, Endpoint] = self.__dict__.setdefault("_endpoints", {})  # no field: it is not pickled
         endpoint = made.get((urls, model))
         if endpoint is None:
-            endpoint = made[urls, model] = Endpoint(
-                urls,
-                client=self.client,
-                model=model,
-                revision=self.revision,
-                api_key=self.api_key,
-                cache=self.cache,
-                timeout=self.timeout,
-                concurrency=self.concurrency,
-            )
+            options = {**self.connection(), "revision": self.revision, "cache": self.cache, "client": self.client}
+            endpoint = made[urls, model] = Endpoint(urls, model=model, **options)
         return endpoint
+
+
+def _check_urls(given: object) -> None:
+    """Refuse what the annotator behind ``endpoint`` could only stumble over."""
+    urls = given if isinstance(given, (list, tuple)) else (given,)
+    if given is None or all(isinstance(url, str) for url in urls):
+        return
+    advice = 'endpoint="http://localhost:8080", or several of the same model'
+    if isinstance(given, (type, Annotator)):
+        advice = 'endpoint="http://localhost:8080", or an annotator as annotator=arhn.Endpoint(url, ...)'
+    shown = [_shown(one) for one in urls] if isinstance(given, (list, tuple)) else given
+    raise ConfigurationError(f"endpoint is {shorten(repr(shown))}; the URL of a server was expected: {advice}.")
 
 
 def check_annotator(name: str, given: object) -> None:
@@ -245,19 +234,6 @@ def _shown(given: object) -> object:
         return "a URL that cannot be read"
 
 
-def check_integer(name: str, value: object, least: int | None = None, *, optional: bool = False) -> None:
-    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where it is ``optional``.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        expected = "a whole number" + ("" if least is None else f" from {least}") + (", or None," if optional else "")
-        raise ConfigurationError(f"{name} is {value!r}; {expected} was expected.")
-
-
 def check_query(stage: str, row: Row) -> None:
     """Refuse a row without a query.
 
@@ -273,6 +249,19 @@ def check_query(stage: str, row: Row) -> None:
         f"arhn.{stage} got a row whose {QUERY!r} holds {found} ({named}); a text was expected. Correct the row, or "
         f'leave such rows out first: ds.filter(lambda row: isinstance(row["{QUERY}"], str)).'
     )
+
+
+def check_not_relabelled(stage: str, row: Row) -> None:
+    """Refuse a row whose lists are no longer those of the source.
+
+    Raises:
+        SchemaError: names the row, and what to do.
+    """
+    if row.get(DECISION) is not None:
+        raise SchemaError(
+            f"arhn.{stage} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
+            "Go back first: ds.map(arhn.revert)."
+        )
 
 
 def background_of(row: Row) -> tuple[str, ...]:

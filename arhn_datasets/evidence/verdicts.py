@@ -8,33 +8,18 @@ and a reply that cannot be read are recorded as such, and the passages concerned
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import pyarrow as pa
-
 from arhn_datasets.annotators.cascade import Cascade
 from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.annotators.requests import Verdict, VerdictRequest
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator, check_integer
-from arhn_datasets.rows.records import (
-    JUDGED,
-    JUDGEMENT_STATUSES,
-    NEGATIVE,
-    PARTIAL,
-    POSITIVE,
-    QUERY,
-    SKIPPED,
-    UNPARSED,
-    VERDICT_TYPE,
-    VERDICTS,
-    Row,
-    digest,
-    passages_of,
-    shorten,
-    text_of,
-)
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator
+from arhn_datasets.rows import records
+from arhn_datasets.rows.options import check_integer
+from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, shorten, text_of
 from arhn_datasets.rows.stage import gather
 
 
@@ -73,9 +58,9 @@ class Verdicts(AnnotatedTransform):
         check_integer("seed", self.seed)
 
     @property
-    def source(self) -> Annotator:
+    def configured(self) -> Annotator:
         """The configured annotator, behind the screen where there is one."""
-        found = super().source
+        found = super().configured
         if self.screen is None:
             return found
         made: dict[Any, Annotator] = self.__dict__.setdefault("_cascades", {})  # no field: it is not pickled
@@ -85,20 +70,16 @@ class Verdicts(AnnotatedTransform):
         """The annotator's identity and every option of the verdicts."""
         return {**super().identity(), "window": self.window, "seed": self.seed}
 
-    def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
-        """Lists of :data:`~arhn_datasets.rows.records.VERDICT_TYPE`."""
-        return {POSITIVE.verdicts: pa.list_(VERDICT_TYPE), NEGATIVE.verdicts: pa.list_(VERDICT_TYPE)}
-
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
         positives, negatives = (
-            [_words(text_of(passage)) for passage in passages_of(row, column)]
+            [one_line(text_of(passage)) for passage in passages_of(row, column)]
             for column in (POSITIVE.passages, NEGATIVE.passages)
         )
         if positives:
             verdicts = await self._judged(row, list(dict.fromkeys(positives)), negatives)
         else:
-            skipped = Verdict(status=SKIPPED, detail="the row has no positive to compare with")
+            skipped = Verdict(status=records.SKIPPED, detail="the row has no positive to compare with")
             verdicts = dict.fromkeys(negatives, skipped)
         return {
             POSITIVE.verdicts: [None] * len(positives),
@@ -111,10 +92,10 @@ class Verdicts(AnnotatedTransform):
         shown = sorted(set(negatives))
         random.Random(digest([self.seed, row[QUERY], shown])).shuffle(shown)
         windows = [tuple(shown[start : start + self.window]) for start in range(0, len(shown), self.window)]
-        source, background, task = self.source, background_of(row), self.task(row)
-        await source.turn(len(windows))
+        annotator, background, task = self.configured, background_of(row), self.task(row)
+        await annotator.turn(len(windows))
         requests = (
-            source.verdicts(
+            annotator.verdicts(
                 VerdictRequest(
                     query=row[QUERY], positives=tuple(sorted(positives)), candidates=window, task=task,
                     background=background,
@@ -122,7 +103,7 @@ class Verdicts(AnnotatedTransform):
             )
             for window in windows
         )  # fmt: skip
-        replies = await gather(requests, concurrently=source.awaits)
+        replies = await gather(requests, concurrently=annotator.awaits)
         return {
             text: verdict
             for window, reply in zip(windows, replies, strict=True)
@@ -134,23 +115,18 @@ def checked(reply: Sequence[Verdict], candidates: int) -> list[Verdict]:
     """The reply of any annotator; unparsed where it is not one known verdict a candidate."""
     if not isinstance(reply, (list, tuple)) or len(reply) != candidates:
         said = f"{len(reply)} verdicts" if isinstance(reply, (list, tuple)) else f"{reply!r} and no verdicts"
-        return [Verdict(status=UNPARSED, detail=shorten(f"{said} on {candidates} candidates"))] * candidates
+        return [Verdict(status=records.UNPARSED, detail=shorten(f"{said} on {candidates} candidates"))] * candidates
     return [_checked(verdict) for verdict in reply]
 
 
 def _checked(reply: Verdict) -> Verdict:
     if not isinstance(reply, Verdict):
-        return Verdict(status=UNPARSED, detail=shorten(f"{reply!r}; a Verdict was expected"))
-    if reply.status in JUDGEMENT_STATUSES:
-        says = reply.status in (JUDGED, PARTIAL)
-        if reply.verdict in VERDICTS if says else reply.verdict is None:
+        return Verdict(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Verdict was expected"))
+    if reply.status in records.JUDGEMENT_STATUSES:
+        says = reply.status in (records.JUDGED, records.PARTIAL)
+        if reply.verdict in records.VERDICTS if says else reply.verdict is None:
             return reply
-    return Verdict(status=UNPARSED, detail=shorten(f"{reply.verdict!r} with status {reply.status!r}"))
-
-
-def _words(text: str) -> str:
-    """The text as candidates are compared and shown: its words on one line."""
-    return " ".join(text.split())
+    return Verdict(status=records.UNPARSED, detail=shorten(f"{reply.verdict!r} with status {reply.status!r}"))
 
 
 verdicts = Verdicts()

@@ -29,7 +29,7 @@ def describe_run(
     requests: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``run.json``: everything needed to repeat the run, and nothing secret."""
-    annotator = next((found.source for found in transforms if isinstance(found, AnnotatedTransform)), None)
+    annotator = next((found.configured for found in transforms if isinstance(found, AnnotatedTransform)), None)
     described = annotator or next((found for found in transforms if isinstance(found, Scores)), None)
     return {
         "format": RUN_FORMAT,

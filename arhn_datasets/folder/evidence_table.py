@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows.arrow import (
     Integers,
+    aligned,
     check_canonical,
     empty_table,
     field_of,
+    first_of,
     flat_lists,
     is_null,
     lists_of,
@@ -29,21 +31,24 @@ from arhn_datasets.rows.arrow import (
 )
 from arhn_datasets.rows.records import (
     ALL_EVIDENCE_TYPES,
+    ARHN_KINDS,
     DECISION,
     DECISION_TYPE,
     FILTERED,
-    GRADE_TYPE,
+    FURTHER_KINDS,
+    KINDS,
+    LABELLED,
     NEGATIVE,
-    ORIGIN_TYPE,
     PASSAGE_TYPE,
     POSITIVE,
     QUERY_ID,
     RANKING,
     RANKING_TYPE,
-    SCORE_TYPE,
-    SNIPPET_TYPE,
+    SIDES,
     SUBSET,
-    VERDICT_TYPE,
+    Kind,
+    Side,
+    types_of,
 )
 
 if TYPE_CHECKING:
@@ -51,85 +56,64 @@ if TYPE_CHECKING:
 
     AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict)
 
-ROW, DOCID, ORIGIN, POSITION, LABEL, PASSAGE = "row", "docid", "origin", "position", "label", "passage"
+ROW, DOCID, ORIGIN, LABEL, PASSAGE = "row", "docid", "origin", "label", "passage"
 
-_SNIPPET = {"snippet": "snippet", "start": "start", "end": "end", "field": "field"}
-_SNIPPET |= {"snippet_status": "status", "snippet_detail": "detail"}
+# What is said of a row as a whole, on each of its passages: the field of each column.
 _RANKING = {"ranking_status": "status", "candidates": "candidates", "permutations": "permutations"}
 _RANKING |= {"agreement": "agreement", "ranking_detail": "detail"}
 _DECISION = {"row_status": "status", "policy": "policy", "reference": "reference", "row_detail": "detail"}
 
+
+def _fields(type: pa.DataType, shown_as: Mapping[str, str | None]) -> list[pa.Field]:
+    """The columns of values here, with the type of what each holds of them."""
+    return [pa.field(column, type if name is None else type.field(name).type) for column, name in shown_as.items()]
+
+
+def _fields_of(*kinds: str) -> list[pa.Field]:
+    return [field for kind in kinds for field in _fields(KINDS[kind].type, KINDS[kind].shown_as)]
+
+
 EVIDENCE_ROW = pa.schema(
     [
-        (ROW, pa.int64()),  # of the query in its split; rows that a guard dropped come behind the others
-        (QUERY_ID, pa.string()),
-        (SUBSET, pa.string()),
-        (DOCID, pa.string()),  # null in the one evidence row of a row without passages
-        (ORIGIN, pa.string()),  # the label in the source, and the place in that list
-        (POSITION, pa.int32()),
-        (LABEL, pa.string()),  # "positive", "negative" or "filtered"
-        *((column, SNIPPET_TYPE.field(name).type) for column, name in _SNIPPET.items()),
-        ("rank", pa.int32()),
-        *((column, RANKING_TYPE.field(name).type) for column, name in _RANKING.items()),
-        *((column, DECISION_TYPE.field(name).type) for column, name in _DECISION.items()),
+        pa.field(ROW, pa.int64()),  # of the query in its split; rows that a guard dropped come behind the others
+        pa.field(QUERY_ID, pa.string()),
+        pa.field(SUBSET, pa.string()),
+        *_fields_of("passages", "origins"),  # null in the one evidence row of a row without passages
+        pa.field(LABEL, pa.string()),  # "positive", "negative" or "filtered"
+        *_fields_of(*ARHN_KINDS),
+        *_fields(RANKING_TYPE, _RANKING),
+        *_fields(DECISION_TYPE, _DECISION),
     ]
 )
 """The columns of the evidence but the last one, :data:`PASSAGE`, whose type is that of the source's passages."""
 
-# Further evidence on each passage, where the rows have it: its column here for each field, None for the value itself.
-FURTHER: Mapping[str, Mapping[str, str | None]] = {
-    "scores": {"score": None},
-    "verdicts": {"verdict": "verdict", "verdict_status": "status", "verdict_detail": "detail"},
-    "grades": {"grade": "grade", "grade_status": "status", "grade_detail": "detail"},
-}
-_FURTHER_TYPES: Mapping[str, pa.DataType] = {"scores": SCORE_TYPE, "verdicts": VERDICT_TYPE, "grades": GRADE_TYPE}
-
-# Passages, snippets, ranks and origins of each label, in the order of the evidence rows of a row.
-_SIDES = {
-    "positive": (POSITIVE.passages, POSITIVE.snippets, POSITIVE.ranks, POSITIVE.origins),
-    "negative": (NEGATIVE.passages, NEGATIVE.snippets, NEGATIVE.ranks, NEGATIVE.origins),
-    "filtered": (FILTERED.passages, FILTERED.snippets, FILTERED.ranks, FILTERED.origins),
-}
-_RANKS = (POSITIVE.ranks, NEGATIVE.ranks, FILTERED.ranks)
-
 # As the stages write them.
 _WIDE = (
-    *(POSITIVE.snippets, NEGATIVE.snippets),
-    *(POSITIVE.ranks, NEGATIVE.ranks, RANKING),
-    *(
-        FILTERED.passages,
-        POSITIVE.origins,
-        NEGATIVE.origins,
-        FILTERED.snippets,
-        FILTERED.ranks,
-        FILTERED.origins,
-        DECISION,
-    ),
+    *types_of(ARHN_KINDS, LABELLED),
+    RANKING,
+    *(FILTERED.passages, POSITIVE.origins, NEGATIVE.origins),
+    *types_of((*ARHN_KINDS, "origins"), (FILTERED,)),
+    DECISION,
 )
 
 
 def further_of(columns: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of further evidence, of :data:`FURTHER`, that there are columns of."""
-    return tuple(kind for kind in FURTHER if f"positive_{kind}" in columns)
+    """The kinds of further evidence that there are columns of."""
+    return tuple(kind for kind in FURTHER_KINDS if POSITIVE.column(kind) in columns)
 
 
 def joined_of(columns: Sequence[str]) -> tuple[str, ...]:
     """The kinds of further evidence that a table of evidence with these columns has."""
-    return tuple(kind for kind in FURTHER if set(FURTHER[kind]) <= set(columns))
+    return tuple(kind for kind in FURTHER_KINDS if set(KINDS[kind].shown_as) <= set(columns))
 
 
 def evidence_schema(passage: pa.DataType = PASSAGE_TYPE, further: Sequence[str] = ()) -> pa.Schema:
     """The columns of the evidence of rows with such passages and such further evidence."""
-    schema = EVIDENCE_ROW
-    for kind in further:
-        for column, name in FURTHER[kind].items():
-            type = _FURTHER_TYPES[kind]
-            schema = schema.append(pa.field(column, type if name is None else type.field(name).type))
-    return schema.append(pa.field(PASSAGE, passage))
+    return pa.schema([*EVIDENCE_ROW, *_fields_of(*further), pa.field(PASSAGE, passage)])
 
 
 def _wide(further: Sequence[str]) -> tuple[str, ...]:
-    return (*_WIDE, *(f"{side}_{kind}" for kind in further for side in _SIDES))
+    return (*_WIDE, *types_of(further))
 
 
 def canonical_of(rows: pa.Table) -> pa.Table:
@@ -156,44 +140,32 @@ def evidence_of(rows: pa.Table, first_row: int = 0) -> pa.Table:
     """
     _check_wide(rows)
     further = further_of(rows.column_names)
-    sides = {label: _side(rows, label, further) for label in _SIDES}
-    counts = [flat[0] for flat in sides.values()]
+    lists = {side: flat_lists(rows, side.passages) for side in SIDES}
+    counts = [lengths for lengths, _ in lists.values()]
     shown, order = merged(counts, least=1)  # a row without passages has one row of evidence, too
     row, sizes = rows_of(shown), [int(number.sum()) for number in counts]
-
-    def gathered(pick: Any) -> pa.Array:
-        return taken(pa.concat_arrays([pick(*flat[1:]) for flat in sides.values()]), order)
-
-    moved = order - sum(sizes[:-1])
-    ranking = one_array(rows.column(RANKING)) if RANKING in rows.column_names else pa.nulls(rows.num_rows, RANKING_TYPE)
-    decision = one_array(rows.column(DECISION))
-    labels = pa.DictionaryArray.from_arrays(pa.array(np.repeat(np.arange(len(sides)), sizes)), pa.array(list(sides)))
+    removed = _structs_in(lists[FILTERED][1], rows.schema)
+    schema = evidence_schema(removed.type, further)
+    labels = pa.DictionaryArray.from_arrays(
+        pa.array(np.repeat(np.arange(len(SIDES)), sizes)), pa.array([side.label for side in SIDES])
+    )
     columns = {
         ROW: pa.array(row + first_row),
         QUERY_ID: taken(strings_of(rows, QUERY_ID), row),
         SUBSET: taken(strings_of(rows, SUBSET), row),
-        DOCID: gathered(lambda passage, snippet, rank, origin, *_: field_of(passage, "docid", pa.string())),
-        ORIGIN: gathered(lambda passage, snippet, rank, origin, *_: field_of(origin, "label", pa.string())),
-        POSITION: gathered(lambda passage, snippet, rank, origin, *_: field_of(origin, "position", pa.int32())),
         LABEL: taken(labels.cast(pa.string()), order),
-        "rank": gathered(lambda passage, snippet, rank, origin, *_: rank),
-        PASSAGE: taken(sides["filtered"][1], np.maximum(moved, -1)),
+        PASSAGE: taken(removed, np.maximum(order - sum(sizes[:-1]), -1)),
     }
-    for column, name in _SNIPPET.items():
-        type = EVIDENCE_ROW.field(column).type
-        columns[column] = gathered(lambda _, snippet, *__, name=name, type=type: field_of(snippet, name, type))
-    for structs, names in ((ranking, _RANKING), (decision, _DECISION)):
-        for column, name in names.items():
-            columns[column] = taken(field_of(structs, name, EVIDENCE_ROW.field(column).type), row)
-    schema = evidence_schema(sides["filtered"][1].type, further)
-    for at, kind in enumerate(further):
-        for column, field in FURTHER[kind].items():
+    for kind in ("passages", "origins", *ARHN_KINDS, *further):
+        values = [_flat(rows, side, kind) for side in SIDES]
+        for column, name in KINDS[kind].shown_as.items():
             type = schema.field(column).type
-            columns[column] = gathered(
-                lambda *flat, at=at, field=field, type=type: (
-                    flat[4 + at] if field is None else field_of(flat[4 + at], field, type)
-                )
-            )
+            parts = [part if name is None else field_of(part, name, type) for part in values]
+            columns[column] = taken(pa.concat_arrays(parts), order)
+    ranking = one_array(rows.column(RANKING)) if RANKING in rows.column_names else pa.nulls(rows.num_rows, RANKING_TYPE)
+    for structs, shown_as in ((ranking, _RANKING), (one_array(rows.column(DECISION)), _DECISION)):
+        for column, name in shown_as.items():
+            columns[column] = taken(field_of(structs, name, schema.field(column).type), row)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
@@ -214,53 +186,43 @@ def join_evidence(canonical: pa.Table, evidence: pa.Table) -> pa.Table:
     _check_evidence(evidence.column_names)
     column = {name: one_array(evidence.column(name)) for name in evidence.column_names}
     row = _rows_in(column[ROW], canonical)
-    label = pc.fill_null(pc.index_in(column[LABEL], value_set=pa.array(list(_SIDES))), -1).to_numpy()
+    labels = pa.array([side.label for side in SIDES])
+    label = pc.fill_null(pc.index_in(column[LABEL], value_set=labels), -1).to_numpy()
     _check_queries(canonical, column, row)
     _check_order(row, label, column)
-    further = joined_of(evidence.column_names)
-    count = canonical.num_rows
+    further, count = joined_of(evidence.column_names), canonical.num_rows
     starts = np.searchsorted(row, np.arange(count))
-    ranking = _structs(RANKING_TYPE, {n: taken(column[c], starts) for c, n in _RANKING.items()}, nullable=True)
-    unranked = is_null(ranking) & (np.bincount(row[~is_null(column["rank"])], minlength=count) == 0)
+    ranking = _structs(RANKING_TYPE, {name: taken(column[c], starts) for c, name in _RANKING.items()}, nullable=True)
+
+    def nowhere(name: str) -> Any:
+        """The rows in which no passage has a value of a column."""
+        return np.bincount(row[~is_null(column[name])], minlength=count) == 0
+
     # The rows in which no passage has a status were never asked about; without passages nobody can tell.
     shown = np.bincount(row[label >= 0], minlength=count) > 0
-
-    def unasked(status: str) -> Any:
-        return shown & (np.bincount(row[~is_null(column[status])], minlength=count) == 0)
-
-    without = {"snippets": unasked("snippet_status")}
-    without |= {kind: unasked(f"{kind.removesuffix('s')}_status") for kind in further if kind != "scores"}
+    without = {kind: shown & nowhere(status) for kind in (*ARHN_KINDS, *further) if (status := KINDS[kind].status)}
+    without["ranks"] = is_null(ranking) & nowhere("rank")
     columns: dict[str, pa.Array] = {RANKING: ranking}
-    for code, (side, (passages, snippets, ranks, origins)) in enumerate(_SIDES.items()):
+    for code, side in enumerate(SIDES):
         at = np.flatnonzero(label == code)
         counts = np.bincount(row[at], minlength=count)
-        if side == "filtered":
-            columns[passages] = lists_of(counts, taken(column[PASSAGE], at).cast(_passage_type(canonical.schema)))
+        if side == FILTERED:
+            passages = taken(column[PASSAGE], at).cast(_passage_type(canonical.schema))
+            columns[side.passages] = lists_of(counts, passages)
         else:
-            _check_passages(canonical, passages, counts, taken(column[DOCID], at), column)
-        structs: dict[str, tuple[Any, pa.StructType, Mapping[str, str]]] = {}
-        structs[snippets] = (without["snippets"], SNIPPET_TYPE, _SNIPPET)
-        for kind in further:
-            if kind == "scores":
-                columns[f"{side}_{kind}"] = lists_of(counts, taken(column["score"], at).cast(SCORE_TYPE))
-            else:
-                names = {name: str(field) for name, field in FURTHER[kind].items()}
-                structs[f"{side}_{kind}"] = (without[kind], _FURTHER_TYPES[kind], names)
-        for name, (absent, type, fields) in structs.items():
-            asked = at[~absent[row[at]]]
-            # A passage that is not judged at all, as the positives that others are compared with, is null.
-            values = _structs(
-                type, {field: taken(column[one], asked) for one, field in fields.items()}, nullable=name != snippets
+            _check_passages(canonical, side.passages, counts, taken(column[DOCID], at), column)
+        for kind in ("origins", *ARHN_KINDS, *further):
+            absent = without.get(kind, np.zeros(count, bool))
+            values = _values(KINDS[kind], column, at[~absent[row[at]]])
+            columns[side.column(kind)] = lists_of(
+                np.where(absent, 0, counts), values, absent=absent if absent.any() else None
             )
-            columns[name] = lists_of(np.where(absent, 0, counts), values, absent=absent if absent.any() else None)
-        placed = {"label": taken(column[ORIGIN], at), "position": taken(column[POSITION], at)}
-        columns[origins] = lists_of(counts, _structs(ORIGIN_TYPE, placed))
-        ranked = at[~unranked[row[at]]]
-        known = np.where(unranked, 0, counts)
-        columns[ranks] = lists_of(known, taken(column["rank"], ranked).cast(pa.int32()), absent=unranked)
-    moved = pc.equal(column[ORIGIN], "negative").fill_null(False).to_numpy(zero_copy_only=False) & (label == 0)
+    moved = pc.equal(column[ORIGIN], NEGATIVE.label).fill_null(False).to_numpy(zero_copy_only=False)
     decision = {name: taken(column[c], starts) for c, name in _DECISION.items()}
-    for name, members in (("relabelled", moved), ("filtered", label == 2)):
+    for name, members in (
+        ("relabelled", moved & (label == SIDES.index(POSITIVE))),
+        ("filtered", label == SIDES.index(FILTERED)),
+    ):
         decision[name] = pa.array(np.bincount(row[members], minlength=count).astype(np.int32))
     columns[DECISION] = _structs(DECISION_TYPE, decision)
     schema = wide_schema(canonical.schema, further)
@@ -336,50 +298,43 @@ def canonical_dataset(dataset: Dataset) -> Dataset:
     return dataset.remove_columns([column for column in dataset.column_names if column in ALL_EVIDENCE_TYPES])
 
 
-def _side(rows: pa.Table, label: str, further: Sequence[str]) -> tuple[Any, ...]:
-    """Lengths, passages, snippets, ranks, origins and further evidence of the lists of one label."""
-    passages, snippets, ranks, origins = _SIDES[label]
-    counts, values = flat_lists(rows, passages)
-    if not pa.types.is_struct(values.type):
-        values = values.cast(_passage_type(rows.schema))
-    along = [values]
-    kinds = [(f"{label}_{kind}", _FURTHER_TYPES[kind]) for kind in further]
-    for column, type in ((snippets, SNIPPET_TYPE), (ranks, pa.int32()), (origins, ORIGIN_TYPE), *kinds):
-        if column not in rows.column_names:
-            along.append(pa.nulls(len(values), type))
-            continue
-        found, flat = flat_lists(rows, column)
-        absent = np.zeros(rows.num_rows, bool)
-        if column != origins:  # a row that was never ranked, or never asked about, has no list
-            absent = is_null(one_array(rows.column(column)))
-        wrong = (found != counts) & ~absent
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            raise SchemaError(
-                f"Row {_named(rows, at)} has {found[at]} values in {column!r} for {counts[at]} passages in "
-                f"{passages!r}; one each was expected. Run arhn.relabel again on these rows."
-            )
-        if absent.any() or not pa.types.is_struct(type):
-            placed = ~np.repeat(absent, counts)
-            flat = flat if pa.types.is_struct(type) else flat.cast(type)
-            flat = taken(flat, np.where(placed, np.cumsum(placed) - 1, -1))
-        along.append(flat)
-    return counts, *along
+def _flat(rows: pa.Table, side: Side, kind: str) -> pa.Array:
+    """What stands of a kind on each passage of a side; null where a row has none."""
+    type, column = KINDS[kind].type, side.column(kind)
+    counts, passages = flat_lists(rows, side.passages)
+    if kind == "passages":
+        return _structs_in(passages, rows.schema)
+    if column not in rows.column_names:
+        return pa.nulls(len(passages), type)
+    lengths, values = flat_lists(rows, column)
+    absent = np.zeros(rows.num_rows, bool)
+    if kind != "origins":  # a row that was never ranked, or never asked about, has no list
+        absent = is_null(one_array(rows.column(column)))
+    wrong = (lengths != counts) & ~absent
+    if (at := first_of(wrong)) is not None:
+        raise SchemaError(
+            f"Row {_named(rows, at)} has {lengths[at]} values in {column!r} for {counts[at]} passages in "
+            f"{side.passages!r}; one each was expected. Run arhn.relabel again on these rows."
+        )
+    return aligned(values if pa.types.is_struct(type) else values.cast(type), lengths, counts)
+
+
+def _structs_in(passages: pa.Array, schema: pa.Schema) -> pa.Array:
+    """Passages as structs, also where no list has any."""
+    return passages if pa.types.is_struct(passages.type) else passages.cast(_passage_type(schema))
 
 
 def _check_wide(rows: pa.Table) -> None:
     check_canonical(rows.column_names)
-    snippets = [POSITIVE.snippets, NEGATIVE.snippets, FILTERED.snippets]
-    if not any(column in rows.column_names for column in snippets) and further_of(rows.column_names):
-        optional = (*_RANKS, RANKING, *snippets)  # of a rule that looks at other evidence
-    else:
-        optional = (*_RANKS, RANKING)
-    needed = [column for column in _wide(further_of(rows.column_names)) if column not in optional]
+    further, snippets = further_of(rows.column_names), tuple(side.snippets for side in SIDES)
+    optional = (*(side.ranks for side in SIDES), RANKING)
+    if further and not any(column in rows.column_names for column in snippets):
+        optional += snippets  # of a rule that looks at other evidence
+    needed = [column for column in _wide(further) if column not in optional]
     missing = [column for column in needed if column not in rows.column_names]
     if missing:
         raise SchemaError(f"The rows lack the columns {missing}; rows that arhn.relabel has written were expected.")
-    if rows.column(DECISION).null_count:
-        at = int(np.argmax(is_null(one_array(rows.column(DECISION)))))
+    if (at := first_of(is_null(one_array(rows.column(DECISION))))) is not None:
         raise SchemaError(
             f"Row {_named(rows, at)} was never relabelled: its decision is null. Run ds.map(arhn.relabel) on all rows."
         )
@@ -399,10 +354,9 @@ def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
     row: Integers = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
     first = int(row[0]) if len(row) else 0
     row = row - first
-    if (np.diff(row) < 0).any():
-        at = int(np.argmax(np.diff(row) < 0)) + 1
+    if (at := first_of(np.diff(row) < 0)) is not None:
         raise SchemaError(
-            f"The evidence of row {row[at] + first} stands behind that of row {row[at - 1] + first}; the order of its "
+            f"The evidence of row {row[at + 1] + first} stands behind that of row {row[at] + first}; the order of its "
             "publication was expected. Join before you sort or shuffle it."
         )
     if len(row) and row[-1] >= canonical.num_rows:
@@ -410,9 +364,7 @@ def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
             f"There is evidence of row {row[-1] + first}, and no such row: the {canonical.num_rows} rows begin with "
             f"number {first}. Join the whole split before you select rows of it."
         )
-    found = np.bincount(row, minlength=canonical.num_rows)
-    if not found.all():
-        at = int(np.argmin(found > 0))
+    if (at := first_of(np.bincount(row, minlength=canonical.num_rows) == 0)) is not None:
         raise SchemaError(
             f"Row {_named(canonical, at, first)} has no evidence. Load rows and evidence from the same repository and "
             "revision."
@@ -423,15 +375,13 @@ def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
 def _check_queries(canonical: pa.Table, column: dict[str, pa.Array], row: Integers) -> None:
     expected = taken(strings_of(canonical, QUERY_ID), row)
     wrong = _differ(expected, column[QUERY_ID])
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    if (at := first_of(wrong)) is not None:
         raise SchemaError(
             f"The evidence of row {column[ROW][at].as_py()} is of query_id {column[QUERY_ID][at].as_py()!r}, and the "
             f"row has query_id {expected[at].as_py()!r}. Join the whole split in its order, rows and evidence of one "
             "revision, before you select or shuffle rows."
         )
-    if column["row_status"].null_count:
-        at = int(np.argmax(is_null(column["row_status"])))
+    if (at := first_of(is_null(column["row_status"]))) is not None:
         raise SchemaError(f"The evidence of row {column[ROW][at].as_py()} has no row_status; one was expected.")
 
 
@@ -439,8 +389,7 @@ def _check_order(row: Integers, label: Any, column: dict[str, pa.Array]) -> None
     """Within a row: positives, negatives, filtered; a row of evidence without a label is the only one of its row."""
     wrong = (label < 0) & ~is_null(column[LABEL])
     wrong[1:] |= (np.diff(row) == 0) & ((np.diff(label) < 0) | (label[:-1] < 0))
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    if (at := first_of(wrong)) is not None:
         raise SchemaError(
             f"The evidence of row {column[ROW][at].as_py()} has docid {column[DOCID][at].as_py()!r} with the label "
             f"{column[LABEL][at].as_py()!r} at this place; positives, then negatives, then filtered passages were "
@@ -453,16 +402,14 @@ def _check_passages(
 ) -> None:
     first = column[ROW][0].as_py() if len(column[ROW]) else 0
     expected, passages = flat_lists(canonical, side)
-    if (expected != counts).any():
-        at = int(np.argmax(expected != counts))
+    if (at := first_of(expected != counts)) is not None:
         raise SchemaError(
             f"Row {_named(canonical, at, first)} has {expected[at]} passages in {side!r} and evidence on {counts[at]}. "
             "Load rows and evidence from the same repository and revision."
         )
     names = field_of(passages, "docid", pa.string())
     wrong = _differ(names, docids)
-    if wrong.any():
-        at = int(np.argmax(wrong))
+    if (at := first_of(wrong)) is not None:
         raise SchemaError(
             f"Row {_named(canonical, int(rows_of(counts)[at]), first)}: docid {names[at].as_py()!r} stands in {side!r} "
             f"where the evidence has {docids[at].as_py()!r}. Load rows and evidence from the same repository and "
@@ -477,6 +424,17 @@ def _differ(one: pa.Array, other: pa.Array) -> Any:
     return ~pc.or_(equal, both).to_numpy(zero_copy_only=False)
 
 
+def _values(kind: Kind, column: Mapping[str, pa.Array], at: Integers) -> pa.Array:
+    """What stands of a kind on the passages at these evidence rows.
+
+    A passage that is not judged at all, as the positives that others are compared with, has null.
+    """
+    if not pa.types.is_struct(kind.type):
+        return taken(column[next(iter(kind.shown_as))], at).cast(kind.type)
+    values = {str(field): taken(column[name], at) for name, field in kind.shown_as.items()}
+    return _structs(kind.type, values, nullable=not kind.everywhere)
+
+
 def _structs(type: pa.StructType, values: dict[str, pa.Array], *, nullable: bool = False) -> pa.Array:
     """Structs from their fields; with ``nullable``, null where the status is."""
     arrays = [values[field.name].cast(field.type) for field in type]
@@ -486,8 +444,8 @@ def _structs(type: pa.StructType, values: dict[str, pa.Array], *, nullable: bool
 
 def _passage_type(schema: pa.Schema) -> pa.DataType:
     """The type of the passages: that of the first list column that has one."""
-    for column in (POSITIVE.passages, NEGATIVE.passages, FILTERED.passages):
-        at = schema.get_field_index(column)
+    for side in SIDES:
+        at = schema.get_field_index(side.passages)
         found = getattr(schema.field(at).type, "value_type", None) if at >= 0 else None
         if found is not None and pa.types.is_struct(found):
             return found

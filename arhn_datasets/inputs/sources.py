@@ -1,9 +1,7 @@
-"""What a run reads: files, folders and datasets of the Hub, whole or as a stream, and where they came from."""
+"""What a run reads: files, folders and datasets of the Hub, loaded or as a stream, and where they came from."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -13,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError, InputError
-from arhn_datasets.folder.run import RUN_FILE, is_refined
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
-from arhn_datasets.rows.records import DECISION, QUERY, QUERY_ID, canonical_json
-from arhn_datasets.rules.arhn import Revert
+from arhn_datasets.rows.records import DECISION
+from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -68,86 +65,74 @@ class Input:
     shard: Shard | None = None
 
 
-def load_input(source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """The canonical rows of each split, also where a shard is named, and where they came from.
+def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """The canonical rows of each split, also where a shard is named, in files on this disk, and where they came from.
+
+    Args:
+        source: What to read.
+        undo: Gives the source rows of an earlier result.
 
     Raises:
         InputError: the input is not there or cannot be read.
         SchemaError: its rows are in no known form.
     """
-    loaded, kind, published = _load(source, streaming=False)
-    splits = _splits_of(loaded, source)
-    canonical = {}
-    for name, dataset in splits.items():
-        if DECISION in dataset.column_names:  # an earlier result: from its source rows on
-            dataset = dataset.map(Revert(keep_evidence=False), batched=True)
-        if source.limit and keeps_rows(dataset.column_names):
-            dataset = dataset.select(range(min(source.limit, len(dataset))))
-        adapted = adapt_dataset(dataset)
-        canonical[name] = adapted.select(range(min(source.limit, len(adapted)))) if source.limit else adapted
-    if not any(len(dataset) for dataset in canonical.values()):
+    loaded, kind, published = _load(source)
+    raw = _splits_of(loaded, source)
+    splits = {name: _canonical(dataset, source.limit, undo) for name, dataset in raw.items()}
+    if not any(len(dataset) for dataset in splits.values()):
         raise InputError(f"{source.name} has no rows; nothing can be refined.")
     provenance = {
         **_provenance(source, kind, published),
-        "rows": {name: len(dataset) for name, dataset in canonical.items()},
-        "fingerprints": {name: dataset._fingerprint for name, dataset in splits.items()},
+        "rows": {name: len(dataset) for name, dataset in splits.items()},
+        "fingerprints": {name: dataset._fingerprint for name, dataset in raw.items()},
     }
-    return canonical, provenance
+    return splits, provenance
 
 
-def sharded(splits: Mapping[str, Dataset], source: Input) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    """The rows of the shard that the input names, and what ``run.json`` says of it; all rows where it names none."""
-    if source.shard is None:
-        return dict(splits), {}
-    whole = {name: {"rows": len(dataset), "queries": _digest(dataset)} for name, dataset in splits.items()}
-    parts = {
-        name: dataset.select(_contiguous(len(dataset), source.shard)) if len(dataset) else dataset
-        for name, dataset in splits.items()
-    }
-    return parts, {"shard": {"index": source.shard.index, "of": source.shard.of, "whole": whole}}
+def _canonical(dataset: Dataset, limit: int | None, undo: Transform) -> Dataset:
+    if DECISION in dataset.column_names:
+        dataset = dataset.map(undo, batched=True)
+    if limit and keeps_rows(dataset.column_names):
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    adapted: Dataset = adapt_dataset(dataset)
+    return adapted.select(range(min(limit, len(adapted)))) if limit else adapted
 
 
-def open_input(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]]:
-    """The rows of each split as they come, as streams, and where they came from; of the shard, where one is named.
+def stream(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]] | None:
+    """The rows of each split of a dataset of the Hub as they are and as they come, and where they came from.
+
+    None where :func:`load_input` has to read: a file or folder, columns that only the rows would tell, and a Hub that
+    does not answer, for the dataset may be in the cache.
 
     Raises:
-        InputError: the input is not there or cannot be read.
-        ConfigurationError: it has fewer files than shards.
+        InputError: there is no such split.
     """
-    loaded, kind, published = _load(source, streaming=True)
-    streams = {name: _stream_of(dataset) for name, dataset in _splits_of(loaded, source).items()}
-    provenance = _provenance(source, kind, published)
-    if source.shard is None:
-        return streams, provenance
-    parts = {name: stream.num_shards for name, stream in streams.items()}
-    if source.limit:
-        raise ConfigurationError("A stream cannot be cut after N rows and then into shards; leave --limit out.")
-    if few := {name: count for name, count in parts.items() if count < source.shard.of}:
-        raise ConfigurationError(
-            f"A stream is cut into shards by its files, those of parquet by their row groups, and {source.name} has "
-            f"{few} of them; {source.shard.of} or more were expected in each split. Ask for fewer shards, or run "
-            "without --streaming."
-        )
-    shard = {"index": source.shard.index, "of": source.shard.of, "whole": {n: {"parts": f} for n, f in parts.items()}}
-    return {
-        name: stream.shard(num_shards=source.shard.of, index=source.shard.index, contiguous=True)
-        for name, stream in streams.items()
-    }, {**provenance, "shard": shard}
+    from datasets import load_dataset
+
+    path = Path(source.name).expanduser()
+    if path.exists() or path.suffix in LOADERS or not _HUB_ID.fullmatch(source.name):
+        return None
+    published = _hub_facts(source)
+    try:
+        opened = load_dataset(source.name, source.config, revision=published["revision"], streaming=True)
+    except Exception as error:  # any, and loading tells it
+        logger.info("%s is no stream: %s", source.name, error)
+        return None
+    splits = _splits_of(opened, source)
+    if any(split.features is None for split in splits.values()):
+        return None
+    return {name: _by_groups(split) for name, split in splits.items()}, _provenance(source, "hub", published)
 
 
-def _stream_of(dataset: Dataset | IterableDataset) -> IterableDataset:
-    from datasets import Dataset, IterableDataset
+def _by_groups(split: IterableDataset) -> IterableDataset:
+    """The same rows, each row group of a parquet file for itself, where this version of `datasets` can.
 
-    if isinstance(dataset, Dataset):
-        if len(dataset):
-            return dataset.to_iterable_dataset()
-        empty: IterableDataset = IterableDataset.from_generator(lambda: iter(()), features=dataset.features)
-        return empty
-    # The scanner of a parquet file reads far ahead of a slow consumer, but not beyond its shard: a row group then.
-    if hasattr(dataset, "reshard") and dataset.num_shards <= RESHARDED_FILES:
-        with_groups: IterableDataset = dataset.reshard()
-        return with_groups
-    return dataset
+    The scanner of a parquet file reads far ahead of a slow consumer, but not beyond its part.
+    """
+    if not hasattr(split, "reshard") or split.num_shards > RESHARDED_FILES:
+        return split
+    groups: IterableDataset = split.reshard()
+    return groups
 
 
 def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, Any]:
@@ -208,19 +193,7 @@ def _splits_of(loaded: Any, source: Input) -> dict[str, Any]:
     return splits
 
 
-def _contiguous(rows: int, shard: Shard) -> range:
-    return range(rows * shard.index // shard.of, rows * (shard.index + 1) // shard.of)
-
-
-def _digest(dataset: Dataset) -> str:
-    """A hash of the queries in their order: equal for equal inputs, wherever their files lie."""
-    found = hashlib.sha256()
-    for table in dataset.select_columns([QUERY_ID, QUERY]).with_format("arrow").iter(1000):
-        found.update(canonical_json([column.to_pylist() for column in table.columns]).encode("utf-8", "surrogatepass"))
-    return found.hexdigest()
-
-
-def _load(source: Input, *, streaming: bool) -> tuple[Any, str, dict[str, Any]]:
+def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
     """The dataset, the kind of its source, and what that says of itself: revision, licence, languages, visibility."""
     from datasets import load_dataset, load_from_disk
 
@@ -234,17 +207,15 @@ def _load(source: Input, *, streaming: bool) -> tuple[Any, str, dict[str, Any]]:
         )
     saved = path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     _check_options(source, path, saved)
-    options: dict[str, Any] = {"streaming": True} if streaming else {}
     with reading(source):
         if path.is_file():
-            loaded = load_dataset(LOADERS[path.suffix], data_files=str(path), split="train", **options)
-            return loaded, "file", dict(UNPUBLISHED)
+            return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", UNPUBLISHED
         if saved:
-            return load_from_disk(str(path)), "folder", dict(UNPUBLISHED)
+            return load_from_disk(str(path)), "folder", UNPUBLISHED
         if path.is_dir():
-            return load_dataset(str(path), source.config, **options), "folder", _inherited(path)
+            return load_dataset(str(path), source.config), "folder", UNPUBLISHED
         published = _hub_facts(source)
-        return load_dataset(source.name, source.config, revision=published["revision"], **options), "hub", published
+        return load_dataset(source.name, source.config, revision=published["revision"]), "hub", published
 
 
 def _check_options(source: Input, path: Path, saved: bool) -> None:
@@ -327,11 +298,3 @@ def _tagged(info: Any, name: str) -> list[str]:
     card = getattr(info, "card_data", None)
     stated = card.get(name) if card is not None else None
     return [str(one) for one in (stated if isinstance(stated, list) else [stated]) if one]
-
-
-def _inherited(folder: Path) -> dict[str, Any]:
-    """The terms of an earlier run's source: refining twice takes none of them away."""
-    if not is_refined(folder):
-        return dict(UNPUBLISHED)
-    source = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
-    return {name: source.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}

@@ -238,6 +238,11 @@ def is_null(values: pa.Array) -> Any:
     return values.is_null().to_numpy(zero_copy_only=False)
 
 
+def first_of(mask: Mask) -> int | None:
+    """The first place at which a mask is true."""
+    return int(np.argmax(mask)) if mask.any() else None
+
+
 def check_canonical(columns: Sequence[str]) -> None:
     """Whether the columns of canonical rows are there.
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from arhn_datasets.rows.forks import around_forks
 
 T = TypeVar("T")
 
@@ -151,5 +152,4 @@ def _after_fork() -> None:
 
 
 atexit.register(close)
-if hasattr(os, "register_at_fork"):  # pragma: no branch - absent on Windows only
-    os.register_at_fork(after_in_child=_after_fork)
+around_forks(in_child=_after_fork)

@@ -101,72 +101,24 @@ DECISION_TYPE = pa.struct(
 )
 
 
-@dataclass(frozen=True)
 class Side:
     """One of the three lists of a row, by its label; the columns of all that is aligned with it follow from that."""
 
-    label: str
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.passages, self.origins = self.column("passages"), self.column("origins")
+        self.snippets, self.ranks = self.column("snippets"), self.column("ranks")
+        self.scores, self.verdicts, self.grades = (self.column(kind) for kind in ("scores", "verdicts", "grades"))
 
     def column(self, kind: str) -> str:
         """The column of a kind of :data:`KINDS` on this side."""
         return f"{self.label}_{kind}"
-
-    @property
-    def passages(self) -> str:
-        """The column of the passages."""
-        return self.column("passages")
-
-    @property
-    def snippets(self) -> str:
-        """The column of their snippets."""
-        return self.column("snippets")
-
-    @property
-    def ranks(self) -> str:
-        """The column of their ranks."""
-        return self.column("ranks")
-
-    @property
-    def scores(self) -> str:
-        """The column of their scores."""
-        return self.column("scores")
-
-    @property
-    def verdicts(self) -> str:
-        """The column of their verdicts."""
-        return self.column("verdicts")
-
-    @property
-    def grades(self) -> str:
-        """The column of their grades."""
-        return self.column("grades")
-
-    @property
-    def origins(self) -> str:
-        """The column of where they came from."""
-        return self.column("origins")
 
 
 POSITIVE, NEGATIVE, FILTERED = Side("positive"), Side("negative"), Side("filtered")
 SIDES = (POSITIVE, NEGATIVE, FILTERED)
 LABELLED = (POSITIVE, NEGATIVE)
 """The two sides that a source row has."""
-
-KINDS: Mapping[str, pa.DataType] = {
-    "passages": PASSAGE_TYPE,
-    "snippets": SNIPPET_TYPE,
-    "ranks": pa.int32(),
-    "scores": SCORE_TYPE,
-    "verdicts": VERDICT_TYPE,
-    "grades": GRADE_TYPE,
-    "origins": ORIGIN_TYPE,
-}
-"""What stands on each passage, by the second word of its columns, with the type of one value.
-
-This is the one table of columns: a further kind of evidence is an entry here and a file in ``evidence/``.
-"""
-EVIDENCE_KINDS = tuple(kind for kind in KINDS if kind not in ("passages", "origins"))
-"""The kinds that annotators and models give."""
 
 GROUNDED, NO_ANSWER, UNGROUNDED, UNPARSED, ERROR = "grounded", "no_answer", "ungrounded", "unparsed", "error"
 SNIPPET_STATUSES = (GROUNDED, NO_ANSWER, UNGROUNDED, UNPARSED, ERROR)
@@ -179,6 +131,87 @@ VERDICTS = (BETTER, WORSE, NO_MATCH)
 GRADES = (0, 1, 2, 3)
 JUDGED = "judged"
 JUDGEMENT_STATUSES = (JUDGED, PARTIAL, UNPARSED, ERROR, SKIPPED)  # of verdicts and of grades
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What stands on each passage of a row, and how it is read: all that the rest of the package knows of it."""
+
+    type: pa.DataType
+    """Of one value."""
+
+    shown_as: Mapping[str, str | None]
+    """Its columns in the table of evidence, with the field that each holds; None is the value itself."""
+
+    stage: str = ""
+    """What makes it, as users call it."""
+
+    reads: str | None = None
+    """The field that rules read; None is the value itself."""
+
+    words: tuple[str, ...] = ()
+    """The words there that count, which rules read as their places here; without them it is a number."""
+
+    statuses: tuple[str, ...] = ()
+    """How it may have gone, where it has a status."""
+
+    values: tuple[Any, ...] = ()
+    """What a judgement may say there; without one the status says why."""
+
+    everywhere: bool = False
+    """Whether each passage has one once its stage has run; of any other kind it may be null."""
+
+    @property
+    def status(self) -> str | None:
+        """Its column in the table of evidence that says how it went, where it has one."""
+        return next((column for column, field in self.shown_as.items() if field == "status"), None)
+
+
+KINDS: Mapping[str, Kind] = {
+    "passages": Kind(type=PASSAGE_TYPE, shown_as={"docid": "docid"}, everywhere=True),
+    "origins": Kind(type=ORIGIN_TYPE, shown_as={"origin": "label", "position": "position"}, everywhere=True),
+    "snippets": Kind(
+        type=SNIPPET_TYPE,
+        shown_as={
+            **{field: field for field in ("snippet", "start", "end", "field")},
+            **{f"snippet_{field}": field for field in ("status", "detail")},
+        },
+        stage="arhn.snippets",
+        reads="status",
+        words=(GROUNDED, NO_ANSWER),
+        statuses=SNIPPET_STATUSES,
+        everywhere=True,
+    ),
+    "ranks": Kind(type=pa.int32(), shown_as={"rank": None}, stage="arhn.ranks"),
+    "scores": Kind(type=pa.float64(), shown_as={"score": None}, stage="arhn.Scores(model)"),
+    "verdicts": Kind(
+        type=VERDICT_TYPE,
+        shown_as={"verdict": "verdict", "verdict_status": "status", "verdict_detail": "detail"},
+        stage="arhn.Verdicts()",
+        reads="verdict",
+        words=(BETTER, WORSE),
+        statuses=JUDGEMENT_STATUSES,
+        values=VERDICTS,
+    ),
+    "grades": Kind(
+        type=GRADE_TYPE,
+        shown_as={"grade": "grade", "grade_status": "status", "grade_detail": "detail"},
+        stage="arhn.Grades()",
+        reads="grade",
+        statuses=JUDGEMENT_STATUSES,
+        values=GRADES,
+    ),
+}
+"""What stands on each passage, by the second word of its columns: the one table of columns.
+
+A further kind of evidence is an entry here and a file in ``evidence/``.
+"""
+EVIDENCE_KINDS = tuple(kind for kind in KINDS if kind not in ("passages", "origins"))
+"""The kinds that annotators and models give."""
+ARHN_KINDS = ("snippets", "ranks")
+"""Those of ARHN's own stages, which are always there in published rows."""
+FURTHER_KINDS = tuple(kind for kind in EVIDENCE_KINDS if kind not in ARHN_KINDS)
+"""Those of other rules."""
 
 CHANGED, UNCHANGED, GUARDED, DROPPED = "changed", "unchanged", "guarded", "dropped"
 DECISION_STATUSES = (CHANGED, UNCHANGED, GUARDED, DROPPED)
@@ -239,17 +272,17 @@ def text_of(passage: Passage) -> str:
 
 def types_of(kinds: Sequence[str], sides: Sequence[Side] = SIDES) -> dict[str, pa.DataType]:
     """The types of the columns of some kinds on some sides, kind by kind."""
-    return {side.column(kind): pa.list_(KINDS[kind]) for kind in kinds for side in sides}
+    return {side.column(kind): pa.list_(KINDS[kind].type) for kind in kinds for side in sides}
 
 
 EVIDENCE_TYPES: dict[str, pa.DataType] = {
-    **types_of(("snippets", "ranks"), LABELLED),
+    **types_of(ARHN_KINDS, LABELLED),
     RANKING: RANKING_TYPE,
-    **types_of(("passages", "snippets", "ranks"), (FILTERED,)),
+    **types_of(("passages", *ARHN_KINDS), (FILTERED,)),
     **types_of(("origins",)),
     DECISION: DECISION_TYPE,
 }
 """The columns of ARHN's own three stages."""
 
-ALL_EVIDENCE_TYPES: dict[str, pa.DataType] = {**EVIDENCE_TYPES, **types_of(("scores", "verdicts", "grades"))}
+ALL_EVIDENCE_TYPES: dict[str, pa.DataType] = {**EVIDENCE_TYPES, **types_of(FURTHER_KINDS)}
 """Every column that is evidence, and none of the source's."""

@@ -1,9 +1,9 @@
 """Where the passages of many rows go: lists that are taken apart and put together again, whatever the rule.
 
 A rule reads the evidence on all positives and all negatives, one after the other (:class:`Evidence`), and says for each
-negative which list it goes into. :class:`Source` makes :class:`Moves` of it, the places at which the passages of the
-new lists stand in the old ones, and these are followed: by one gather a column in Arrow (:func:`moved_columns`), or by
-the lists of rows that are Python objects (:func:`moved_rows`).
+negative which list it goes into. :class:`Undecided` makes :class:`Moves` of it, the places at which the passages of the
+new lists stand in the old ones, and :func:`moved_columns` follows these by one gather a column. Rows of Python objects
+go the same way, see ``objects``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from arhn_datasets.rows.arrow import (
     aligned,
     check_canonical,
     field_of,
+    first_of,
     gathered,
     is_null,
     lengths_in,
@@ -39,54 +40,28 @@ from arhn_datasets.rows.arrow import (
     within,
 )
 from arhn_datasets.rows.records import (
-    BETTER,
     DECISION,
+    EVIDENCE_KINDS,
     FILTERED,
-    GROUNDED,
+    KINDS,
+    LABELLED,
     NEGATIVE,
-    NO_ANSWER,
     ORIGIN_TYPE,
     PASSAGE_TYPE,
     POSITIVE,
     QUERY,
     QUERY_ID,
-    WORSE,
-    Row,
+    SIDES,
+    Side,
     passages_of,
 )
 
 Names = Callable[[Integers], Sequence[Any]]
 """The names of some rows, by their numbers."""
 
-# The passage list, and the columns of ARHN that go along with it.
-ALONG: Mapping[str, tuple[str, str, str]] = {
-    POSITIVE.passages: (POSITIVE.snippets, POSITIVE.ranks, POSITIVE.origins),
-    NEGATIVE.passages: (NEGATIVE.snippets, NEGATIVE.ranks, NEGATIVE.origins),
-    FILTERED.passages: (FILTERED.snippets, FILTERED.ranks, FILTERED.origins),
-}
-# What a rule reads of the evidence on a passage: the field, None for the value itself, and the type of it.
-READ: Mapping[str, tuple[str | None, pa.DataType]] = {
-    "snippets": ("status", pa.string()),
-    "ranks": (None, pa.float64()),
-    "scores": (None, pa.float64()),
-    "verdicts": ("verdict", pa.string()),
-    "grades": ("grade", pa.float64()),
-}
-EVIDENCE_KINDS = tuple(READ)  # as the columns end
-# The words that count, which become numbers from 0; any other is not a number.
-_CODES = {"snippets": (GROUNDED, NO_ANSWER), "verdicts": (BETTER, WORSE)}
-
-SIDES = tuple(ALONG)
-SOURCE = (POSITIVE.passages, NEGATIVE.passages)  # those of a row before any rule
-LABELS = ("positive", "negative")  # of these
-
-
-def column_of(side: str, kind: str) -> str:
-    """The column of a kind of evidence on a list of passages."""
-    return f"{side.removesuffix('_passages')}_{kind}"
-
-
-ORIGINS = tuple(column_of(side, "origins") for side in SIDES)
+LABELS = tuple(side.label for side in LABELLED)
+ITSELF = "itself"  # in place of a field's name
+ORIGINS = tuple(side.origins for side in SIDES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +74,7 @@ class Evidence:
     def of(self, kind: str) -> Numbers:
         """One number a passage, NaN where there is none: a rank, score or grade, or what stands for a word.
 
-        That is 0 for ``grounded`` and 1 for ``no_answer``, or 0 for ``better`` and 1 for ``worse``.
+        That is its place in the ``words`` of the kind: 0 for ``grounded`` and 1 for ``no_answer``.
         """
         return self.numbers(kind)
 
@@ -113,179 +88,177 @@ class Evidence:
 class Moves:
     """Where all passages of some rows go.
 
-    ``counts`` has for each list its new lengths; ``places`` where its passages stand in the lists that were read,
-    :data:`ALONG` one after the other; ``sources`` which passage of the source each is: first all positives, in their
-    order, then all negatives. ``origins`` are label and position of each passage of the source.
+    ``counts`` has for each list its new lengths; ``places`` where its passages stand in the lists that were read, one
+    side after the other; ``sources`` which passage of the source each is: first all positives, in their order, then all
+    negatives. ``origins`` are label and position of each passage of the source.
     """
 
-    counts: Mapping[str, Integers]
-    places: Mapping[str, Integers]
-    sources: Mapping[str, Integers]
+    counts: Mapping[Side, Integers]
+    places: Mapping[Side, Integers]
+    sources: Mapping[Side, Integers]
     origins: tuple[Codes, Integers]
     known: Mapping[str, Mask]
     """The rows that have evidence, by its kind; the others have null."""
     decision: pa.Array | None = None
 
 
-class Source:
+class Undecided:
     """Rows as they were before any rule, by places in the lists that they stand in now.
 
     Rows that were decided upon are put back in the order that their origins name; the others are as they are.
+
+    Args:
+        needed: Kinds of evidence of which no row may lack a list that its stage would have made.
     """
 
     def __init__(self, table: pa.Table, needed: Sequence[str] = ()) -> None:
         self._table, self._names = table, frozenset(table.column_names)
-        self._found: dict[str, tuple[pa.Array, Integers]] = {}
+        self._lists_of: dict[str, tuple[pa.Array, Integers]] = {}
         self._decided = decided_rows(table)
-        self._sides = SIDES if self._decided.any() else SOURCE
+        self._sides = SIDES if self._decided.any() else LABELLED
         self._read = {side: self._lengths(side) for side in self._sides}
-        self.kinds = tuple(kind for kind in READ if column_of(POSITIVE.passages, kind) in self._names)
-        self._absent = {kind: {side: self._check(side, kind) for side in self._sides} for kind in self.kinds}
-        self._known: dict[str, Numbers] = {}
+        kinds = [kind for kind in EVIDENCE_KINDS if POSITIVE.column(kind) in self._names]
+        self._absent = {kind: {side: self._check(side, kind) for side in self._sides} for kind in kinds}
+        self._numbers_of: dict[str, Numbers] = {}
         self._counts, self._places = self._order() if self._decided.any() else self._as_they_are()
-        if "snippets" in needed:
-            self._check_needed("snippets")
+        for kind in needed:
+            if KINDS[kind].everywhere:
+                self._check_needed(kind)
 
     def names(self, rows: Integers) -> list[Any]:
         """The query ids of some rows, or their queries where they have none."""
         queries = self._table.column(QUERY)
         ids = self._table.column(QUERY_ID) if QUERY_ID in self._names else pa.nulls(len(queries))
         at = pa.array(rows)
-        found = zip(ids.take(at).to_pylist(), queries.take(at).to_pylist(), strict=True)
-        return [query if name is None else name for name, query in found]
+        pairs = zip(ids.take(at).to_pylist(), queries.take(at).to_pylist(), strict=True)
+        return [query if name is None else name for name, query in pairs]
 
-    def evidence(self, side: str) -> Evidence:
-        """What is known of the positives or the negatives of the source."""
+    def evidence(self, side: Side) -> Evidence:
+        """What is known of the positives or the negatives."""
         return Evidence(counts=self._counts[side], numbers=lambda kind: self._numbers(kind)[self._places[side]])
 
     def moves(self, targets: Codes | None = None, decision: pa.Array | None = None) -> Moves:
         """Where the passages go if each negative goes into the list of its target, a place in :data:`SIDES`.
 
-        Without targets they go back to where they were in the source.
+        Without targets they go back to where they were.
         """
-        first, second = (np.arange(self._counts[side].sum()) for side in SOURCE)
+        first, second = (np.arange(self._counts[side].sum()) for side in LABELLED)
         second = second + len(first)
-        places = np.concatenate([self._places[side] for side in SOURCE])
-        if targets is None:
-            counts, sources = self._counts, {POSITIVE.passages: first, NEGATIVE.passages: second}
-        else:
-            rows, count = rows_of(self._counts[NEGATIVE.passages]), len(self._decided)
-            counts = {side: np.bincount(rows[targets == code], minlength=count) for code, side in enumerate(SIDES)}
+        places = np.concatenate([self._places[side] for side in LABELLED])
+        counts: Mapping[Side, Integers] = self._counts
+        sources = {POSITIVE: first, NEGATIVE: second}
+        if targets is not None:
+            rows, count = rows_of(self._counts[NEGATIVE]), len(self._decided)
+            made = {side: np.bincount(rows[targets == code], minlength=count) for code, side in enumerate(SIDES)}
             sources = {side: second[targets == code] for code, side in enumerate(SIDES)}
-            counts[POSITIVE.passages], order = merged([self._counts[POSITIVE.passages], counts[POSITIVE.passages]])
-            sources[POSITIVE.passages] = np.concatenate([first, sources[POSITIVE.passages]])[order]
-        labels = np.repeat(np.arange(len(LABELS)), (len(first), len(second)))
-        positions = np.concatenate([within(self._counts[side]) for side in SOURCE])
+            made[POSITIVE], order = merged([self._counts[POSITIVE], made[POSITIVE]])
+            sources[POSITIVE] = np.concatenate([first, sources[POSITIVE]])[order]
+            counts = made
         return Moves(
             counts=counts,
-            places={side: places[found] for side, found in sources.items()},
+            places={side: places[at] for side, at in sources.items()},
             sources=sources,
-            origins=(labels, positions),
-            known={
-                kind: ~np.logical_and(absent[POSITIVE.passages], absent[NEGATIVE.passages])
-                for kind, absent in self._absent.items()
-            },
+            origins=(
+                np.repeat(np.arange(len(LABELLED)), (len(first), len(second))),
+                np.concatenate([within(self._counts[side]) for side in LABELLED]),
+            ),
+            known={kind: ~(absent[POSITIVE] & absent[NEGATIVE]) for kind, absent in self._absent.items()},
             decision=decision,
         )
 
     def _lists(self, column: str) -> tuple[pa.Array, Integers]:
-        if column not in self._found:
+        if column not in self._lists_of:
             lists = lists_in(self._table, column)
-            self._found[column] = lists, lengths_of(lists)
-        return self._found[column]
+            self._lists_of[column] = lists, lengths_of(lists)
+        return self._lists_of[column]
 
-    def _lengths(self, side: str) -> Integers:
-        lists, lengths = self._lists(side)
-        if lists.null_count and (is_null(lists) & (self._decided | (side != FILTERED.passages))).any():
-            passages_of(dict.fromkeys(self._names), side)  # says what was expected
+    def _lengths(self, side: Side) -> Integers:
+        lists, lengths = self._lists(side.passages)
+        if lists.null_count and (is_null(lists) & (self._decided | (side != FILTERED))).any():
+            passages_of(dict.fromkeys(self._names), side.passages)  # says what was expected
         return lengths
 
-    def _check(self, side: str, kind: str) -> Mask:
+    def _check(self, side: Side, kind: str) -> Mask:
         """The rows without a list of evidence, which is then not there; any other has one value a passage."""
-        column, counts = column_of(side, kind), self._read[side]
+        column, counts = side.column(kind), self._read[side]
         if column not in self._names:
             return np.full(len(counts), True)
-        lists, found = self._lists(column)
+        lists, lengths = self._lists(column)
         absent = is_null(lists) if lists.null_count else np.full(len(counts), False)
-        wrong = (found != counts) & ~absent
-        if side == FILTERED.passages:
-            wrong &= self._decided
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise _misaligned(self._table, column, int(found[row]), side, int(counts[row]), row)
+        wrong = (lengths != counts) & ~absent
+        self._refuse(wrong & self._decided if side == FILTERED else wrong, column, side)
         return absent
 
     def _check_needed(self, kind: str) -> None:
         absent = self._absent[kind]
-        both = absent[POSITIVE.passages] & absent[NEGATIVE.passages]
-        for side in (POSITIVE.passages, NEGATIVE.passages):
-            wrong = np.where(self._decided, both, absent[side]) & (self._counts[side] > 0)
-            if wrong.any():
-                row = int(np.argmax(wrong))
-                raise _misaligned(self._table, column_of(side, kind), 0, side, int(self._counts[side][row]), row)
+        both = absent[POSITIVE] & absent[NEGATIVE]
+        for side in LABELLED:
+            counts = self._counts[side]
+            wrong = np.where(self._decided, both, absent[side]) & (counts > 0)
+            _check_lengths(self._table, side.column(kind), np.zeros_like(counts), side, counts, wrong)
 
-    def _as_they_are(self) -> tuple[Mapping[str, Integers], Mapping[str, Integers]]:
-        sizes = [int(self._read[side].sum()) for side in self._sides]
-        return self._read, {POSITIVE.passages: np.arange(sizes[0]), NEGATIVE.passages: sizes[0] + np.arange(sizes[1])}
+    def _refuse(self, wrong: Mask, column: str, side: Side) -> None:
+        _check_lengths(self._table, column, self._lists(column)[1], side, self._read[side], wrong)
 
-    def _order(self) -> tuple[Mapping[str, Integers], Mapping[str, Integers]]:
+    def _as_they_are(self) -> tuple[dict[Side, Integers], dict[Side, Integers]]:
+        sizes = [int(self._read[side].sum()) for side in LABELLED]
+        return self._read, {POSITIVE: np.arange(sizes[0]), NEGATIVE: sizes[0] + np.arange(sizes[1])}
+
+    def _order(self) -> tuple[dict[Side, Integers], dict[Side, Integers]]:
         parts = [self._origins(side) for side in self._sides]
-        rows, labels, positions = (np.concatenate(found) for found in zip(*parts, strict=True))
+        rows, labels, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
         places = np.arange(len(rows))
         if not self._decided.all():  # what is filtered in a row without a decision is none of its passages
             places = places[labels >= 0]
-        key = ((rows * len(LABELS) + labels) << 32) + positions
+        key = ((rows * len(LABELLED) + labels) << 32) + positions
         places = places[np.argsort(key[places], kind="stable")]
         labels = labels[places]
-        found = {side: places[labels == code] for code, side in enumerate(SOURCE)}
-        return {side: np.bincount(rows[at], minlength=len(self._decided)) for side, at in found.items()}, found
+        of_side = {side: places[labels == code] for code, side in enumerate(LABELLED)}
+        return {side: np.bincount(rows[at], minlength=len(self._decided)) for side, at in of_side.items()}, of_side
 
-    def _origins(self, side: str) -> tuple[Integers, Integers, Integers]:
+    def _origins(self, side: Side) -> tuple[Integers, Integers, Integers]:
         """Row, label and position in the source of the passages of a list; a label of -1 is of none."""
-        counts, column = self._read[side], column_of(side, "origins")
-        rows, (lists, found) = rows_of(counts), self._lists(column)
-        values = lists.flatten()
-        if ((found != counts) & self._decided).any():
-            row = int(np.argmax((found != counts) & self._decided))
-            raise _misaligned(self._table, column, int(found[row]), side, int(counts[row]), row)
-        values = aligned(values, found, counts)
-        labels = pc.index_in(field_of(values, "label", pa.string()), value_set=_array_of(LABELS))
-        positions = field_of(values, "position", pa.int32())
+        counts, column = self._read[side], side.origins
+        rows, (lists, lengths) = rows_of(counts), self._lists(column)
+        self._refuse((lengths != counts) & self._decided, column, side)
+        values = aligned(lists.flatten(), lengths, counts)
+        named = pc.index_in(field_of(values, "label", pa.string()), value_set=_array_of(LABELS))
+        labels, positions = (
+            pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+            for found in (named, field_of(values, "position", pa.int32()))
+        )
         own, decided = SIDES.index(side), self._decided[rows]
-        labels = pc.fill_null(labels, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-        positions = pc.fill_null(positions, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         wrong = decided & ((labels < 0) | (positions < 0))
-        if wrong.any():
-            row = int(rows[np.argmax(wrong)])
+        if (at := first_of(wrong)) is not None:
             raise SchemaError(
                 f"Column {column!r} names no place in the source for a passage (query "
-                f"{self._table.column(QUERY)[row].as_py()!r}); a label of {', '.join(LABELS)} and a position from 0 "
-                "were expected. Take the rows as arhn.relabel has written them."
+                f"{self._table.column(QUERY)[int(rows[at])].as_py()!r}); a label of {', '.join(LABELS)} and a position "
+                "from 0 were expected. Take the rows as arhn.relabel has written them."
             )
         return (
             rows,
-            np.where(decided, labels, own if own < len(LABELS) else -1),
+            np.where(decided, labels, own if side in LABELLED else -1),
             np.where(decided, positions, within(counts)),
         )
 
     def _numbers(self, kind: str) -> Numbers:
         """What is read of a kind of evidence, of all passages in the lists as they are."""
-        if kind not in self._known:
-            self._known[kind] = np.concatenate([self._numbers_in(kind, side) for side in self._sides])
-        return self._known[kind]
+        if kind not in self._numbers_of:
+            self._numbers_of[kind] = np.concatenate([self._numbers_on(side, kind) for side in self._sides])
+        return self._numbers_of[kind]
 
-    def _numbers_in(self, kind: str, side: str) -> Numbers:
-        column, counts = column_of(side, kind), self._read[side]
+    def _numbers_on(self, side: Side, name: str) -> Numbers:
+        column, counts, kind = side.column(name), self._read[side], KINDS[name]
         if column not in self._names:
             return np.full(int(counts.sum()), np.nan)
-        (lists, found), (name, type) = self._lists(column), READ[kind]
-        values = aligned(lists.flatten(), found, counts)
-        if name is not None:
-            values = field_of(values, name, type)
-        if kind in _CODES:
-            values = pc.index_in(values, value_set=_array_of(_CODES[kind]))
+        lists, lengths = self._lists(column)
+        values = aligned(lists.flatten(), lengths, counts)
+        if kind.reads is not None or pa.types.is_struct(values.type):
+            values = field_of(values, *field_read(name))
+        if kind.words:
+            values = pc.index_in(values, value_set=_array_of(kind.words))
         numbers: Numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        return np.where(np.isfinite(numbers), numbers, np.nan) if kind == "scores" else numbers
+        return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def decided_rows(table: pa.Table) -> Mask:
@@ -307,19 +280,20 @@ def check_origins(table: pa.Table, *, shortened: bool = False) -> None:
     """
     check_canonical(table.column_names)
     for side in SIDES:
-        column = column_of(side, "origins")
-        if not {side, column} <= set(table.column_names):
+        column = side.origins
+        if not {side.passages, column} <= set(table.column_names):
             continue
-        (found, absent), (counts, _) = lengths_in(table, column), lengths_in(table, side)
+        (found, absent), (counts, _) = lengths_in(table, column), lengths_in(table, side.passages)
         wrong = ((found < counts) if shortened else (found != counts)) & ~absent
         if DECISION in table.column_names:
             wrong &= decided_rows(table)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise _misaligned(table, column, int(found[row]), side, int(counts[row]), row)
+        _check_lengths(table, column, found, side, counts, wrong)
 
 
-def _misaligned(table: pa.Table, column: str, found: int, side: str, count: int, row: int) -> SchemaError:
+def _check_lengths(table: pa.Table, column: str, lengths: Integers, side: Side, counts: Integers, wrong: Mask) -> None:
+    """Refuse rows whose lists do not fit their passages."""
+    if (row := first_of(wrong)) is None:
+        return
     advice = "Run the stages before again on these rows."
     if column in ORIGINS:
         advice = (
@@ -327,28 +301,30 @@ def _misaligned(table: pa.Table, column: str, found: int, side: str, count: int,
             "arhn.revert in ds.map: map arhn.revert itself, or drop what is left from before it with "
             "ds.remove_columns(arhn.revert.dropped(ds.column_names))."
         )
-    return SchemaError(
-        f"Column {column!r} has {found} values for {count} passages in {side!r} (query "
+    raise SchemaError(
+        f"Column {column!r} has {lengths[row]} values for {counts[row]} passages in {side.passages!r} (query "
         f"{table.column(QUERY)[row].as_py()!r}); one each was expected. {advice}"
     )
 
 
-def moved_columns(table: pa.Table, moves: Moves, types: Mapping[str, pa.DataType | None]) -> dict[str, pa.Array]:
-    """The lists of a table, with all that goes along, after the moves: those of :data:`types`, in its order."""
-    lengths = {side: lengths_of(lists_in(table, side)) for side in SIDES if side in table.column_names}
+def moved_columns(table: pa.Table, moves: Moves, types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
+    """The lists of a table, with all that goes along, after the moves: those of ``types``, in its order."""
+    lengths = {
+        side: lengths_of(lists_in(table, side.passages)) for side in SIDES if side.passages in table.column_names
+    }
     columns: dict[str, Any] = {}
     for kind, known in {"passages": None, **moves.known}.items():
-        wanted = {side: types[column_of(side, kind)] for side in moves.counts if column_of(side, kind) in types}
+        wanted = {side: types[side.column(kind)] for side in moves.counts if side.column(kind) in types}
         if not wanted:
             continue
-        type: Any = wanted[POSITIVE.passages]
-        parts = [_flat(table, column_of(side, kind), counts, type.value_type) for side, counts in lengths.items()]
+        type: Any = wanted[POSITIVE]
+        parts = [_flat(table, side.column(kind), counts, type.value_type) for side, counts in lengths.items()]
         for side in wanted:
             counts, places, absent = moves.counts[side], moves.places[side], None
             if known is not None and not known.all():
                 places = places[np.repeat(known, counts)]
                 counts, absent = np.where(known, counts, 0), ~known
-            columns[column_of(side, kind)] = shaped(lists_of(counts, gathered(parts, places), absent=absent), type)
+            columns[side.column(kind)] = shaped(lists_of(counts, gathered(parts, places), absent=absent), type)
     if moves.decision is not None:
         columns |= _written(moves)
     return {column: columns[column] for column in types if column in columns}
@@ -369,81 +345,14 @@ def _written(moves: Moves) -> dict[str, pa.Array]:
     for side, sources in moves.sources.items():
         fields = [words_of(LABELS, labels[sources]), pa.array(positions[sources].astype(np.int32))]
         values = pa.StructArray.from_arrays(fields, fields=list(ORIGIN_TYPE))
-        columns[column_of(side, "origins")] = lists_of(moves.counts[side], values)
+        columns[side.origins] = lists_of(moves.counts[side], values)
     return {**columns, DECISION: moves.decision}
 
 
-def moved_rows(rows: Sequence[Row], moves: Moves) -> list[Row]:
-    """The lists of rows of Python objects, with all that goes along, after the moves; the objects are the same."""
-    moved: list[Row] = [{} for _ in rows]
-    sides = [side for side in SIDES if side in rows[0]]
-    labels, positions = (found.tolist() for found in moves.origins)
-    origins = [{"label": LABELS[label], "position": at} for label, at in zip(labels, positions, strict=True)]
-    kinds = {kind: known.tolist() for kind, known in moves.known.items()}
-    flat: dict[str, list[Any]] = {kind: [] for kind in ("passages", *kinds)}
-    for side in sides:
-        for row in rows:
-            passages: Any = () if row[side] is None else row[side]
-            flat["passages"].extend(passages)
-            for kind in kinds:
-                values: Any = row.get(column_of(side, kind))
-                fits = values is not None and len(values) == len(passages)
-                flat[kind].extend(values if fits else [None] * len(passages))
-    for side, counts in moves.counts.items():
-        places, end = moves.places[side].tolist(), 0
-        sources = None if moves.decision is None else moves.sources[side].tolist()
-        for at, count in enumerate(counts.tolist()):
-            begin, end = end, end + count
-            here, row = places[begin:end], moved[at]
-            row[side] = [flat["passages"][place] for place in here]
-            for kind, known in kinds.items():
-                row[column_of(side, kind)] = [flat[kind][place] for place in here] if known[at] else None
-            if sources is not None:
-                row[column_of(side, "origins")] = [origins[source] for source in sources[begin:end]]
-    for row, decision in zip(moved, () if moves.decision is None else moves.decision.to_pylist(), strict=False):
-        row[DECISION] = decision
-    return moved
-
-
-def table_of_rows(rows: Sequence[Row]) -> pa.Table:
-    """What rules read of rows of Python objects, as a table: of passages how many there are, of evidence one field."""
-    columns: dict[str, pa.Array] = {}
-    for column in rows[0]:
-        values = [row[column] for row in rows]
-        side, _, kind = column.rpartition("_")
-        if column in (QUERY, QUERY_ID):
-            columns[column] = pa.array([None if value is None else str(value) for value in values], pa.string())
-        elif column == DECISION:
-            columns[column] = pa.array([None if value is None else True for value in values], pa.bool_())
-        elif kind == "passages":
-            for row in rows:
-                if row[column] is not None:
-                    passages_of(row, column)  # or it says what was expected
-            columns[column] = _lists(column, values, (None, pa.null()))
-        elif kind == "origins":
-            columns[column] = _lists(column, values, ("label", pa.string()), ("position", pa.int32()))
-        elif kind in READ:
-            columns[column] = _lists(column, values, READ[kind])
-        else:
-            columns[column] = pa.nulls(len(rows))
-    return pa.table(columns)
-
-
-def _lists(column: str, values: Sequence[Any], *fields: tuple[str | None, pa.DataType]) -> pa.Array:
-    absent = np.array([value is None for value in values], bool)
-    counts = np.array([0 if value is None else len(value) for value in values], np.int64)
-    flat = [one for value in values if value is not None for one in value]
-    arrays = []
-    for name, type in fields:
-        found = flat if name is None else [None if one is None else one[name] for one in flat]
-        try:
-            arrays.append(pa.nulls(len(flat)) if pa.types.is_null(type) else pa.array(found, type))
-        except (pa.ArrowException, TypeError) as error:
-            raise SchemaError(
-                f"Column {column!r} holds a {name or 'value'} that is no {type}: {error}. Run its stage again."
-            ) from error
-    inner = arrays[0] if fields[0][0] is None else pa.StructArray.from_arrays(arrays, [name for name, _ in fields])
-    return lists_of(counts, inner, absent=absent if absent.any() else None)
+def field_read(kind: str) -> tuple[str, pa.DataType]:
+    """The field of a kind of evidence that rules read, and its type."""
+    read = KINDS[kind]
+    return read.reads or ITSELF, pa.string() if read.words else pa.float64()
 
 
 def words_of(words: tuple[str, ...], codes: Codes) -> pa.Array:
@@ -466,7 +375,7 @@ def passage_list_type(schema: pa.Schema | None) -> pa.DataType | None:
     """
     if schema is None:
         return None
-    lists = [schema.field(side).type for side in (POSITIVE.passages, NEGATIVE.passages)]
+    lists = [schema.field(side.passages).type for side in LABELLED]
     found = [getattr(type, "value_type", pa.null()) for type in lists]
     structs = [type for type in found if pa.types.is_struct(type)] or [PASSAGE_TYPE]
     try:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.inputs.sources import Input, load_input, silent
-from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, RANKING, SKIPPED, Row
-from arhn_datasets.runs.refine import Stages, fitted, unfitted
+from arhn_datasets.inputs.sources import Input
+from arhn_datasets.rows.arrow import lengths_in
+from arhn_datasets.rows.records import DECISION, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
+from arhn_datasets.runs.preparing import prepare
+from arhn_datasets.runs.splits import Loaded
+from arhn_datasets.runs.stages import Stages, through
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -62,10 +67,6 @@ class Estimate:
     filtered: Interval
     errors: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The estimate as JSON."""
-        return asdict(self)
-
 
 def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices | None = None) -> Estimate:
     """Annotate ``sample`` rows, drawn at random, and extrapolate.
@@ -81,17 +82,14 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
     """
     if sample < 1:
         raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
-    annotator = stages.annotator
-    annotator.identity("snippets")
-    with silent():
-        splits, _ = load_input(source)
-    if unfitted(annotator) is not None:
-        stages = fitted(stages, splits)
-        annotator = stages.annotator
+    stages.annotator.identity("snippets")
+    prepared = prepare(source, stages, streamed=False)
+    splits = {name: split.dataset for name, split in prepared.splits.items() if isinstance(split, Loaded)}
+    stages, annotator = prepared.stages, prepared.stages.annotator
     rows, passages = _size(splits)
-    drawn = _drawn(splits, sample)
+    drawn = list(_drawn(splits, sample))
     before, started = annotator.statistics(), time.monotonic()
-    refined = _refined(drawn, stages)
+    refined = [row for table in drawn for row in through(table, stages.transforms).to_pylist()]
     seconds, after = time.monotonic() - started, annotator.statistics()
     spent = {name: int(after[name]) - int(before.get(name, 0)) for name in after}
     per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
@@ -160,28 +158,23 @@ def _unmeasured(found: Estimate) -> str:
 
 def _size(splits: Mapping[str, Dataset]) -> tuple[int, int]:
     """Rows and passages of all splits."""
-    rows = sum(len(dataset) for dataset in splits.values())
+    columns = [side.passages for side in LABELLED]
     passages = 0
     for dataset in splits.values():
-        for batch in dataset.select_columns([POSITIVE.passages, NEGATIVE.passages]).with_format("arrow").iter(1000):
-            passages += sum(
-                len(batch[column].combine_chunks().flatten()) for column in (POSITIVE.passages, NEGATIVE.passages)
-            )
-    return rows, passages
+        for batch in dataset.select_columns(columns).with_format("arrow").iter(1000):
+            passages += sum(int(lengths_in(batch, column)[0].sum()) for column in columns)
+    return sum(map(len, splits.values())), passages
 
 
-def _drawn(splits: Mapping[str, Dataset], sample: int) -> list[Row]:
-    """Rows drawn at random from all splits, the same for the same input."""
-    places = [(name, at) for name, dataset in splits.items() for at in range(len(dataset))]
-    chosen = sorted(random.Random(SEED).sample(range(len(places)), min(sample, len(places))))
-    return [splits[name][at] for name, at in (places[index] for index in chosen)]
-
-
-def _refined(rows: Sequence[Row], stages: Stages) -> list[Row]:
-    batch: dict[str, Any] = {column: [row.get(column) for row in rows] for column in rows[0]}
-    for stage in (stages.snippets, stages.ranks, stages.relabel):
-        batch = stage(batch)
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:
+    """Rows drawn at random from all splits, the same for the same input; a table of each split."""
+    total = sum(map(len, splits.values()))
+    chosen, first = sorted(random.Random(SEED).sample(range(total), min(sample, total))), 0
+    for dataset in splits.values():
+        own = [at - first for at in chosen if first <= at < first + len(dataset)]
+        first += len(dataset)
+        if own:
+            yield dataset.select(own).with_format("arrow")[:]
 
 
 def _scaled(tokens: int, known: int, requests: int) -> int | None:
@@ -209,8 +202,7 @@ def _interval(rows: Sequence[Row], moved: Callable[[Row], int]) -> Interval:
 
 
 def _source_negatives(row: Row) -> int:
-    sides = ("positive", "negative", "filtered")
-    return sum(origin["label"] == "negative" for side in sides for origin in row[f"{side}_origins"])
+    return sum(origin["label"] == NEGATIVE.label for side in SIDES for origin in row[side.origins])
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What the progress bar of a stage says beside its rows: requests, tokens, retries, and servers that are waited for."""
+"""What the progress bar of a run says beside its rows: requests, tokens, retries, and servers that are waited for."""
 
 from __future__ import annotations
 
@@ -32,20 +32,12 @@ def format_statistics(now: Mapping[str, Any], before: Mapping[str, Any], seconds
 
 
 @contextmanager
-def live(description: str, statistics: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-    """Keep the bar of `datasets` that begins with ``description`` up to date with ``statistics``."""
+def live(bar: Any, statistics: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Keep what stands behind a bar up to date with ``statistics``, where these are of anything."""
     before, started = statistics(), time.monotonic()
 
     def refresh() -> None:
-        text = format_statistics(statistics(), before, time.monotonic() - started)
-        for bar in _bars(description):
-            bar.set_postfix_str(text)
+        bar.set_postfix_str(format_statistics(statistics(), before, time.monotonic() - started))
 
     with every(REFRESH_SECONDS, refresh, name="arhn-progress") if before else nullcontext():
         yield
-
-
-def _bars(description: str) -> list[Any]:
-    from datasets.utils import tqdm
-
-    return [bar for bar in list(getattr(tqdm, "_instances", ())) if str(bar.desc or "").startswith(description)]

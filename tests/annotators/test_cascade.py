@@ -225,21 +225,20 @@ def test_it_saves_requests_and_changes_few_labels(sample):
     assert saved - len(sample) <= asked["screened"] <= saved
 
 
-@pytest.mark.parametrize("num_proc", [None, 2])
-def test_a_run_fits_the_screen_and_names_both(tmp_path, num_proc):
+def test_a_run_fits_the_screen_and_names_both(tmp_path):
     """The term statistics come from the input; run.json has both and what was not asked."""
     with Emulator() as server:
         cascade = arhn.Cascade(arhn.Lexical(), arhn.Endpoint(server.url))
         stages = Stages(
             snippets=arhn.Snippets(annotator=cascade), ranks=arhn.Ranks(annotator=cascade), relabel=arhn.Relabel()
         )
-        done = refine(Input(name=str(SAMPLE), limit=12), tmp_path / "refined", stages, num_proc=num_proc)
+        done = refine(Input(name=str(SAMPLE), limit=12), tmp_path / "refined", stages)
         assert estimate(Input(name=str(SAMPLE), limit=12), stages, sample=4).rows == 12
     assert done.run["annotator"]["annotator"] == "cascade: lexical baseline, then LLM behind an endpoint"
     assert done.run["annotator"]["screen_fitted_on_passages"] > 12
     assert done.run["prompts"]["question"]["version"] == "1"
     assert done.run["identity"]["snippets"]["screen"]["statistics"]
-    assert num_proc or done.run["requests"]["screened"] > 0
+    assert done.run["requests"]["screened"] > 0
     details = [snippet["detail"] for row in done.rows() for snippet in row["negative_snippets"]]
     assert any("by the screen alone. coverage 0." in str(detail) for detail in details)
     assert "lexical baseline" in (tmp_path / "refined" / "README.md").read_text()

@@ -19,7 +19,7 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
-from arhn_datasets.annotators.client.store import Answers, default_directory
+from arhn_datasets.annotators.client.store import Replies, default_directory
 from arhn_datasets.annotators.llm import ranking_tokens
 from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
 from arhn_datasets.rows import background
@@ -245,13 +245,13 @@ def test_a_reply_is_stored(copying, tmp_path, cache, requests):
         assert ask(endpoint(copying, cache=cache), REQUEST).snippet == TEXT
         background.close()
     assert copying.stats.requests == requests
-    assert (tmp_path / "replies" / "answers.sqlite3").exists() == (cache == str(tmp_path / "replies"))
+    assert (tmp_path / "replies" / "replies.sqlite3").exists() == (cache == str(tmp_path / "replies"))
 
 
 def test_the_first_reply_is_stored(copying):
     """An empty store is a store, too."""
     ask(endpoint(copying), REQUEST)
-    assert len(Answers(default_directory())) == 1
+    assert len(Replies(default_directory())) == 1
 
 
 @pytest.mark.parametrize("change", ["model", "revision", "max_tokens", "query", "kind"])
@@ -286,15 +286,15 @@ def test_errors_and_empty_replies_are_not_stored(reply):
     with served(reply=reply if isinstance(reply, str) else TEXT) as server:
         server.intercept = always(faults[reply]) if reply in faults else None
         assert ask(endpoint(server), REQUEST).status == ERROR
-        assert len(Answers(default_directory())) == 0
+        assert len(Replies(default_directory())) == 0
         server.reply, server.intercept = TEXT, None
         assert ask(endpoint(server), REQUEST).snippet == TEXT
-    assert len(Answers(default_directory())) == 1
+    assert len(Replies(default_directory())) == 1
 
 
 def test_a_store_that_cannot_be_used_ends_the_run(copying, tmp_path):
     """A foreign file is refused before anything is asked."""
-    (tmp_path / "answers.sqlite3").write_text("my notes\n" * 100)
+    (tmp_path / "replies.sqlite3").write_text("my notes\n" * 100)
     with pytest.raises(errors.StoreError, match="not a database"):
         Dataset.from_list(passages(3)).map(arhn.Snippets(annotator=endpoint(copying, cache=tmp_path)))
     assert not copying.stats.requests
@@ -525,7 +525,7 @@ def test_an_interrupted_map_asks_again_only_what_was_in_flight(copying, rows_fil
     # Those in flight, and at kill -9 the replies of the last twentieth of a second; at Ctrl-C a cancelled request makes
     # room for the next one until that is cancelled, too.
     lost = 24
-    assert len(Answers(default_directory())) >= before - lost
+    assert len(Replies(default_directory())) >= before - lost
     if end == signal.SIGINT:
         assert complaints.rstrip().endswith("KeyboardInterrupt")
         assert "never retrieved" not in complaints

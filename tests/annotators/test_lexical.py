@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 import arhn_datasets as arhn
 from arhn_datasets.annotators.cues import cue_of
 from arhn_datasets.annotators.lexical import OF_BEST, THRESHOLD
+from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
-from arhn_datasets.annotators.words import on_one_line, sentences, terms
+from arhn_datasets.annotators.words import sentences, terms
 from arhn_datasets.errors import ConfigurationError
 
 QUERY = "At what temperature does tin melt?"
@@ -184,7 +185,7 @@ def test_what_a_thing_is_goes_before_what_is_said_of_it():
     assert found == ["no_answer", "grounded", "no_answer", "no_answer"]
 
 
-@given(st.lists(prose.map(on_one_line), min_size=1, max_size=4), prose)
+@given(st.lists(prose.map(one_line), min_size=1, max_size=4), prose)
 def test_snippets_and_passages_are_ranked_by_the_figure_of_the_snippet(texts, query):
     """The same figures order snippets and whole passages, and say which passages answer."""
     background = tuple(sorted(texts))
@@ -298,7 +299,8 @@ def test_the_same_in_any_process():
         "texts = 'tin melts', 'red gold', 'a'\n"
         "rows = [{'positive_passages': [{'text': text}], 'negative_passages': []} for text in texts]\n"
         "a = arhn.Lexical.fitted(rows[::int(sys.argv[1])])\n"
-        "requests = [arhn.records.SnippetRequest(query='red tin gold melts', passage={'text': text}, task='question',\n"
+        "ask = arhn.annotators.requests.SnippetRequest\n"
+        "requests = [ask(query='red tin gold melts', passage={'text': text}, task='question',\n"
         "    background=texts) for text in texts]\n"
         "print(json.dumps([a.identity('ranks'), [a.coverage(request) for request in requests]]))"
     )

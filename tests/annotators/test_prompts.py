@@ -105,7 +105,7 @@ def grade_prompt(query="why?", title="", text="text", task="question"):
 def test_prompts_are_pinned():
     """An edited prompt without a new version would serve rows of the old one."""
     rendered = digest([listed_text(trap) for trap in TRAPS] + [neutralise(trap) for trap in TRAPS])[:16]
-    hashes = PROMPTS.snippet_hash(), PROMPTS.ranking_hash(), rendered, PROMPTS.verdict_hash(), PROMPTS.grade_hash()
+    hashes = (*map(PROMPTS.hash_of, ("snippets", "ranks")), rendered, *map(PROMPTS.hash_of, ("verdicts", "grades")))
     found = {PROMPTS.version: hashes}
     assert found.items() <= GOLDEN.items(), (
         f"The prompts changed: raise PROMPTS.version and pin the hashes here: {found}"
@@ -115,21 +115,18 @@ def test_prompts_are_pinned():
 def test_hashes_depend_on_version_and_texts():
     """Another version, and another text of one stage, are another hash of the stages concerned."""
     newer = dataclasses.replace(PROMPTS, version="other")
-    assert newer.snippet_hash() != PROMPTS.snippet_hash()
-    assert newer.ranking_hash() != PROMPTS.ranking_hash()
+    assert newer.hash_of("snippets") != PROMPTS.hash_of("snippets")
+    assert newer.hash_of("ranks") != PROMPTS.hash_of("ranks")
     claim = dataclasses.replace(PROMPTS.tasks["claim"], ranking_instructions="Order.\n\n")
     edited = dataclasses.replace(PROMPTS, tasks={**PROMPTS.tasks, "claim": claim})
-    assert edited.ranking_hash() != PROMPTS.ranking_hash()
-    assert edited.snippet_hash() == PROMPTS.snippet_hash()
+    assert edited.hash_of("ranks") != PROMPTS.hash_of("ranks")
+    assert edited.hash_of("snippets") == PROMPTS.hash_of("snippets")
     for stage in ("verdict", "grade"):
         claim = dataclasses.replace(PROMPTS.tasks["claim"], **{f"{stage}_instructions": "Judge.\n\n"})
         edited = dataclasses.replace(PROMPTS, tasks={**PROMPTS.tasks, "claim": claim})
-        changed = [
-            name
-            for name in ("snippet", "ranking", "verdict", "grade")
-            if getattr(edited, f"{name}_hash")() != getattr(PROMPTS, f"{name}_hash")()
-        ]
-        assert changed == [stage]
+        stages = ("snippets", "ranks", "verdicts", "grades")
+        changed = [one for one in stages if edited.hash_of(one) != PROMPTS.hash_of(one)]
+        assert changed == [f"{stage}s"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -203,10 +200,10 @@ def test_prompts_of_before_need_no_more():
     """A set of one's own without these instructions gives snippets and rankings; asked for others, it says so."""
     prompt = TaskPrompt(query_label="Q", snippet_instructions="s", ranking_instructions="r")
     mine = Prompts(version="mine", tasks=dict.fromkeys(TASKS, prompt))
-    assert mine.snippet_hash() != mine.ranking_hash()
-    for stage, ask in (("verdict", mine.verdict_hash), ("grade", mine.grade_hash)):
+    assert mine.hash_of("snippets") != mine.hash_of("ranks")
+    for stage in ("verdict", "grade"):
         with pytest.raises(ConfigurationError, match=f"version 'mine' have no {stage}_instructions for the task"):
-            ask()
+            mine.hash_of(f"{stage}s")
 
 
 def check_verdict_prompt(prompt, positives, candidates):

@@ -40,7 +40,8 @@ from arhn_datasets.folder.card import audit_sentence
 from arhn_datasets.folder.reading import DATA, open_folder
 from arhn_datasets.folder.readme import BEGIN, END
 from arhn_datasets.hub.publication import build_publication
-from arhn_datasets.runs.refine import Input, Stages, refine, save
+from arhn_datasets.runs.refine import Input, Stages, refine
+from arhn_datasets.runs.saving import save
 from tests.conftest import SAMPLE
 
 pytest.importorskip("sklearn")

@@ -21,7 +21,8 @@ from arhn_datasets.checks.truth import JUDGED_PASSAGES, LABELLED_DATASET, QRELS,
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError, OutputError, SchemaError
 from arhn_datasets.folder.reading import open_folder, read_rows
 from arhn_datasets.hub.publication import build_publication
-from arhn_datasets.runs.refine import Input, Stages, refine, save
+from arhn_datasets.runs.refine import Input, Stages, refine
+from arhn_datasets.runs.saving import save
 from tests.conftest import SAMPLE, snippet
 
 metrics = pytest.importorskip("sklearn.metrics")

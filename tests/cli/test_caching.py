@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from arhn_datasets import cli
-from arhn_datasets.annotators.client import store as answers
-from arhn_datasets.annotators.client.store import APPLICATION_ID, FILE_NAME, Answers
+from arhn_datasets.annotators.client import store_file, store_upkeep
+from arhn_datasets.annotators.client.store import Replies
+from arhn_datasets.annotators.client.store_file import APPLICATION_ID, FILE_NAME
 from arhn_datasets.rows.records import digest
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +29,12 @@ KEY, TEXT = "0" * 32, {"text": "a"}
 
 def fill(folder, numbers, model="qwen", revision="r1", text="x" * 300, age=0):
     """Store a reply for each number, so many days ago."""
-    new, _ = answers.add_replies(
+    new, _ = store_file.add_replies(
         folder,
         [
-            answers.Stored(
+            store_file.Stored(
                 bytes.fromhex(digest(number))[:16],
-                answers.Origin(model, revision, "chat") if model else None,
+                store_file.Origin(model, revision, "chat") if model else None,
                 int(time.time() - age * DAY),
                 json.dumps({"text": f"{number} {text}"}),
             )
@@ -51,7 +52,7 @@ def cache(folder, *arguments):
 
 def content(folder):
     """Every reply of a store."""
-    return {stored.key: stored for stored in answers.read_replies(folder)}
+    return {stored.key: stored for stored in store_file.read_replies(folder)}
 
 
 def test_info(tmp_path, capsys):
@@ -74,7 +75,7 @@ def test_info(tmp_path, capsys):
 
 def test_info_of_a_store_in_use(tmp_path, capsys):
     """A run may go on meanwhile."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     store.put(digest(1), TEXT, model="m")
     store.flush()
     assert cache(tmp_path, "info") == 0
@@ -126,9 +127,9 @@ def test_prune_shrinks_the_file_to_a_size(tmp_path, capsys):
     """The oldest go, no more than needed, and the file is as small as was asked for."""
     for day in range(10):
         fill(tmp_path, range(day * 500, day * 500 + 500), age=day)
-    before = answers.store_size(tmp_path)
+    before = store_upkeep.store_size(tmp_path)
     assert cache(tmp_path, "prune", "--max-size", "1") == 0
-    after = answers.store_size(tmp_path)
+    after = store_upkeep.store_size(tmp_path)
     assert before > 2_000_000
     assert 850_000 < after <= 1_000_000
     assert f"{before / 1e6:.1f} MB before, {after / 1e6:.1f} MB now" in capsys.readouterr().out
@@ -141,16 +142,16 @@ def test_prune_shrinks_the_file_to_a_size(tmp_path, capsys):
 def test_prune_while_a_run_goes_on(tmp_path, capsys):
     """Both go on; where another process reads the file, it is said that it did not shrink."""
     fill(tmp_path, range(2000))
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     reader = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM replies")
-    answers_before = answers.BUSY_SECONDS
-    answers.BUSY_SECONDS = 0.2
+    seconds_before = store_file.BUSY_SECONDS
+    store_file.BUSY_SECONDS = 0.2
     try:
         assert cache(tmp_path, "prune", "--max-size", "0.1") == 0
     finally:
-        answers.BUSY_SECONDS = answers_before
+        store_file.BUSY_SECONDS = seconds_before
         reader.close()
     assert "did not shrink" in capsys.readouterr().err
     store.put(digest("new"), TEXT)
@@ -158,7 +159,7 @@ def test_prune_while_a_run_goes_on(tmp_path, capsys):
     assert store.get(digest("new")) == TEXT
     asyncio.run(store.close())
     assert cache(tmp_path, "prune", "--max-size", "0.1") == 0
-    assert answers.store_size(tmp_path) <= 100_000
+    assert store_upkeep.store_size(tmp_path) <= 100_000
 
 
 def test_export_and_import(tmp_path, capsys):
@@ -178,7 +179,7 @@ def test_export_and_import(tmp_path, capsys):
         assert f"added    {added} of 201 replies" in capsys.readouterr().out
     ours = {**content(tmp_path / "a"), **before}
     assert content(tmp_path / "b") == ours
-    assert Answers(tmp_path / "b").get(digest(7)) == {"text": f"7 {'x' * 300}"}
+    assert Replies(tmp_path / "b").get(digest(7)) == {"text": f"7 {'x' * 300}"}
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "replies.jsonl"]
 
 
@@ -242,7 +243,7 @@ def test_a_model_that_sqlite_cannot_hold_is_taken(tmp_path):
     file = tmp_path / "replies.jsonl"
     file.write_text(json.dumps({"key": KEY, "model": "\ud800", "stored": 5, "reply": {"text": "\ud800"}}))
     assert cache(tmp_path, "import", file) == 0
-    assert Answers(tmp_path).get(KEY) == {"text": "\ud800"}
+    assert Replies(tmp_path).get(KEY) == {"text": "\ud800"}
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_an_interrupted_export_leaves_no_file(tmp_path, capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(answers, "_exported", interrupt)
+    monkeypatch.setattr(store_upkeep, "_exported", interrupt)
     assert cache(tmp_path / "store", "export", tmp_path / "replies.jsonl") == 1
     assert "Interrupted. The store is whole" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["store"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from arhn_datasets import cli
-from arhn_datasets.annotators.client.store import Answers
+from arhn_datasets.annotators.client.store import Replies
 from arhn_datasets.annotators.endpoint import Endpoint
 from arhn_datasets.annotators.lexical import Lexical
 from arhn_datasets.annotators.local import Local
@@ -67,7 +67,10 @@ def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsy
         (["--annotator", "lexical", "--task", "poem"], "Unknown task 'poem'"),
         (["--annotator", "lexical", "--task", "claim", "--task", "qa=claim"], "expected one task for all rows"),
         (["--annotator", "lexical", "--min-negatives", "-1"], "a whole number from 0"),
-        (["--annotator", "lexical", "--model", "m"], "--model goes with an LLM, not with --annotator lexical"),
+        (
+            ["--annotator", "lexical", "--model", "m"],
+            "--model goes with --annotator local or tgi, not with",
+        ),
         (["--annotator", "lexical", "--concurrency", "4", "--api", "tgi"], "--api, --concurrency go with"),
         (["--annotator", "lexical", "--constrained"], "--constrained goes with"),
         (["--annotator", "lexical", "--max-tokens", "64"], "--max-tokens goes with"),
@@ -100,7 +103,15 @@ def test_arguments_that_cannot_work_exit_with_2(arguments, message, tmp_path, ca
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--limit", "0"], ["--limit", "x"], ["--policy", "all"], ["--annotator", "gpt"], ["--endpoints", "http://x"]),
+        *(
+            ["--streaming"],
+            ["--num-proc", "2"],
+            ["--limit", "0"],
+            ["--limit", "x"],
+            ["--policy", "all"],
+            ["--annotator", "gpt"],
+            ["--endpoints", "http://x"],
+        ),
         *(["--batch-size", "9" * 20], ["--show", "-3"], ["--permutations", "101"], ["--price-per-hour", "-4"]),
         *(["--price-per-hour", "nan"], ["--price-per-million", "1", "-2"], ["--timeout", "nan"]),
     ],
@@ -251,7 +262,7 @@ def test_wrong_names_and_contents(tmp_path, capsys):
     assert "There is nothing at nowhere.jsonl" in capsys.readouterr().err
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n', encoding="utf-8")
     assert cli.refine_command([str(tmp_path / "rows.jsonl"), *lexical]) == 1
-    assert "Tevatron/RLHN" in capsys.readouterr().err
+    assert "Tevatron, RLHN" in capsys.readouterr().err
     assert cli.refine_command([str(SAMPLE), "--annotator", "lexical", "--output", str(tmp_path)]) == 1
     assert "is not empty" in capsys.readouterr().err
 
@@ -314,7 +325,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
-        "--ties below --min-negatives 2 --on-shortage drop --max-relabeled 3 --on-excess allow --max-tokens 99"
+        "--ties below --min-negatives 2 --on-shortage drop --max-relabelled 3 --on-excess allow --max-tokens 99"
     )
     stages = cli.configured_stages(parse(given.split()))
     assert isinstance(stages.annotator, Local)
@@ -325,7 +336,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
     assert (relabel.policy, relabel.reference, relabel.unsupported) == ("filter", "worst", "keep")
     assert (relabel.ties, relabel.on_shortage, relabel.on_excess) == ("below", "drop", "allow")
-    assert (relabel.min_negatives, relabel.max_relabeled) == (2, 3)
+    assert (relabel.min_negatives, relabel.max_relabelled) == (2, 3)
     lexical = cli.configured_stages(parse([*base, "--annotator", "lexical", "--task", "claim"]))
     assert isinstance(lexical.annotator, Lexical)
     assert lexical.snippets.tasks == "claim"
@@ -336,7 +347,7 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     server.max_concurrent_requests = 4
     server.set_faults(Fault(kind="hang", on=lambda seen: seen.number > 45))  # it cannot end by itself
     command = [str(BIN / "arhn-refine"), str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
-    command += ["--cache", str(tmp_path / "answers")]
+    command += ["--cache", str(tmp_path / "store")]
     running = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -352,9 +363,9 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     assert time.monotonic() - started < 10
     assert running.returncode == 1
     assert "Traceback" not in error
-    assert f"Every reply so far is kept in {tmp_path / 'answers'}; run the same command again" in error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers"]
-    kept, asked = len(Answers(tmp_path / "answers")), server.stats.requests
+    assert f"Every reply so far is kept in {tmp_path / 'store'}; run the same command again" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+    kept, asked = len(Replies(tmp_path / "store")), server.stats.requests
     assert kept >= 20
     server.set_faults()
     finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)

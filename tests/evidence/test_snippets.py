@@ -266,7 +266,7 @@ STAGES = (arhn.snippets, arhn.ranks, arhn.verdicts, arhn.grades)
         ({"endpoint": 8080}, r"endpoint is 8080; the URL of a server.*\"http://localhost:8080\""),
         ({"endpoint": ["http://me:secret@x", None]}, r"endpoint is \['http://x', None\]; the URL"),
         ({"annotator": "http://[secret"}, "annotator is 'a URL that cannot be read'; an arhn.Annotator"),
-        ({"endpoint": "http://x", "concurrency": "4"}, "concurrency is '4'; a whole number from 1 was expected"),
+        ({"endpoint": "http://x", "concurrency": "4"}, "concurrency is '4'; a whole number from 1, or None"),
         ({"endpoint": "http://x", "concurrency": 0}, "concurrency is 0; a (whole )?number from 1"),
         ({"endpoint": "http://x", "concurrency": 2.0}, "concurrency is 2.0; a whole number"),
         ({"endpoint": "http://x", "timeout": "300"}, "timeout is '300'; a number of seconds above 0"),

@@ -212,7 +212,7 @@ def test_the_strong_annotator_judges_only_rows_that_the_screen_flags():
     assert told(flagged) == ["better", "no_match", "worse"]
     assert told(flagged, "detail") == ["screen: no_match.", "screen: worse.", "screen: no_match."]
     assert len(strong.requests) == 1
-    assert stage.source.statistics() == {"screened": 1}
+    assert stage.configured.statistics() == {"screened": 1}
 
 
 @pytest.mark.parametrize("status", ["unparsed", "error", "partial"])

@@ -81,7 +81,7 @@ def run(name="rows.jsonl", kind="file", annotator=None, **source):
         "versions": {"arhn_datasets": "9.9"},
         "source": {"name": name, "kind": kind, "revision": "c0ffee" if kind == "hub" else None, **source},
         "annotator": annotator or {"annotator": "lexical baseline", "baseline": True},
-        "parameters": {"relabel": {"policy": "relabel+filter", "max_relabeled": None}, "ranks": {"window": 20}},
+        "parameters": {"relabel": {"policy": "relabel+filter", "max_relabelled": None}, "ranks": {"window": 20}},
     }
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import arhn_datasets as arhn
 from arhn_datasets import cli
 from arhn_datasets.errors import AccessDenied, ConfigurationError, OutputError
-from arhn_datasets.hub import pushing
-from arhn_datasets.hub.pushing import preview, push, replaced
-from arhn_datasets.runs.refine import save
+from arhn_datasets.hub.pushing import preview, push
+from arhn_datasets.hub.repository import replaced
+from arhn_datasets.runs.saving import save
 from tests.conftest import SAMPLE
 from tests.fakes.hub import STORAGES, TOKEN, USER, both_storages, log_in
 
@@ -53,7 +53,7 @@ def new(two_runs, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr(pushing, "LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("arhn_datasets.hub.asking.LONGEST_PAUSE_SECONDS", 0.0)
 
 
 def number_of_rows(**options):

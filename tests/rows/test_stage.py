@@ -18,8 +18,9 @@ from datasets.fingerprint import Hasher
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
+from arhn_datasets.rows.map_hooks import TypedList
 from arhn_datasets.rows.records import EVIDENCE_TYPES, RANKING
-from arhn_datasets.rows.stage import TypedList, is_batch
+from arhn_datasets.rows.stage import is_batch
 from arhn_datasets.testing import Emulator
 from tests.fakes.served import served
 from tests.fakes.together import Together
@@ -353,7 +354,7 @@ def test_options_are_validated_and_immutable():
         arhn.relabel.policy = "filter"
     other = arhn.relabel.with_options(policy="filter")
     assert (arhn.relabel.policy, other.policy) == ("relabel+filter", "filter")
-    assert arhn.Snippets(endpoint=["http://a", "http://b"]).source.url == ("http://a", "http://b")
+    assert arhn.Snippets(endpoint=["http://a", "http://b"]).configured.url == ("http://a", "http://b")
     assert "k" not in repr(arhn.Snippets(**{**BASE, "api_key": "KKK"})).replace("api_key", "").split("KKK")[1:]
 
 
@@ -437,6 +438,8 @@ def test_helpers():
 @pytest.mark.parametrize("form", ["numpy", "pandas", "torch"])
 def test_formatted_rows_are_refused(sample, form, options):
     """Their nulls are other values, and `datasets` keeps columns that a stage drops: no stage goes on from them."""
+    if form == "torch":
+        pytest.importorskip("torch")
     plain = apply(Dataset.from_list(sample[:4]), stages(arhn.Lexical()), batched=True)
     for stage in (*stages(arhn.Lexical()), arhn.Revert(), arhn.Adapt()):
         with pytest.raises(errors.SchemaError, match=r"formatted rows .*with_format\(None\)"):

@@ -227,9 +227,9 @@ def guard_of(relabelled, negatives, options):
     """The status of a row that must not be changed, and why."""
     for broken, choice, reason in (
         (
-            options.max_relabeled is not None and relabelled > options.max_relabeled,
+            options.max_relabelled is not None and relabelled > options.max_relabelled,
             options.on_excess,
-            f"{relabelled} negatives would become positives, max_relabeled is {options.max_relabeled}",
+            f"{relabelled} negatives would become positives, max_relabelled is {options.max_relabelled}",
         ),
         (
             negatives < options.min_negatives,

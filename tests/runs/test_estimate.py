@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_the_sample_is_paid_once_and_extrapolated(server):
     again = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=20)
     assert again.stored == server.stats.requests, "the second estimate asked nothing"
     assert (again.relabelled, again.tokens_in, again.seconds) == (found.relabelled, found.tokens_in, None)
-    json.dumps(again.to_json())
+    json.dumps(asdict(again))
 
 
 def test_a_sample_that_is_in_the_store_says_why_nothing_was_measured(server):
@@ -80,8 +81,6 @@ def test_failures_and_long_runs_are_told(server):
     assert found.errors > 0
     text = format_estimate(found)
     assert "failed" in text
-    from dataclasses import replace
-
     assert "2 h 05 min" in format_estimate(replace(found, seconds=7500.0, gpu_hours=2.1, requests_per_second=1.0))
     with pytest.raises(ConfigurationError, match="The sample has 0 rows"):
         estimate(Input(name=str(SAMPLE)), stages(arhn.Lexical()), sample=0)

@@ -17,15 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.client import store as answers
+from arhn_datasets.annotators.client import store_file
 from arhn_datasets.cli import refine_command
 from arhn_datasets.errors import AccessDenied
+from arhn_datasets.folder import parquet, writer
 from arhn_datasets.folder.reading import open_folder, read_rows
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs import ray as cluster
+from arhn_datasets.runs import ray_replies
+from arhn_datasets.runs.checkpoints import Checkpoint, is_unfinished
 from arhn_datasets.runs.refine import Stages, refine
 from arhn_datasets.testing.latency import Latency
 from arhn_datasets.testing.process import EmulatorProcess
+from tests.runs.annotators import Failing
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.integration
@@ -125,9 +129,9 @@ def test_the_command(on_ray, plain, tmp_path, capsys, monkeypatch):
     run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert run["engine"] == {"engine": "ray", "version": ray_version(), "actors": ACTORS, "nodes": 2}
     assert run["requests"]["replies"] == again.run["requests"]["stored"] == first.requests
-    assert len(list(answers.read_replies(tmp_path / "cache"))) == first.requests
+    assert len(list(store_file.read_replies(tmp_path / "cache"))) == first.requests
     [other] = (tmp_path / "cache" / "nodes").iterdir()  # that of the second node, on the same host
-    assert 0 < len(list(answers.read_replies(other))) <= first.requests
+    assert 0 < len(list(store_file.read_replies(other))) <= first.requests
 
     printed = capsys.readouterr()
     assert f"{first.requests:,} replies" in printed.out
@@ -161,14 +165,14 @@ def test_a_new_actor_knows_what_was_answered(on_ray, tmp_path):
     import ray
 
     stages = stages_of(arhn.Endpoint("http://127.0.0.1:9", cache=tmp_path))
-    keeper = cluster._start_keeper([tmp_path])
+    keeper = ray_replies.start_keeper([tmp_path])
     key = bytes(32)
-    answers.add_replies(cluster._on_this_node(tmp_path), [answers.Stored(key, None, 0, "{}")])
-    here = cluster._there(ray.get_runtime_context().get_node_id())
+    store_file.add_replies(ray_replies.on_this_node(tmp_path), [store_file.Stored(key, None, 0, "{}")])
+    here = ray_replies.there(ray.get_runtime_context().get_node_id())
     actor = ray.remote(cluster._Refiner).options(num_cpus=0, scheduling_strategy=here).remote(stages, keeper)
     try:
         ray.get(actor.__ray_ready__.remote())
-        assert [reply.key for reply in answers.read_replies(tmp_path)] == [key]
+        assert [reply.key for reply in store_file.read_replies(tmp_path)] == [key]
     finally:
         ray.kill(actor)
         ray.kill(keeper)
@@ -223,7 +227,7 @@ def by_query(rows):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--engine", "ray", "--num-proc", "2"], 2, "--num-proc"),
+        (["--engine", "ray", "--batch-size", "2"], 2, "--batch-size"),
         (["--ray-actors", "2"], 2, "--engine ray"),
         (["--engine", "ray", "--ray-address", "ray://127.0.0.1:1"], 2, "ray job submit"),
     ],
@@ -237,18 +241,20 @@ def test_options_that_cannot_work(plain, tmp_path, capsys, arguments, code, said
 
 
 def test_blocks_go_to_their_splits(sample):
-    """In order, wherever a block ends; a split without rows has a table with its columns."""
+    """In order, wherever a block ends, with the rows of the split behind each."""
     rows = datasets.Dataset.from_list(sample[:9])
     splits = {"a": rows.select(range(2)), "none": rows.select([]), "b": rows.select(range(2, 9))}
     lexical = stages_of(arhn.Lexical())
     table = cluster.relabelled(lexical, rows.with_format("arrow")[:])
-    run = cluster.Run(splits, lexical, 1, None)
-    run._blocks = (table.slice(start, 4) for start in (0, 4, 8))
-    found = {name: pa.concat_tables(tables) for name, tables in run.tables().items()}
-    assert {name: len(table) for name, table in found.items()} == {"a": 2, "none": 0, "b": 7}
-    assert pa.concat_tables(found.values()).to_pylist() == table.to_pylist()
-    assert all(table.schema.equals(found["b"].schema) for table in found.values())
-    assert b"huggingface" in found["b"].schema.metadata
+    pool = cluster.Pool(splits, lexical, 1, None)
+    pool._blocks = (table.slice(start, 4) for start in (0, 4, 8))
+    found = {name: list(pool.relabelled(name, None)) for name in splits}
+    assert {name: [at.rows for _, at in tables] for name, tables in found.items()} == {
+        "a": [2],
+        "none": [],
+        "b": [2, 6, 7],
+    }
+    assert [row for tables in found.values() for one, _ in tables for row in one.to_pylist()] == table.to_pylist()
 
 
 def test_without_ray(plain, tmp_path, capsys, monkeypatch):
@@ -271,11 +277,35 @@ def test_no_cluster_at_the_address(plain, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_that_ended_goes_on(on_ray, plain, tmp_path, monkeypatch):
+    """Behind the last file that was full: a row before it, at which the second run would fail, is not asked again."""
+    given, _ = plain
+    monkeypatch.setattr(parquet, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(parquet, "GROUP_BYTES", 10_000)
+    monkeypatch.setattr(writer, "TYPED_BYTES", 1)
+    queries = [json.loads(line)["query"] for line in given.read_text(encoding="utf-8").splitlines()]
+    whole = refine(Input(name=str(given)), tmp_path / "whole", stages_of(Failing()))
+    save = Checkpoint.save
+
+    def save_and_end(checkpoint, *arguments):
+        save(checkpoint, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", save_and_end)
+    with pytest.raises(KeyboardInterrupt):
+        refined(given, tmp_path / "out", stages_of(Failing()), actors=1)
+    monkeypatch.setattr(Checkpoint, "save", save)
+    assert is_unfinished(tmp_path / "out")
+    refined(given, tmp_path / "out", stages_of(Failing(queries[0])), actors=1)
+    same_rows(tmp_path / "out", whole.path)
+    assert not is_unfinished(tmp_path / "out")
+
+
 @pytest.mark.exhaustive
 def test_a_lost_node(on_ray, plain, tmp_path, monkeypatch):
     """It costs what it has not handed over, and its rows are made elsewhere; it is the last test of this cluster."""
     given, expected = plain
-    monkeypatch.setattr(cluster, "HAND_OVER_SECONDS", 0.2)
+    monkeypatch.setattr(ray_replies, "HAND_OVER_SECONDS", 0.2)
     with slow_server(0.03) as server:
 
         def lose():

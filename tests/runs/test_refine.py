@@ -16,10 +16,11 @@ from arhn_datasets.folder import writer as output
 from arhn_datasets.folder.place import check_output
 from arhn_datasets.folder.reading import read_rows
 from arhn_datasets.folder.run import is_refined
-from arhn_datasets.inputs import sources as inputs
+from arhn_datasets.inputs import sources
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs.refine import Stages, refine
-from arhn_datasets.testing import Fault
+from arhn_datasets.testing import Emulator, Fault
+from tests.fakes.together import Together
 
 
 def stages(annotator=None, **options):
@@ -30,14 +31,6 @@ def stages(annotator=None, **options):
         ranks=arhn.Ranks(annotator=annotator),
         relabel=arhn.Relabel(**options),
     )
-
-
-@pytest.fixture
-def jsonl(tmp_path, sample):
-    """The sample as a file."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample), encoding="utf-8")
-    return path
 
 
 def source_rows(rows):
@@ -131,7 +124,7 @@ def test_rows_that_a_guard_drops_are_kept_apart(jsonl, tmp_path, sample):
 def test_large_results_are_sharded(jsonl, tmp_path, monkeypatch, sample):
     """Shards are named as on the Hub and hold all rows in order."""
     monkeypatch.setattr(parquet, "SHARD_BYTES", 40_000)
-    done = refine(Input(name=str(jsonl)), tmp_path / "out", stages(), num_proc=2, batch_size=7)
+    done = refine(Input(name=str(jsonl)), tmp_path / "out", stages(), batch_size=7)
     names = sorted(path.name for path in (done.path / "data").iterdir())
     assert len(names) > 2
     assert names[0] == f"train-00000-of-{len(names):05d}.parquet"
@@ -174,7 +167,7 @@ def test_a_failed_rename_or_write_leaves_the_old_run(jsonl, tmp_path, monkeypatc
     rename = output.Path.rename
 
     def failing(path, target):
-        if path.name.startswith(".out-") and "old" not in path.name:
+        if path.name == ".out.unfinished":
             raise OSError("no space left on device")
         return rename(path, target)
 
@@ -245,9 +238,8 @@ def test_inputs_that_are_not_there_or_broken(name, content, message, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["rows.jsonl", "folder", "saved"])
-def test_what_only_the_hub_has_is_refused_for_files(name, streaming, jsonl, tmp_path, sample):
+def test_what_only_the_hub_has_is_refused_for_files(name, jsonl, tmp_path, sample):
     """A configuration or revision that would be ignored, and recorded, is told."""
     (tmp_path / "folder").mkdir()
     Dataset.from_list(sample[:2]).to_json(str(tmp_path / "folder" / "train.jsonl"))
@@ -256,14 +248,14 @@ def test_what_only_the_hub_has_is_refused_for_files(name, streaming, jsonl, tmp_
         if (name, *options) == ("folder", "config"):
             continue  # a folder can have configurations
         with pytest.raises(ConfigurationError, match=f"--{next(iter(options))} .*{name} is a f"):
-            refine(Input(name=str(tmp_path / name), **options), tmp_path / "out", stages(), streaming=streaming)
+            refine(Input(name=str(tmp_path / name), **options), tmp_path / "out", stages())
 
 
 def test_the_split_of_a_single_dataset_is_not_renamed(jsonl, tmp_path):
     """A split that a file does not have is told with the one that it has."""
     with pytest.raises(InputError, match=r"has no split 'dev'; its splits are \['train'\]"):
         refine(Input(name=str(jsonl), split="dev"), tmp_path / "out", stages())
-    assert set(inputs.load_input(Input(name=str(jsonl), split="train"))[0]) == {"train"}
+    assert set(sources.load_input(Input(name=str(jsonl), split="train"), undo=arhn.revert)[0]) == {"train"}
 
 
 def test_unknown_columns_and_splits(tmp_path, sample, monkeypatch):
@@ -294,7 +286,7 @@ def test_a_hub_id_is_pinned_to_a_commit(monkeypatch, sample):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: Info())
-    _, provenance = inputs.load_input(Input(name="user/rows", config="c"))
+    _, provenance = sources.load_input(Input(name="user/rows", config="c"), undo=arhn.revert)
     assert asked == [("user/rows", "c", "c0ffee")]
     assert (provenance["kind"], provenance["name"], provenance["revision"]) == ("hub", "user/rows", "c0ffee")
 
@@ -302,7 +294,7 @@ def test_a_hub_id_is_pinned_to_a_commit(monkeypatch, sample):
         raise ConnectionError
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
-    assert inputs.load_input(Input(name="user/rows", revision="v1"))[1]["revision"] == "v1"
+    assert sources.load_input(Input(name="user/rows", revision="v1"), undo=arhn.revert)[1]["revision"] == "v1"
 
 
 def test_a_run_through_an_endpoint_records_the_model_and_no_secret(server, jsonl, tmp_path):
@@ -320,6 +312,17 @@ def test_a_run_through_an_endpoint_records_the_model_and_no_secret(server, jsonl
     asked = server.stats.requests
     refine(Input(name=str(jsonl), limit=12), tmp_path / "out", stages(annotator, policy="filter"))
     assert server.stats.requests == asked, "another policy costs no call"
+
+
+def test_an_endpoint_is_kept_full(jsonl, tmp_path):
+    """As many requests at once as the server takes, and as many as there are passages and rankings."""
+    with Emulator(max_concurrent_requests=48, reply=Together(47, arhn.Lexical(threshold=0.3))) as server:
+        done = refine(Input(name=str(jsonl)), tmp_path / "out", stages(arhn.Endpoint(server.url, cache="none")))
+        assert server.stats.peak_in_flight == 47
+        assert done.run["requests"]["replies"] == server.stats.requests
+    total = done.report.total
+    ranked = sum(total.rankings.values()) - total.rankings["skipped"]
+    assert server.stats.requests == sum(total.snippets.values()) + ranked
 
 
 def test_failed_requests_are_asked_again_by_the_next_run(server, jsonl, tmp_path):
@@ -348,7 +351,7 @@ def test_the_terms_of_a_hub_source_are_recorded(monkeypatch, sample):
         tags, card_data = ["license:cc-by-4.0", "language:en", "language:de", "other"], None
 
     def read():
-        return inputs.load_input(Input(name="user/rows"))[1]
+        return sources.load_input(Input(name="user/rows"), undo=arhn.revert)[1]
 
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: DatasetDict({"train": Dataset.from_list(sample[:1])})

@@ -20,7 +20,7 @@ from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.inputs.sources import Input, Shard
 from arhn_datasets.runs.refine import refine
 from arhn_datasets.runs.shards import merge
-from tests.runs.test_streaming import stages
+from tests.runs.test_refine import stages
 
 DROPPING = {"min_negatives": 4, "on_shortage": "drop"}
 
@@ -78,15 +78,15 @@ def test_merged_shards_are_the_run_that_was_not_cut(source, shards, tmp_path):
         assert both[0]["train"].features == both[1]["train"].features
     assert merged.run["source"] == {**whole.run["source"], "fingerprints": merged.run["source"]["fingerprints"]}
     assert [one["id"] for one in merged.run["merged"]] == [run_of(shard)["id"] for shard in shards]
-    total = sum(run_of(shard)["durations_seconds"]["relabel"] for shard in shards)
-    assert merged.run["durations_seconds"]["relabel"] == pytest.approx(total, abs=0.01)
+    total = sum(run_of(shard)["durations_seconds"]["refine"] for shard in shards)
+    assert merged.run["durations_seconds"]["refine"] == pytest.approx(total, abs=0.01)
     assert arhn.verify(merged.path).holds
     again = merge(tmp_path / "merged", shards)
     assert again.run["id"] != merged.run["id"]
 
 
 def test_requests_are_added_up_and_stores_may_be_shared(server, source, tmp_path):
-    """What all shards together asked is what the run asks; shards of a stream merge as well."""
+    """What all shards together asked is what the run asks."""
     whole = refine(
         Input(name=source, split="train"), tmp_path / "whole", stages(arhn.Endpoint(server.url, cache="none"))
     )
@@ -101,22 +101,6 @@ def test_requests_are_added_up_and_stores_may_be_shared(server, source, tmp_path
     assert merged.run["requests"]["replies"] == asked
     assert list(merged.rows()) == list(whole.rows())
     assert "some/model" in (merged.path / "README.md").read_text(encoding="utf-8")
-
-
-def test_shards_of_a_stream_merge(tmp_path, sample):
-    """Cut by files: the same rows as without."""
-    (tmp_path / "in").mkdir()
-    for i in range(3):
-        Dataset.from_list(sample[i * 5 : i * 5 + 5]).to_parquet(str(tmp_path / "in" / f"train-{i}.parquet"))
-    name = str(tmp_path / "in")
-    whole = refine(Input(name=name), tmp_path / "whole", stages(), streaming=True)
-    folders = [
-        refine(Input(name=name, shard=Shard(index=i, of=2)), tmp_path / str(i), stages(), streaming=True).path
-        for i in range(2)
-    ]
-    merged = merge(tmp_path / "merged", folders)
-    assert list(merged.rows()) == list(whole.rows())
-    assert merged.run["identity"] == whole.run["identity"]
 
 
 def test_more_shards_than_rows(tmp_path, sample):

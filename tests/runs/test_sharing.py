@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets.annotators.client.contract import slice_of
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.folder.reading import read_rows
-from arhn_datasets.inputs.sources import Input
-from arhn_datasets.runs.refine import Stages, refine
 from arhn_datasets.testing import Emulator
 from arhn_datasets.testing.latency import Latency
 from arhn_datasets.testing.process import EmulatorProcess
 
-SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 LIMIT = 8
 
 
-def stages(annotator):
-    return Stages(
-        snippets=arhn.Snippets(annotator=annotator), ranks=arhn.Ranks(annotator=annotator), relabel=arhn.Relabel()
-    )
+def refined(rows, annotator, **options):
+    """The rows through the three stages, each a map."""
+    for stage in (arhn.Snippets(annotator=annotator), arhn.Ranks(annotator=annotator), arhn.Relabel()):
+        rows = rows.map(stage, **options)
+    return rows
 
 
 @given(slots=st.integers(1, 10_000), processes=st.integers(1, 10_000))
@@ -89,31 +86,31 @@ def test_a_store_moves_with_its_annotator(tmp_path):
     assert (moved.cheap.cache, moved.strong.cache) == (tmp_path / "here", tmp_path / "n" / "here")
 
 
-def test_processes_share_the_limit_and_the_store(tmp_path):
+def test_processes_share_the_limit_and_the_store(tmp_path, sample):
     """Never more in flight than the server takes, the rows of one process, and no reply is asked for twice."""
-    source = Input(name=str(SAMPLE), limit=16)
+    rows = Dataset.from_list(sample[:16])
     with EmulatorProcess(max_concurrent_requests=LIMIT, latency=Latency(overhead=0.01)) as server:
 
-        def run(name, cache, processes):
-            annotator = arhn.Endpoint(server.url, cache=tmp_path / cache)
-            refine(source, tmp_path / name, stages(annotator), num_proc=processes)
-            return list(read_rows(tmp_path / name))
+        def run(cache, processes):
+            annotator = arhn.Endpoint(server.url, cache=tmp_path / cache, processes=processes)
+            return list(refined(rows, annotator, num_proc=processes))
 
-        expected = run("one", "a", 1)
+        expected = run("a", 1)
         alone = server.stats
         server.reset_stats()
-        assert run("three", "b", 3) == expected
+        assert run("b", 3) == expected
         assert 3 <= server.stats.peak_in_flight <= LIMIT
         assert (server.stats.requests, server.stats.duplicates) == (alone.requests, 0)
         server.reset_stats()
-        assert run("again", "b", 4) == expected
+        assert run("b", 4) == expected
         assert server.stats.requests == 0
 
 
-def test_more_processes_than_the_server_takes_requests(tmp_path):
-    """As many are started as there are requests to share."""
+def test_as_many_processes_as_the_server_takes_requests(sample):
+    """Each of them has one request in flight."""
     with EmulatorProcess(max_concurrent_requests=2, latency=Latency(overhead=0.01)) as server:
         annotator = arhn.Endpoint(server.url, cache="none")
-        refine(Input(name=str(SAMPLE), limit=8), tmp_path / "out", stages(annotator), num_proc=8)
+        most = annotator.most_processes()
+        refined(Dataset.from_list(sample[:8]), annotator.shared_by(most), num_proc=most)
         assert server.stats.peak_in_flight <= 2
         assert server.stats.by_status == {"200": server.stats.requests}

@@ -9,7 +9,7 @@ import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets.rules.arhn import POLICIES
-from arhn_datasets.rules.by_score import METHODS
+from arhn_datasets.rules.positive_aware import METHODS
 from arhn_datasets.testing import Emulator
 from tests.conftest import SAMPLE, SCRIPTS
 

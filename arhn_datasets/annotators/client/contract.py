@@ -8,14 +8,12 @@ adapter, never parses thinking, and takes its own shape of constrained output.
 
 from __future__ import annotations
 
-import email.utils
 import ipaddress
 import json
 import math
 import re
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -31,6 +29,7 @@ from arhn_datasets.errors import (
     PromptTooLong,
     RequestRejected,
 )
+from arhn_datasets.rows.retries import seconds_of
 
 TGI, OPENAI = "tgi", "openai"
 APIS = (TGI, OPENAI)
@@ -39,7 +38,6 @@ HEADROOM = 0.02  # share of TGI's max_concurrent_requests that is left alone: ab
 MESSAGE_CHARACTERS = 300
 PASSING_STATUSES = (429, 502, 503, 504)
 AWAY_STATUSES = (502, 503, 504)  # a proxy in front of a server that is not there
-RETRY_AFTER_MAX_SECONDS = 300.0
 TEMPLATE_TOKENS = 64  # what a chat template may add to the messages
 
 # Models that think unless told otherwise. TGI passes no template options on, so the thinking is closed before it opens.
@@ -98,34 +96,6 @@ class ChatRequest:
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
         return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConnectionOptions:
-    """How to reach servers; none of it changes a reply, so none of it enters an identity.
-
-    ``timeout`` is in seconds for each attempt and ``deadline`` for all attempts of a request; ``concurrency`` in
-    requests for each server, None for what it allows, and shared by so many ``processes``; ``attempts`` counts the
-    first one, and none while a server is overloaded or away; ``backoff`` is the first pause in seconds, doubled and
-    jittered; ``give_up_after`` seconds without any server that answers end the run; ``api`` is None to find out.
-    """
-
-    api_key: str | None = field(default=None, repr=False)
-    timeout: float = 300.0
-    deadline: float = 3600.0
-    concurrency: int | None = None
-    processes: int = 1
-    attempts: int = 6
-    backoff: float = 0.5
-    give_up_after: float = 600.0
-    api: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.api_key and not (self.api_key.isprintable() and self.api_key.isascii()):
-            raise ConfigurationError(
-                "The API key holds a character that no HTTP header can carry. Expected one line of plain characters; "
-                "look at ARHN_API_KEY, api_key= or --api-key."
-            )
 
 
 def base_url(url: str) -> str:
@@ -261,17 +231,17 @@ def slots_of(info: ServerInfo) -> int:
 
 
 def parse_generated(body: bytes, secret: str | None = None) -> Completion:
-    """The completion in the body of a 200 of ``/generate``.
+    """The completion in the body of a 200 of ``/generate``; ``secret`` is left out of the message.
 
     Raises:
         EmptyReply: the body is none, or holds no text.
     """
-    try:
-        reply = json.loads(body)
+
+    def read(reply: Any) -> Completion:
         details = reply.get("details") or {}
         return _completion(reply["generated_text"], details.get("finish_reason"), None, details.get("generated_tokens"))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _no_completion(body, secret) from error
+
+    return _parsed(body, read, secret)
 
 
 def parse_completion(body: bytes, secret: str | None = None) -> Completion:
@@ -280,18 +250,21 @@ def parse_completion(body: bytes, secret: str | None = None) -> Completion:
     Raises:
         EmptyReply: the body is not a chat completion, or holds no text.
     """
+
+    def read(reply: Any) -> Completion:
+        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        return _completion(choice["message"]["content"], choice.get("finish_reason"), *tokens)
+
+    return _parsed(body, read, secret)
+
+
+def _parsed(body: bytes, read: Callable[[Any], Completion], secret: str | None) -> Completion:
     try:
-        reply = json.loads(body)
-        choice = reply["choices"][0]
-        usage = reply.get("usage") or {}
-        return _completion(
-            choice["message"]["content"],
-            choice.get("finish_reason"),
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
-        )
+        return read(json.loads(body))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _no_completion(body, secret) from error
+        said = excerpt(without(secret, body))
+        raise EmptyReply(f"the server answered 200 without a completion: {said!r}") from error
 
 
 def _completion(text: Any, reason: Any, prompt_tokens: Any, completion_tokens: Any) -> Completion:
@@ -303,11 +276,6 @@ def _completion(text: Any, reason: Any, prompt_tokens: Any, completion_tokens: A
         prompt_tokens=prompt_tokens if type(prompt_tokens) is int else None,
         completion_tokens=completion_tokens if type(completion_tokens) is int else None,
     )
-
-
-def _no_completion(body: bytes, secret: str | None) -> EmptyReply:
-    said = excerpt(without(secret, body))
-    return EmptyReply(f"the server answered 200 without a completion: {said!r}")
 
 
 def error_of(status: int, body: bytes, url: str, retry_after: str | None = None) -> Exception:
@@ -334,11 +302,6 @@ def error_of(status: int, body: bytes, url: str, retry_after: str | None = None)
     return RequestRejected(f"{status}: {said}")
 
 
-def unconstrained(request: ChatRequest) -> ChatRequest:
-    """``request`` for a server that takes no schemas."""
-    return replace(request, schema=None)
-
-
 def refuses_grammar(error: RequestRejected) -> bool:
     """Whether a request was refused for its constrained output."""
     return bool(_GRAMMAR.search(str(error)))
@@ -347,20 +310,6 @@ def refuses_grammar(error: RequestRejected) -> bool:
 def lacks_template(error: RequestRejected) -> bool:
     """Whether a server has no chat template (TGI reads no chat_template.jinja)."""
     return "template" in str(error).lower() and "not found" in str(error).lower()
-
-
-def seconds_of(retry_after: str | None) -> float | None:
-    """The pause that a ``Retry-After`` header asks for, in seconds or as a date; None for none."""
-    if not retry_after:
-        return None
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except (TypeError, ValueError):
-            return None
-    return min(seconds, RETRY_AFTER_MAX_SECONDS) if seconds > 0 else None
 
 
 def chosen_model(served: Sequence[str], wanted: str | None, url: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client import contract
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ConnectionOptions, ServerInfo, shown_url
+from arhn_datasets.annotators.client.connection import ConnectionOptions
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo, shown_url
 from arhn_datasets.annotators.client.transport import ChatTransport
 from arhn_datasets.errors import (
     ConfigurationError,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _NO_COMPLETION = (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, LookupError, AssertionError)
-_REPLY_TYPES = ".types.base"  # the module where the hub reads replies
+_NO_REPLY = "Invalid input data for", "Invalid data type"  # a ValueError of the hub, which reads whatever came
 
 
 class HubTransport(ChatTransport):
@@ -99,18 +99,8 @@ def _translated(error: Exception, name: str, secret: str | None) -> Exception:
     ):
         return EndpointUnavailable(f"no connection through {name}: {contract.excerpt(str(error))}")
     message = contract.excerpt(contract.without(secret, str(error).encode("utf-8", "replace")))
-    if isinstance(error, _NO_COMPLETION) or _raised_in(error).endswith(
-        _REPLY_TYPES
-    ):  # the hub reads a reply without looking whether it is one
+    if isinstance(error, _NO_COMPLETION) or str(error).startswith(_NO_REPLY):
         return EmptyReply(f"the provider answered without a completion ({type(error).__name__}: {message})")
     if isinstance(error, ValueError):
         return ConfigurationError(f"{name} can send no request: {message}")
     return error
-
-
-def _raised_in(error: Exception) -> str:
-    """The name of the module that raised ``error``."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return str(trace.tb_frame.f_globals.get("__name__", "")) if trace is not None else ""

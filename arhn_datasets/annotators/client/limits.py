@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections import deque
+
+from arhn_datasets.annotators.client import collector
 
 DECREASE = 0.5
 AT_ONCE = 16  # new requests in one turn of the event loop, to the end of a row
@@ -102,7 +103,7 @@ class Turns:
         self._left = AT_ONCE
         self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
         self._scheduled = False
-        self._froze = False
+        self._frozen = False
 
     async def turn(self, requests: int, most: int) -> None:
         """Wait, in order, until fewer than ``most`` requests are under way; so many more are about to follow."""
@@ -117,25 +118,16 @@ class Turns:
     def __enter__(self) -> None:
         """A request is under way."""
         if not self._under_way:
-            self._freeze()
+            self._frozen = collector.freeze()
         self._under_way += 1
 
     def __exit__(self, *_: object) -> None:
         """It is not any more."""
         self._under_way -= 1
-        if not self._under_way and self._froze:
-            self._froze = False
-            gc.unfreeze()
+        if not self._under_way and self._frozen:
+            collector.unfreeze()
         if self._waiting:
             self._schedule()
-
-    def _freeze(self) -> None:
-        # Requests in flight make the collector look through the whole process again and again, for an eighth of the
-        # client's processor time. While there are any, what was there before them is left out.
-        if not gc.get_freeze_count():  # else somebody else did, and means it
-            gc.collect(1)  # or the young would be frozen before the old, and sockets end before the loops that own them
-            gc.freeze()
-            self._froze = True
 
     def _schedule(self) -> None:
         if not self._scheduled:

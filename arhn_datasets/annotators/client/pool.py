@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from arhn_datasets.annotators.client.breaker import Breaker
+from arhn_datasets.annotators.client.connection import ConnectionOptions
 from arhn_datasets.annotators.client.contract import (
     DEFAULT_CONCURRENCY,
     ChatRequest,
     Completion,
-    ConnectionOptions,
     ServerInfo,
     slice_of,
     slots_of,
@@ -30,6 +30,7 @@ from arhn_datasets.errors import (
     EndpointsDead,
     EndpointUnavailable,
 )
+from arhn_datasets.rows import retries
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState
@@ -197,7 +198,7 @@ class Pool:
 
     async def _retried(self, asking: _Asking, first: EndpointError) -> Completion:
         """The reply after a first attempt that failed."""
-        from tenacity import AsyncRetrying, retry_if_exception_type
+        from tenacity import AsyncRetrying
 
         failed = [first]
 
@@ -206,14 +207,20 @@ class Pool:
                 raise failed.pop()
             return await self._attempt(asking)
 
-        completion: Completion = await AsyncRetrying(
-            retry=retry_if_exception_type(RETRYABLE),
-            stop=asking.is_over,
-            wait=_pause(self.options.backoff),
-            before_sleep=self._count,
-            reraise=True,
-        )(attempt)
+        completion: Completion = await AsyncRetrying(**self._policy(asking.is_over, self._count))(attempt)
         return completion
+
+    def _policy(
+        self, stop: int | Callable[[RetryCallState], bool], tell: Callable[[BaseException, float], None] | None = None
+    ) -> dict[str, Any]:
+        return retries.policy(
+            again=lambda error: isinstance(error, RETRYABLE),
+            stop=stop,
+            first=self.options.backoff,
+            longest=BACKOFF_MAX_SECONDS,
+            asked=lambda error: error.retry_after if isinstance(error, EndpointOverloaded) else None,
+            tell=tell,
+        )
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -222,7 +229,7 @@ class Pool:
             await server.transport.close()
 
     async def _open(self) -> ServerInfo:
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+        from tenacity import AsyncRetrying
 
         async def opened() -> list[ServerInfo]:
             results = await asyncio.gather(*(server.open() for server in self.servers), return_exceptions=True)
@@ -232,12 +239,7 @@ class Pool:
                 raise (fatal or failed)[0]
             return [result for result in results if isinstance(result, ServerInfo)]
 
-        infos: list[ServerInfo] = await AsyncRetrying(
-            retry=retry_if_exception_type(RETRYABLE),
-            stop=stop_after_attempt(self.options.attempts),
-            wait=_pause(self.options.backoff),
-            reraise=True,
-        )(opened)
+        infos: list[ServerInfo] = await AsyncRetrying(**self._policy(self.options.attempts))(opened)
         for server in self.servers:
             server.expected = infos[0]
             if server.info is None:
@@ -319,9 +321,8 @@ class Pool:
             )
         return self.options.give_up_after - (now - self._dead_since)
 
-    def _count(self, state: RetryCallState) -> None:
+    def _count(self, error: BaseException, _: float) -> None:
         self.statistics.retries += 1
-        error = state.outcome.exception() if state.outcome else None
         self.statistics.overloads += isinstance(error, EndpointOverloaded)
 
 
@@ -360,20 +361,6 @@ class _Asking:
     def is_over(self, _: RetryCallState) -> bool:
         """Whether another attempt is one too many."""
         return self.seconds_left <= 0 or self._empty >= EMPTY_ATTEMPTS or self._failures >= self._options.attempts
-
-
-def _pause(backoff: float) -> Any:
-    """Exponential pauses with full jitter, and never less than a ``Retry-After``."""
-    from tenacity import wait_random_exponential
-
-    jittered = wait_random_exponential(multiplier=backoff, max=BACKOFF_MAX_SECONDS)
-
-    def pause(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after if isinstance(error, EndpointOverloaded) else None
-        return max(asked or 0.0, jittered(state))
-
-    return pause
 
 
 def _differ(found: ServerInfo, expected: ServerInfo) -> bool:

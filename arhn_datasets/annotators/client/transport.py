@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 from arhn_datasets.annotators.client import contract
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
@@ -26,7 +27,7 @@ class ChatTransport(ABC):
             AccessDenied: no request can succeed.
         """
         if not self._grammar:
-            request = contract.unconstrained(request)
+            request = replace(request, schema=None)
         try:
             completion = await self._ask(info, request)
         except RequestRejected as error:
@@ -35,7 +36,7 @@ class ChatTransport(ABC):
             if self._grammar:  # those under way at the same time are refused, too
                 logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
             self._grammar = False
-            completion = await self._ask(info, contract.unconstrained(request))
+            completion = await self._ask(info, replace(request, schema=None))
         if not completion.text.strip():
             raise EmptyReply("the server answered 200 with an empty text")
         return completion

@@ -18,8 +18,7 @@ from datasets import Dataset
 import arhn_datasets as arhn
 from arhn_datasets import errors
 from arhn_datasets.annotators.client import breaker as breakers
-from arhn_datasets.annotators.client import limits
-from arhn_datasets.annotators.client import store as answers
+from arhn_datasets.annotators.client import limits, store_file
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import (
     ERROR,
@@ -330,7 +329,7 @@ def test_a_store_that_cannot_be_written(rows, clean, tmp_path, monkeypatch, capl
     def refuse(*_):
         raise sqlite3.OperationalError(said)
 
-    monkeypatch.setattr(answers, "_insert", refuse)
+    monkeypatch.setattr("arhn_datasets.annotators.client.store.insert", refuse)
     with Emulator(latency=WORK) as server:
         assert pipeline(rows, server.url, cache=tmp_path) == clean[:2]
     assert len([record for record in caplog.records if said in record.getMessage()]) == 1
@@ -432,7 +431,7 @@ def test_two_runs_share_one_store(rows, clean, tmp_path, refine):
         assert server.stats.requests == 0
     labels = [refined(tmp_path / output) for output in ("one", "two", "three")]
     assert labels[0] == labels[1] == labels[2]
-    with sqlite3.connect(tmp_path / "store" / answers.FILE_NAME) as store:
+    with sqlite3.connect(tmp_path / "store" / store_file.FILE_NAME) as store:
         assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     store.close()
 

@@ -14,7 +14,8 @@ from huggingface_hub import AsyncInferenceClient, constants
 
 import arhn_datasets as arhn
 from arhn_datasets import cli, errors
-from arhn_datasets.annotators.client.contract import ChatRequest, ConnectionOptions
+from arhn_datasets.annotators.client.connection import ConnectionOptions
+from arhn_datasets.annotators.client.contract import ChatRequest
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.requests import SnippetRequest
@@ -63,7 +64,7 @@ def fails(url, client=None, **options):
     """The error of one request, with as much patience as a slow machine needs."""
 
     async def main():
-        made = ConnectionOptions(**{"backoff": 0.001, "attempts": 2, "deadline": 60, **options})
+        made = ConnectionOptions(**{"backoff": 0.001, "attempts": 2, "deadline": 30, **options})
         pool = Pool([HubTransport(client or hub(url), "m")], made)
         try:
             await pool.chat(REQUEST)

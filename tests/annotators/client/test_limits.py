@@ -352,3 +352,12 @@ def test_what_was_frozen_ends_in_the_order_in_which_it_was_made():
         del owner
     gc.collect()
     assert ended == ["owner", "owned"]
+
+
+@pytest.mark.parametrize(("said", "frozen"), [("0", False), ("1", True)])
+def test_the_collector_of_the_host(monkeypatch, said, frozen):
+    """While requests are in flight it leaves out what was there before, unless that is switched off; then as before."""
+    monkeypatch.setenv("ARHN_GC_FREEZE", said)
+    with Turns():
+        assert bool(gc.get_freeze_count()) == frozen
+    assert gc.get_freeze_count() == 0

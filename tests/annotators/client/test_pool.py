@@ -14,12 +14,12 @@ import arhn_datasets as arhn
 from arhn_datasets import errors
 from arhn_datasets.annotators.client import breaker as breakers
 from arhn_datasets.annotators.client import limits
+from arhn_datasets.annotators.client.connection import ConnectionOptions
 from arhn_datasets.annotators.client.contract import (
     OPENAI,
     TGI,
     ChatRequest,
     Completion,
-    ConnectionOptions,
     chat_body,
     generate_body,
     room,

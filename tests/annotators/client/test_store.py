@@ -17,15 +17,10 @@ import pytest
 from datasets import Dataset
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.client import store as answers
-from arhn_datasets.annotators.client.store import (
-    APPLICATION_ID,
-    FILE_NAME,
-    FORMAT,
-    Answers,
-    default_directory,
-    directory_of,
-)
+from arhn_datasets.annotators.client import store_file
+from arhn_datasets.annotators.client.store import ATTEMPT_SECONDS, Replies, default_directory, directory_of, flush_all
+from arhn_datasets.annotators.client.store_file import APPLICATION_ID, FILE_NAME, FORMAT
+from arhn_datasets.annotators.client.store_upkeep import kept
 from arhn_datasets.errors import StoreError
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import digest
@@ -33,12 +28,13 @@ from arhn_datasets.testing import Latency
 from tests.conftest import SAMPLE
 
 ROOT = Path(__file__).parents[3]
+STORE = "arhn_datasets.annotators.client.store"
 KEYS = [digest(number) for number in range(200)]
 
 
 def written(folder, key=KEYS[0], reply=None):
     """Store one reply and close the file."""
-    store = Answers(folder)
+    store = Replies(folder)
     store.put(key, reply or {})
     asyncio.run(store.close())
 
@@ -49,7 +45,7 @@ def in_a_fork(function):
     if not child:
         try:
             function()
-            answers.flush_all()
+            flush_all()
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)
@@ -70,19 +66,19 @@ def in_a_fork(function):
 )
 def test_what_goes_in_comes_out(tmp_path, reply):
     """Any JSON value, under its own key alone, also after the file was closed and from a second store."""
-    store = Answers(tmp_path / "new" / "folder")
+    store = Replies(tmp_path / "new" / "folder")
     assert store.get(KEYS[0]) is None
     store.put(KEYS[0], reply)
     assert store.get(KEYS[0]) == reply
     assert store.get(KEYS[1]) is None
     asyncio.run(store.close())
     asyncio.run(store.close())
-    assert store.get(KEYS[0]) == Answers(tmp_path / "new" / "folder").get(KEYS[0]) == reply
+    assert store.get(KEYS[0]) == Replies(tmp_path / "new" / "folder").get(KEYS[0]) == reply
 
 
 def test_the_last_reply_counts(tmp_path):
     """A key holds one reply."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     for text in "ab":
         store.put(KEYS[0], {"text": text})
     assert (len(store), store.get(KEYS[0])) == (1, {"text": "b"})
@@ -99,7 +95,7 @@ def test_the_file(tmp_path):
 
 def test_threads_take_turns(tmp_path):
     """One store, many threads."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
 
     def work(number):
         for key in KEYS[number::8]:
@@ -117,13 +113,13 @@ def test_threads_take_turns(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from arhn_datasets.annotators.client.store import Answers
+from arhn_datasets.annotators.client.store import Replies
 from arhn_datasets.rows.records import (digest)
 
 print("ready", flush=True)
 sys.stdin.readline()
 for file in range(20):
-    store = Answers(Path(sys.argv[1]) / str(file))
+    store = Replies(Path(sys.argv[1]) / str(file))
     for number in range(int(sys.argv[2]), 40, 2):
         store.put(digest(number), {"text": str(number)})
 """
@@ -150,7 +146,7 @@ def test_processes_make_and_fill_the_same_files_at_once(tmp_path):
         assert writer.communicate(timeout=30)[1] == ""
         assert writer.returncode == 0
     for file in range(20):
-        store = Answers(tmp_path / str(file))
+        store = Replies(tmp_path / str(file))
         assert len(store) == 40
         assert store.get(digest(7)) == {"text": "7"}
 
@@ -169,7 +165,7 @@ def test_a_file_that_another_process_makes_at_this_moment(tmp_path, monkeypatch,
     looks = []
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *a, **options: connect(*a, **options, factory=Interrupted))
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     assert len(looks) >= look
     assert len(store) == 1
 
@@ -180,7 +176,7 @@ def test_a_new_file_is_waited_for_while_another_process_holds_it(tmp_path):
     holder.execute("BEGIN EXCLUSIVE")
     released = threading.Timer(0.1, holder.execute, ("ROLLBACK",))
     released.start()
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     store.put(KEYS[0], {})
     released.join(60)
     holder.close()
@@ -189,31 +185,31 @@ def test_a_new_file_is_waited_for_while_another_process_holds_it(tmp_path):
 
 def test_a_lock_that_ignores_the_busy_timeout(tmp_path, monkeypatch):
     """Sqlite reports it at once when several processes switch a new file to WAL; we ask again."""
-    prepare, refusals = answers._prepare, [sqlite3.OperationalError("database is locked")] * 2
+    prepare, refusals = store_file._prepare, [sqlite3.OperationalError("database is locked")] * 2
 
     def refuse(connection):
         if refusals:
             raise refusals.pop()
         prepare(connection)
 
-    monkeypatch.setattr(answers, "_prepare", refuse)
-    assert len(Answers(tmp_path)) == 0
+    monkeypatch.setattr(store_file, "_prepare", refuse)
+    assert len(Replies(tmp_path)) == 0
     assert not refusals
 
 
 def test_a_file_that_stays_locked(tmp_path, monkeypatch):
     """After the waiting time the error names the file."""
-    monkeypatch.setattr(answers, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(store_file, "BUSY_SECONDS", 0.05)
     holder = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StoreError, match=f"{FILE_NAME} cannot be opened .*locked"):
-        Answers(tmp_path)
+        Replies(tmp_path)
     holder.close()
 
 
 def test_fork_with_an_open_store(tmp_path):
     """Parent and child both read and write afterwards; each sees the other's replies."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     store.put(KEYS[0], {"text": "parent, before"})
 
     def child():
@@ -231,7 +227,7 @@ def test_fork_with_an_open_store(tmp_path):
 
 def test_fork_while_threads_write(tmp_path):
     """A fork in the middle of writes leaves no lock behind in the child, and breaks nothing in the parent."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     stop = threading.Event()
 
     def write():
@@ -285,7 +281,7 @@ def test_a_file_that_is_not_ours_is_left_as_it_is(tmp_path, make, message):
     make(tmp_path / FILE_NAME)
     before = (tmp_path / FILE_NAME).read_bytes()
     with pytest.raises(StoreError, match=message) as caught:
-        Answers(tmp_path)
+        Replies(tmp_path)
     assert all(way in str(caught.value) for way in (FILE_NAME, "ARHN_CACHE", "--cache none"))
     assert (tmp_path / FILE_NAME).read_bytes() == before
     assert os.listdir(tmp_path) == [FILE_NAME]
@@ -296,7 +292,7 @@ def test_a_folder_that_cannot_be_made(tmp_path, name):
     """A file in its place is said, not overwritten."""
     (tmp_path / "file").write_text("mine")
     with pytest.raises(StoreError, match="cannot be opened"):
-        Answers(tmp_path / name)
+        Replies(tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -338,7 +334,7 @@ AFTER = {"text": "after"}
 @pytest.mark.parametrize("trouble", [read_only, full, broken_disk, gone])
 def test_a_disk_that_refuses_is_said_once(tmp_path, monkeypatch, caplog, trouble):
     """The run goes on without keeping replies: a store is a help, not a condition."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     store.put(KEYS[0], {"text": "before"})
     assert store.flush()
     trouble(store, monkeypatch)
@@ -368,9 +364,9 @@ def test_a_disk_that_refuses_from_the_start_is_said_once(tmp_path, monkeypatch, 
     def refuse(*_):
         raise refusal
 
-    monkeypatch.setattr(answers, "_connect", refuse)
+    monkeypatch.setattr(store_file, "connect", refuse)
     with caplog.at_level(logging.WARNING):
-        store = Answers(tmp_path)
+        store = Replies(tmp_path)
         store.put(KEYS[0], {})
         assert store.get(KEYS[0]) is None
     [record] = caplog.records
@@ -383,12 +379,12 @@ def test_a_folder_without_the_right_to_write(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise sqlite3.OperationalError("unable to open database file")
 
-    monkeypatch.setattr(answers, "_connect", refuse)
+    monkeypatch.setattr(store_file, "connect", refuse)
     with pytest.raises(StoreError, match="unable to open"):
-        Answers(tmp_path)
+        Replies(tmp_path)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with caplog.at_level(logging.WARNING):
-        assert Answers(tmp_path).get(KEYS[0]) is None
+        assert Replies(tmp_path).get(KEYS[0]) is None
     assert "The run goes on" in caplog.text
 
 
@@ -400,7 +396,7 @@ def test_a_value_that_is_no_reply_is_asked_again(tmp_path, value):
     connection.execute("UPDATE replies SET v = ?", (value,))
     connection.commit()
     connection.close()
-    assert Answers(tmp_path).get(KEYS[0]) is None
+    assert Replies(tmp_path).get(KEYS[0]) is None
 
 
 # Batches
@@ -409,7 +405,7 @@ def test_a_value_that_is_no_reply_is_asked_again(tmp_path, value):
 @pytest.fixture
 def slow(monkeypatch):
     """After the first reply nothing is written for a minute, unless a batch is full."""
-    monkeypatch.setattr(answers, "BATCH_SECONDS", 60)
+    monkeypatch.setattr(f"{STORE}.BATCH_SECONDS", 60)
 
 
 def in_the_file(folder):
@@ -449,27 +445,27 @@ def batch(store, keys=KEYS[1:10]):
 
 def test_a_batch_is_seen_before_it_is_written(slow, tmp_path):
     """Replies that wait are found, and a second store of this process has them written first."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     batch(store)
     assert in_the_file(tmp_path) == 1
     assert [store.get(key) for key in KEYS[1:10]] == [{"text": key} for key in KEYS[1:10]]
-    assert len(Answers(tmp_path)) == 10
+    assert len(Replies(tmp_path)) == 10
     store.put(KEYS[20], {})
     assert len(store) == 11
 
 
 def test_a_full_batch_is_written_at_once(slow, tmp_path):
     """Sixty-four replies wait for nothing."""
-    store = Answers(tmp_path)
-    batch(store, KEYS[1 : answers.BATCH])
+    store = Replies(tmp_path)
+    batch(store, KEYS[1 : store_file.BATCH])
     assert in_the_file(tmp_path) == 1
     store.put(KEYS[100], {})
-    assert eventually(lambda: in_the_file(tmp_path) == answers.BATCH + 1)
+    assert eventually(lambda: in_the_file(tmp_path) == store_file.BATCH + 1)
 
 
 def test_a_reply_is_in_the_file_after_a_moment(tmp_path):
     """Nothing needs to be closed, and the thread that writes ends when there is nothing to write."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     batch(store)
     assert eventually(lambda: in_the_file(tmp_path) == 10)
     assert eventually(lambda: store._thread is None)
@@ -479,7 +475,7 @@ def test_a_reply_is_in_the_file_after_a_moment(tmp_path):
 
 def test_a_fork_writes_the_batch_first(slow, tmp_path):
     """The child finds what waited, and writes none of it again; the parent goes on."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     batch(store)
 
     def child():
@@ -499,7 +495,7 @@ def test_where_no_thread_starts_a_reply_is_written_at_once(tmp_path, monkeypatch
         raise RuntimeError("can't start new thread at interpreter shutdown")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     store.put(KEYS[0], {})
     assert in_the_file(tmp_path) == 1
 
@@ -516,7 +512,7 @@ def holder(tmp_path):
 
 def test_a_locked_file_holds_up_nobody(holder, tmp_path):
     """Replies wait in memory and are found there; they are written when the lock is gone."""
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     slowest = 0.0
     for key in KEYS:
         started = time.perf_counter()
@@ -524,7 +520,7 @@ def test_a_locked_file_holds_up_nobody(holder, tmp_path):
         assert store.get(key) == {"text": key}
         slowest = max(slowest, time.perf_counter() - started)
     assert not store.flush()
-    assert slowest < answers.ATTEMPT_SECONDS / 2
+    assert slowest < ATTEMPT_SECONDS / 2
     assert in_the_file(tmp_path) == 1
     holder.execute("ROLLBACK")
     assert eventually(lambda: in_the_file(tmp_path) == len(KEYS))
@@ -532,9 +528,10 @@ def test_a_locked_file_holds_up_nobody(holder, tmp_path):
 
 def test_a_file_that_stays_locked_is_said_once(holder, tmp_path, monkeypatch, caplog):
     """The run goes on, and at the end the number of lost replies is told."""
-    for name, seconds in (("ATTEMPT", 0.01), ("BUSY", 0), ("CLOSING", 0.1)):
-        monkeypatch.setattr(answers, f"{name}_SECONDS", seconds)
-    store = Answers(tmp_path)
+    monkeypatch.setattr(store_file, "BUSY_SECONDS", 0)
+    for name, seconds in (("ATTEMPT", 0.01), ("CLOSING", 0.1)):
+        monkeypatch.setattr(f"{STORE}.{name}_SECONDS", seconds)
+    store = Replies(tmp_path)
     with caplog.at_level(logging.WARNING):
         for key in KEYS[:3]:
             store.put(key, {})
@@ -547,8 +544,8 @@ def test_a_file_that_stays_locked_is_said_once(holder, tmp_path, monkeypatch, ca
 
 def test_replies_that_wait_are_bounded(holder, tmp_path, monkeypatch, caplog):
     """Memory stays flat, whatever another process does."""
-    monkeypatch.setattr(answers, "MOST_WAITING", 20)
-    store = Answers(tmp_path)
+    monkeypatch.setattr(f"{STORE}.MOST_WAITING", 20)
+    store = Replies(tmp_path)
     with caplog.at_level(logging.WARNING):
         for key in KEYS:
             store.put(key, {})
@@ -559,8 +556,8 @@ def test_replies_that_wait_are_bounded(holder, tmp_path, monkeypatch, caplog):
 
 def test_a_locked_file_at_a_fork(holder, tmp_path, monkeypatch):
     """The parent keeps what waits and writes it later; the child does not write it a second time."""
-    monkeypatch.setattr(answers, "ATTEMPT_SECONDS", 0.01)
-    store = Answers(tmp_path)
+    monkeypatch.setattr(f"{STORE}.ATTEMPT_SECONDS", 0.01)
+    store = Replies(tmp_path)
     store.put(KEYS[1], {"text": "parent"})
     assert in_a_fork(lambda: os._exit(len(store._waiting))) == 0
     holder.execute("ROLLBACK")
@@ -572,14 +569,14 @@ def test_a_locked_file_at_a_fork(holder, tmp_path, monkeypatch):
 ENDS = """
 import multiprocess, os, signal, sys, time
 from pathlib import Path
-from arhn_datasets.annotators.client import store as answers
+from arhn_datasets.annotators.client import store as module
 from arhn_datasets.rows.records import (digest)
 
-answers.BATCH_SECONDS = 60
+module.BATCH_SECONDS = 60
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
 
 def fill(_=None):
-    store = answers.Answers(Path(sys.argv[1]))
+    store = module.Replies(Path(sys.argv[1]))
     for number in range(50):
         store.put(digest(number), {"text": str(number)})
         time.sleep(0.005 if number == 0 else 0)
@@ -611,12 +608,12 @@ def test_the_batch_is_written_when_a_process_ends(tmp_path, end, status):
 MANY = """
 import sys, time
 from pathlib import Path
-from arhn_datasets.annotators.client.store import Answers
+from arhn_datasets.annotators.client.store import Replies
 from arhn_datasets.rows.records import (digest)
 
 print("ready", flush=True)
 sys.stdin.readline()
-store = Answers(Path(sys.argv[1]))
+store = Replies(Path(sys.argv[1]))
 for number in range(int(sys.argv[2]), int(sys.argv[3])):
     store.put(digest(number), {"text": str(number)}, model="m", revision="r")
     if sys.argv[4] == "slowly":
@@ -642,7 +639,7 @@ def test_processes_write_five_thousand_replies_at_once(tmp_path):
     for writer in writers:
         writer.communicate(timeout=30)
         assert writer.returncode == 0
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     assert len(store) == 5000
     assert all(store.get(digest(number)) == {"text": str(number)} for number in range(0, 5000, 7))
     assert whole(tmp_path)
@@ -670,7 +667,7 @@ def test_kill_9_loses_the_last_moment_at_most(tmp_path):
     assert len([at for at in times if at < ended - 0.5]) <= count <= len(times) + 1
     assert count > 100
     assert whole(tmp_path)
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     assert store.get(digest(0)) == {"text": "0"}
     store.put(digest(-1), {})
     assert len(store) == count + 1
@@ -679,12 +676,11 @@ def test_kill_9_loses_the_last_moment_at_most(tmp_path):
 REFINE = "import sys; from arhn_datasets.cli import refine_command; sys.exit(refine_command(sys.argv[1:]))"
 
 
-@pytest.mark.parametrize("processes", [None, 2])
-def test_sigterm_keeps_the_replies(server, tmp_path, processes):
-    """A command that is terminated ends like one that is interrupted, and its workers write what they have."""
+def test_sigterm_keeps_the_replies(server, tmp_path):
+    """A command that is terminated ends like one that is interrupted."""
     server.latency, server.max_concurrent_requests = Latency(overhead=0.02), 8
     command = [sys.executable, "-c", REFINE, str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
-    command += ["--cache", str(tmp_path / "cache"), *(["--num-proc", str(processes)] if processes else [])]
+    command += ["--cache", str(tmp_path / "cache")]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert eventually(lambda: server.stats.requests >= 60, 30)
     running.terminate()
@@ -703,8 +699,8 @@ def test_nothing_secret_is_in_the_file(server, tmp_path):
     annotator = arhn.Endpoint(server.url, api_key=server.api_key, cache=tmp_path / "cache")
     Dataset.from_list([{"query": "Where is tin mined?", **PASSAGES}]).map(arhn.Snippets(annotator=annotator))
     background.close()
-    [kept] = answers.kept(tmp_path / "cache")
-    assert (kept.origin.model, kept.origin.revision) == (server.model, server.revision)
+    [only] = kept(tmp_path / "cache")
+    assert (only.origin.model, only.origin.revision) == (server.model, server.revision)
     content = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
     assert b"finish_reason" in content
     for secret in (server.api_key, "127.0.0.1", server.url.rpartition(":")[2], "Bearer", "Where is tin mined"):
@@ -730,11 +726,11 @@ def test_a_file_of_the_first_format_is_taken_over(tmp_path):
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
     connection.close()
-    store = Answers(tmp_path)
+    store = Replies(tmp_path)
     store.put(KEYS[1], {"text": "new"}, model="m", revision="r")
     assert store.get(KEYS[0]) == {"text": "old"}
     assert len(store) == 2
-    by_model = {kept.origin and kept.origin.model: kept for kept in answers.kept(tmp_path)}
+    by_model = {one.origin and one.origin.model: one for one in kept(tmp_path)}
     assert set(by_model) == {None, "m"}
     assert by_model[None].oldest > time.time() - 60
 
@@ -742,14 +738,14 @@ def test_a_file_of_the_first_format_is_taken_over(tmp_path):
 @pytest.mark.parametrize("length", [50, 100, 4096, 5000, 20_000, -4096, -1])
 def test_a_half_written_file_is_left_as_it_is(tmp_path, length):
     """A copy that was cut off is told as damaged, not filled up."""
-    store = Answers(tmp_path / "whole")
+    store = Replies(tmp_path / "whole")
     for key in KEYS:
         store.put(key, {"text": "x" * 500})
     asyncio.run(store.close())
     content = (tmp_path / "whole" / FILE_NAME).read_bytes()[:length]
     (tmp_path / FILE_NAME).write_bytes(content)
     with pytest.raises(StoreError, match="cannot be opened .*(malformed|not a database)"):
-        Answers(tmp_path)
+        Replies(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == content
     assert sorted(os.listdir(tmp_path)) == [FILE_NAME, "whole"]
 
@@ -806,17 +802,39 @@ def test_a_user_without_a_home(monkeypatch):
 
 def test_pages_of_what_is_new(tmp_path):
     """Each reply once, in the order of storing; what comes later is on the next page."""
-    assert answers.page(tmp_path / "none", 7, 10) == ([], 7)
-    store = Answers(tmp_path)
+    assert store_file.page(tmp_path / "none", 7, 10) == ([], 7)
+    store = Replies(tmp_path)
     for number in range(5):
         store.put(f"{number:032x}", {"text": str(number)}, model="some/model")
         store.flush()
-    first, last = answers.page(tmp_path, 0, 3)
-    second, last = answers.page(tmp_path, last, 3)
+    first, last = store_file.page(tmp_path, 0, 3)
+    second, last = store_file.page(tmp_path, last, 3)
     assert [int.from_bytes(stored.key, "big") for stored in (*first, *second)] == [0, 1, 2, 3, 4]
-    assert answers.page(tmp_path, last, 3) == ([], last)
+    assert store_file.page(tmp_path, last, 3) == ([], last)
     store.put(f"{9:032x}", {"text": "9"})
     store.flush()
-    [stored], _ = answers.page(tmp_path, last, 3)
+    [stored], _ = store_file.page(tmp_path, last, 3)
     assert (stored.origin, stored.reply) == (None, '{"text": "9"}')
-    assert answers.add_replies(tmp_path / "other", first) == (3, 3)
+    assert store_file.add_replies(tmp_path / "other", first) == (3, 3)
+
+
+def test_whoever_puts_waits_for_a_thread_that_is_late(slow, tmp_path, monkeypatch):
+    """So that a busy loop leaves the interpreter to it; for a moment, and not where the file is locked."""
+    monkeypatch.setattr(f"{STORE}.LATE_SECONDS", 0.0)
+    store = Replies(tmp_path)
+    asyncio.run(store.keep_up())  # nothing was put
+    batch(store)
+    waited = []
+
+    async def sleep(seconds):
+        waited.append(seconds)
+        store._full.set()
+        assert eventually(lambda: in_the_file(tmp_path) == 10)
+        store._written_at = float("inf")
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(store.keep_up())
+    assert waited == [60]
+    store._written_at, store._locked_since = 0.0, 1.0
+    asyncio.run(store.keep_up())
+    assert waited == [60]

@@ -1,6 +1,6 @@
 """What the client of LLM servers costs and reaches, against the emulator in a process of its own.
 
-usage: bench_endpoint.py [--json] [--quick] [--peers] [--only SECTION ...]
+usage: endpoint.py [--json] [--quick] [--peers] [--only SECTION ...]
 
 Sections: utilisation (how busy the server is kept), cpu (processor time of the client for each request), paid_twice
 (requests asked again after kill -9), tokens (prompt tokens for each query), store (look-ups among stored replies) and
@@ -345,10 +345,10 @@ def curator_job(*, url: str, bodies: str, warm: int) -> Json:
 
 def store_job(*, cache: str, replies: int, lookups: int) -> Json:
     """Fill a store, then read from it in random order."""
-    from arhn_datasets.annotators.client.store import Answers
+    from arhn_datasets.annotators.client.store import Replies
     from arhn_datasets.rows.records import digest
 
-    store = Answers(Path(cache))
+    store = Replies(Path(cache))
     start = time.perf_counter()
     for i in range(replies):
         store.put(digest(i), {"text": f"{i} " * 60, "finish_reason": "stop"}, model=MODEL)
@@ -660,7 +660,7 @@ def paid_twice(requests: int) -> Json:
 
 def stored_replies(cache: str) -> int:
     """How many replies a store holds."""
-    from arhn_datasets.annotators.client.store import kept
+    from arhn_datasets.annotators.client.store_upkeep import kept
 
     return sum(one.replies for one in kept(Path(cache)))
 

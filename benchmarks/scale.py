@@ -1,6 +1,6 @@
 """What each stage costs on many rows, beside pyarrow that reads and writes the same rows, and beside plain Python.
 
-usage: bench_scale.py [--rows N] [--json] [--folder DIR]
+usage: scale.py [--rows N] [--json] [--folder DIR]
 
 Rows shaped like those of RLHN-680K (7 subsets, passage counts and lengths; the words are invented) are generated with
 all evidence columns and written as parquet shards. Every stage reads shards and writes shards, in a fresh process, at

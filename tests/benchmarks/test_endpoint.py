@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "bench_endpoint.py"
+SCRIPT = ROOT / "benchmarks" / "endpoint.py"
 
 
 @pytest.mark.integration

@@ -1,6 +1,6 @@
 """Seconds that arhn-evaluate takes for 100,000 judged pairs: the command as a whole, its start included.
 
-usage: bench_evaluation.py [--pairs N] [--rounds N] [--json]
+usage: evaluation.py [--pairs N] [--rounds N] [--json]
 
 The rows are those of the sample, refined by the lexical baseline and repeated under new query ids until they have that
 many judged negatives; the truth has an answer for each relevant passage, so that snippets are compared, too. Each round
@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import arhn_datasets as arhn
-from arhn_datasets.runs.refine import save, silent
+from arhn_datasets.inputs.sources import silent
+from arhn_datasets.runs.saving import save
 
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 COMMAND = (

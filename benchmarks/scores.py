@@ -1,6 +1,6 @@
 """Throughput of arhn.Scores beside the library that it stands on, on the same texts.
 
-usage: bench_scores.py MODEL [--input ROWS] [--rows N] [--rounds N] [--json]
+usage: scores.py MODEL [--input ROWS] [--rows N] [--rounds N] [--json]
 
 Both encode the distinct queries and passages of the rows, on one device, in batches of one size; the models are loaded
 and both have run once before anything is timed. arhn.Scores is timed as users call it, in Dataset.map: reading rows,
@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import arhn_datasets as arhn
-from arhn_datasets.inputs.sources import Input, load_input
+from arhn_datasets.inputs.sources import Input, load_input, silent
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE
-from arhn_datasets.runs.refine import silent
 
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 TARGET = 0.9
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The rates of all rounds."""
-    splits, _ = load_input(Input(name=options.input, limit=options.rows))
+    splits, _ = load_input(Input(name=options.input, limit=options.rows), undo=arhn.Revert(keep_evidence=False))
     rows = next(iter(splits.values()))
     scores = arhn.Scores(options.model, batch_size=options.batch_size, device=options.device)
     kind = scores.identity()["kind"]

@@ -15,13 +15,13 @@ import arhn_datasets as arhn
 from arhn_datasets.rows.records import EVIDENCE_TYPES, FILTERED, NEGATIVE, POSITIVE
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "bench_scale.py"
+SCRIPT = ROOT / "benchmarks" / "scale.py"
 
 
 @pytest.fixture(scope="module")
 def bench():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("bench_scale", SCRIPT)
+    spec = importlib.util.spec_from_file_location("benchmark_of_scale", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
