@@ -23,7 +23,7 @@ import arhn_datasets as arhn
 from arhn_datasets.folder.report import Tally
 from arhn_datasets.rows import background
 from tests.fakes.hub import running
-from tests.fakes.server import Server, lexical_reply
+from tests.fakes.served import served
 
 # A busy machine is slow, and not wrong.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -83,7 +83,7 @@ def row():
 @pytest.fixture
 def server():
     """A TGI-like server on loopback whose replies are those of the lexical baseline."""
-    with Server(lexical_reply) as running:
+    with served() as running:
         yield running
 
 

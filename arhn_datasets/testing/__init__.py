@@ -1,5 +1,7 @@
 """A fake server to test and measure with: text-generation-inference's HTTP contract without a model.
 
+In: the options of a server, its latency and its faults. Out: a URL on loopback. Never imports: stages, runs or folders.
+
     from arhn_datasets.testing import Emulator, Fault, Latency
 
     with Emulator(slots=8, latency=Latency(decode=0.005), faults=[Fault(kind="429", on=3)]) as server:

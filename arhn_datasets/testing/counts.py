@@ -68,31 +68,25 @@ class Stats:
 class Counts:
     """The running counters; changed on the server's loop, read from any thread."""
 
-    def __init__(self) -> None:
-        self.numbers: Counter[str] = Counter()
-        self.by_status: Counter[str] = Counter()
-        self.by_path: Counter[str] = Counter()
-        self.failures: Counter[str] = Counter()
-        self.faults: Counter[str] = Counter()
-        self.in_flight = self.peak_in_flight = 0
-        self._seen: dict[int, bool] = {}  # hash of a body -> whether it was answered
+    def __init__(self, in_flight: int = 0) -> None:
+        self.numbers, self.by_status, self.by_path, self.failures, self.faults = (Counter[str]() for _ in range(5))
+        self.in_flight = self.peak_in_flight = in_flight
+        self._answered: dict[int, bool] = {}  # by the hash of a body
 
     def see(self, body: bytes) -> int:
         """Count a request for text; its number, from 1."""
         key = hash(body)
         self.numbers["requests"] += 1
-        if key in self._seen:
-            self.numbers["duplicates"] += 1
-        else:
-            self._seen[key] = False
+        self.numbers["duplicates"] += key in self._answered
+        self._answered.setdefault(key, False)
         return self.numbers["requests"]
 
     def serve(self, body: bytes) -> None:
         """Count a reply with a 200."""
         key = hash(body)
         self.numbers["served"] += 1
-        self.numbers["served_twice"] += self._seen.get(key, False)
-        self._seen[key] = True
+        self.numbers["served_twice"] += self._answered.get(key, False)
+        self._answered[key] = True
 
     def enter(self, permits: int) -> None:
         """Count permits taken."""
@@ -101,14 +95,6 @@ class Counts:
 
     def snapshot(self, **gauges: Any) -> Stats:
         """The counters now, with what the server adds."""
-        return Stats(
-            by_status=dict(self.by_status),
-            by_path=dict(self.by_path),
-            failures=dict(self.failures),
-            faults=dict(self.faults),
-            in_flight=self.in_flight,
-            peak_in_flight=self.peak_in_flight,
-            distinct=len(self._seen),
-            **dict(self.numbers),
-            **gauges,
-        )
+        tables = {name: dict(getattr(self, name)) for name in ("by_status", "by_path", "failures", "faults")}
+        own = {name: getattr(self, name) for name in ("in_flight", "peak_in_flight")}
+        return Stats(distinct=len(self._answered), **{**tables, **own, **self.numbers, **gauges})

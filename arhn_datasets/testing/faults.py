@@ -38,13 +38,13 @@ KINDS: Mapping[str, str] = {
 _ROUTES = {"info_missing": "/info", "unhealthy": "/health"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Seen:
     """A request as a predicate of a fault sees it; ``number`` counts from 1."""
 
     number: int
     path: str
-    body: Mapping[str, Any]
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
-from arhn_datasets.testing.contract import batch_failed, dumps, invalid
+from arhn_datasets.testing.problems import batch_failed, dumps, invalid
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _IDENTIFIER = re.compile(r"\[\s*(\d+)\s*\]")

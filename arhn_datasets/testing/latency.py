@@ -90,21 +90,19 @@ class PrefixCache:
         return keys
 
 
+@dataclass(eq=False, slots=True)
 class Entry:
     """A request in the queue or in a slot; times are those of the event loop."""
 
-    __slots__ = ("_waiter", "arrived", "cost", "due", "ended", "error", "fails", "started_at", "timer")
-
-    def __init__(self, cost: Callable[[], float], arrived: float, fails: Exception | None = None) -> None:
-        self.cost = cost
-        self.arrived = arrived
-        self.fails = fails
-        self.started_at: float | None = None
-        self.due = arrived
-        self.ended = False
-        self.error: Exception | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self._waiter: asyncio.Future[None] | None = None
+    cost: Callable[[], float]
+    arrived: float
+    fails: Exception | None = None
+    started_at: float | None = None
+    due: float = 0.0
+    ended: bool = False
+    error: Exception | None = None
+    timer: asyncio.TimerHandle | None = None
+    _waiter: asyncio.Future[None] | None = None
 
     async def change(self) -> None:
         """Wait until it is started, or ended."""
@@ -146,23 +144,21 @@ class Batch:
 
     async def begin(self, entry: Entry) -> None:
         """Wait until ``entry`` has a slot; a caller that is cancelled gives up its place."""
-        try:
-            while entry.started_at is None:
-                await entry.change()
-        except BaseException:
-            self.leave(entry)
-            raise
+        await self._until(entry, lambda: entry.started_at is not None)
 
     async def finish(self, entry: Entry) -> None:
         """Wait for the end of ``entry``; a caller that is cancelled frees its place at once."""
+        await self._until(entry, lambda: entry.ended)
+        if entry.error is not None:
+            raise entry.error
+
+    async def _until(self, entry: Entry, reached: Callable[[], bool]) -> None:
         try:
-            while not entry.ended:
+            while not reached():
                 await entry.change()
         except BaseException:
             self.leave(entry)
             raise
-        if entry.error is not None:
-            raise entry.error
 
     def leave(self, entry: Entry) -> None:
         """Give up a place, in the queue or in a slot."""
@@ -170,6 +166,10 @@ class Batch:
             self._release(entry, self._loop.time())
         elif entry in self.queue:
             self.queue.remove(entry)
+
+    def reset(self) -> None:
+        """Begin to measure afresh."""
+        self.busy_seconds, self.first, self.last = 0.0, None, None
 
     def stall(self, seconds: float) -> None:
         """Everybody in the batch takes so much longer."""

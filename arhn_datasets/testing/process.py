@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import ProxyHandler, Request, build_opener
@@ -38,7 +38,6 @@ class EmulatorProcess:
         self._config = config_json(options)
         self.url = ""
         self.summary = ""
-        self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         paths = [str(Path(arhn_datasets.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
@@ -58,7 +57,6 @@ class EmulatorProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process is not None  # made in __enter__
         self._process.terminate()  # end of file alone may not reach it: forked workers hold the pipe, too
         try:
             self.summary = self._process.communicate(timeout=STOP_SECONDS)[0].strip()
@@ -69,7 +67,6 @@ class EmulatorProcess:
     @property
     def pid(self) -> int:
         """Of the process."""
-        assert self._process is not None  # made in __enter__
         return self._process.pid
 
     @property
@@ -128,9 +125,3 @@ def emulator_of(config: dict[str, Any]) -> Emulator:
         return Emulator(**values)
     except TypeError as error:
         raise ConfigurationError(f"The configuration describes no emulator: {error}.") from error
-
-
-def default_of(name: str) -> Any:
-    """The default of an option of `Emulator`."""
-    default = next(one for one in fields(Emulator) if one.name == name).default
-    return None if default is MISSING else default

@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER
-from arhn_datasets.annotators.requests import GradeRequest, RankingRequest, SnippetRequest, Verdict, VerdictRequest
+from arhn_datasets.annotators.requests import (
+    GradeRequest,
+    Ranking,
+    RankingRequest,
+    Snippet,
+    SnippetRequest,
+    Verdict,
+    VerdictRequest,
+)
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import BETTER, ERROR, WORSE
-from arhn_datasets.testing.contract import batch_failed
+from arhn_datasets.testing.problems import batch_failed
 
-T = TypeVar("T")
+T = TypeVar("T", Snippet, Ranking, Verdict)
+Speaker = Annotator | Callable[[str], str | Awaitable[str]] | str
 
+FAILED = "the annotator failed"
 FOREIGN_REPLY = "I am an emulated model."
 REMEMBERED = 16_384
 TITLE_CHARACTERS = 200
@@ -35,37 +44,28 @@ _TITLE_END = re.compile(r"[.!?…。！？:;]$")
 _TASKS = {prompt.query_label: task for task, prompt in PROMPTS.tasks.items()}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One of our prompts, read back: a passage's body, or the candidates, with the references beside them."""
-
-    query: str
-    task: str
-    passage: str | None = None
-    candidates: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    graded: bool = False
+Request = SnippetRequest | GradeRequest | VerdictRequest | RankingRequest
 
 
-def asked_in(prompt: str) -> Asked | None:
+def asked_in(prompt: str) -> Request | None:
     """What the last of our prompts in ``prompt`` asks, None where there is none."""
-    for kind in (_SNIPPET, _GRADE, _VERDICTS, _RANKING):
-        opening, closing = kind
+    for opening, closing in (_SNIPPET, _GRADE, _VERDICTS, _RANKING):
         head, _, tail = prompt.rpartition(opening)
         shown, closed, _ = tail.rpartition(closing)
         label, separator, query = head.rpartition("\n\n")[2].partition(": ")
         if not (closed and separator):
             continue
-        query, task = _restored(query), _TASKS.get(label, "question")
-        if kind in (_SNIPPET, _GRADE):
-            return Asked(query=query, task=task, passage=_restored(shown), graded=kind == _GRADE)
+        query = _restored(query)
+        row: dict[str, Any] = {"query": query, "task": _TASKS.get(label, "question"), "background": (query,)}
+        if opening == _SNIPPET[0]:
+            asking = SnippetRequest if closing == _SNIPPET[1] else GradeRequest
+            return asking(passage=passage_of(_restored(shown)), **row)
         references, _, listed = shown.rpartition(_RANKING[0])
-        return Asked(
-            query=query,
-            task=task,
-            candidates=tuple(_restored(_LISTED.sub("", line)) for line in listed.split("\n")),
-            references=tuple(_restored(line.removeprefix("- ")) for line in references.split("\n") if references),
-        )
+        candidates = tuple(_restored(_LISTED.sub("", line)) for line in listed.split("\n"))
+        if opening == _RANKING[0]:
+            return RankingRequest(candidates=candidates, **row)
+        positives = tuple(_restored(line.removeprefix("- ")) for line in references.split("\n"))
+        return VerdictRequest(positives=positives, candidates=candidates, **row)
     return None
 
 
@@ -88,8 +88,8 @@ class Replies:
     Replies of annotators are remembered; a coroutine of one that waits runs on the package's background loop.
     """
 
-    def __init__(self, source: Annotator | Callable[[str], str | Awaitable[str]] | str) -> None:
-        self._source = source
+    def __init__(self, speaker: Speaker) -> None:
+        self.speaker = speaker
         self._known: OrderedDict[str, str] = OrderedDict()
 
     async def reply(self, prompt: str) -> str:
@@ -98,88 +98,48 @@ class Replies:
         Raises:
             Problem: 424, the annotator failed.
         """
-        if isinstance(self._source, str):
-            return self._source
-        if not isinstance(self._source, Annotator):
-            said = self._source(prompt)
+        if isinstance(self.speaker, str):
+            return self.speaker
+        if not isinstance(self.speaker, Annotator):
+            said = self.speaker(prompt)
             return said if isinstance(said, str) else await said
         known = self._known.get(prompt)
         if known is None:
             asked = asked_in(prompt)
-            known = FOREIGN_REPLY if asked is None else await _answer(self._source, asked)
+            known = FOREIGN_REPLY if asked is None else await _answered(self.speaker, asked)
             self._known[prompt] = known
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return known
 
 
-async def _answer(annotator: Annotator, asked: Asked) -> str:
-    if asked.passage is not None and asked.graded:
-        grade = await _awaited(
-            annotator,
-            annotator.grade(
-                GradeRequest(
-                    query=asked.query, passage=passage_of(asked.passage), task=asked.task, background=(asked.query,)
-                )
-            ),
-        )
-        if grade.grade is None:
-            raise batch_failed(grade.detail or "the annotator failed")
-        return str(grade.grade)
-    if asked.references:
-        return _grouped(await _awaited(annotator, annotator.verdicts(_verdict_request(asked))))
-    if asked.passage is not None:
-        snippet = await _awaited(
-            annotator,
-            annotator.snippet(
-                SnippetRequest(
-                    query=asked.query, passage=passage_of(asked.passage), task=asked.task, background=(asked.query,)
-                )
-            ),
-        )
-        if snippet.status == ERROR:
-            raise batch_failed(snippet.detail or "the annotator failed")
+async def _answered(annotator: Annotator, asked: Request) -> str:
+    answer = _answer(annotator, asked)
+    return await (background.wait(answer) if annotator.awaits else answer)  # who never waits never gives up the loop
+
+
+async def _answer(annotator: Annotator, asked: Request) -> str:
+    """What ``annotator`` gives, in the words of a reply to the prompt."""
+    if isinstance(asked, SnippetRequest):
+        snippet = _given(await annotator.snippet(asked))
         return snippet.snippet or NO_ANSWER_MARKER
-    ranking = await _awaited(
-        annotator,
-        annotator.ranking(
-            RankingRequest(query=asked.query, candidates=asked.candidates, task=asked.task, background=(asked.query,))
-        ),
-    )
-    if ranking.status == ERROR:
-        raise batch_failed(ranking.detail or "the annotator failed")
-    return " > ".join(f"[{position + 1}]" for tier in ranking.tiers for position in tier)
+    if isinstance(asked, GradeRequest):
+        grade = await annotator.grade(asked)
+        if grade.grade is None:
+            raise batch_failed(grade.detail or FAILED)
+        return str(grade.grade)
+    if isinstance(asked, RankingRequest):
+        ranking = _given(await annotator.ranking(asked))
+        return " > ".join(f"[{position + 1}]" for tier in ranking.tiers for position in tier)
+    verdicts = [_given(one).verdict for one in await annotator.verdicts(asked)]
+    groups = {name: [f"[{at}]" for at, one in enumerate(verdicts, 1) if one == name] for name in (BETTER, WORSE)}
+    return "\n".join(f"{name}: {', '.join(listed) or 'none'}" for name, listed in groups.items())
 
 
-def _verdict_request(asked: Asked) -> VerdictRequest:
-    return VerdictRequest(
-        query=asked.query,
-        positives=asked.references,
-        candidates=asked.candidates,
-        task=asked.task,
-        background=(asked.query,),
-    )
-
-
-def _grouped(verdicts: Sequence[Verdict]) -> str:
-    """The two lists of a reply to a prompt for verdicts."""
-    if any(verdict.status == ERROR for verdict in verdicts):
-        raise batch_failed("the annotator failed")
-    lines = []
-    for group in (BETTER, WORSE):
-        listed = ", ".join(f"[{i}]" for i, verdict in enumerate(verdicts, 1) if verdict.verdict == group)
-        lines.append(f"{group}: {listed or 'none'}")
-    return "\n".join(lines)
-
-
-async def _awaited(annotator: Annotator, call: Awaitable[T]) -> T:
-    if not annotator.awaits:
-        return await call  # it never gives up the loop
-
-    async def waiting() -> T:
-        return await call
-
-    return await background.wait(waiting())
+def _given(evidence: T) -> T:
+    if evidence.status == ERROR:
+        raise batch_failed(evidence.detail or FAILED)
+    return evidence
 
 
 def spoken(answer: str, prompt: str, *, thinking: int, prefill: str = "", constrained: bool = False) -> str:

@@ -19,7 +19,25 @@ from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.testing.emulator import Emulator
 from arhn_datasets.testing.faults import KINDS, Fault
 from arhn_datasets.testing.latency import Latency
-from arhn_datasets.testing.process import default_of, emulator_of
+from arhn_datasets.testing.process import emulator_of
+
+_NUMBERS = {
+    "slots": "size of the batch, default {}",
+    "max_concurrent_requests": "above, 429; default {}",
+    "max_input_tokens": "default {}",
+    "max_total_tokens": "default {}",
+    "prefix_block": "tokens in a block of the prefix cache, default {}: none",
+}
+_LATENCY = {
+    "prefill": ("S", "for each input token"),
+    "decode": ("S", "for each generated token"),
+    "overhead": ("S", "for each request"),
+    "grammar": ("S", "for each new grammar"),
+    "tail": ("P", "probability of a slow request"),
+    "tail_factor": ("X", f"how much slower it is; default {Latency.tail_factor:g}"),
+    "time_scale": ("X", "factor on all of these"),
+    "seed": ("N", "of the slow ones"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,49 +48,32 @@ def parser() -> argparse.ArgumentParser:
         epilog="faults: " + "; ".join(f"{kind}: {what}" for kind, what in KINDS.items()),
         argument_default=argparse.SUPPRESS,
     )
-    made.add_argument("--host", help=f"default {default_of('host')}")
-    made.add_argument("--port", type=int, default=8080, help="0 for any free one; default 8080")
-    made.add_argument("--model", metavar="ID", help=f"default {default_of('model')}")
-    made.add_argument("--revision", metavar="SHA", help="of the model")
-    made.add_argument("--api-key", metavar="KEY", help="bearer token to ask for")
-    made.add_argument("--reply", metavar="TEXT", help="one reply for every prompt, instead of the baseline's")
-    made.add_argument("--slots", type=int, metavar="N", help=f"size of the batch, default {default_of('slots')}")
-    made.add_argument(
-        "--max-concurrent-requests",
-        type=int,
-        metavar="N",
-        help=f"above, 429; default {default_of('max_concurrent_requests')}",
-    )
-    made.add_argument("--max-input-tokens", type=int, metavar="N", help=f"default {default_of('max_input_tokens')}")
-    made.add_argument("--max-total-tokens", type=int, metavar="N", help=f"default {default_of('max_total_tokens')}")
-    made.add_argument(
-        "--prefix-block", type=int, metavar="N", help="tokens in a block of the prefix cache, default 0: none"
-    )
-    made.add_argument("--thinking", type=int, nargs="?", const=64, metavar="WORDS", help="think before each reply")
-    made.add_argument(
-        "--no-chat-template", dest="chat_template", action="store_false", help="chats are refused with 422"
-    )
-    made.add_argument("--no-system-role", dest="system_role", action="store_false", help="system messages, too")
-    made.add_argument("--no-grammar", dest="grammars", action="store_false", help="constrained output is refused")
-    made.add_argument(
-        "--fault",
-        dest="faults",
-        action="append",
-        metavar="KIND[:WHEN]",
-        help="with every request, that of a NUMBER, those FROM-TO, or with a PROBABILITY such as 0.1; repeatable",
-    )
+    add = made.add_argument
+    add("--host", help=f"default {Emulator.host}")
+    add("--port", type=int, default=8080, help="0 for any free one; default 8080")
+    add("--model", metavar="ID", help=f"default {Emulator.model}")
+    add("--revision", metavar="SHA", help="of the model")
+    add("--api-key", metavar="KEY", help="bearer token to ask for")
+    add("--reply", metavar="TEXT", help="one reply for every prompt, instead of the baseline's")
+    for name, what in _NUMBERS.items():
+        add(_flag(name), type=int, metavar="N", help=what.format(getattr(Emulator, name)))
+    add("--thinking", type=int, nargs="?", const=64, metavar="WORDS", help="think before each reply")
+    add("--no-chat-template", dest="chat_template", action="store_false", help="chats are refused with 422")
+    add("--no-system-role", dest="system_role", action="store_false", help="system messages, too")
+    add("--no-grammar", dest="grammars", action="store_false", help="constrained output is refused")
+    when = "with every request, that of a NUMBER, those FROM-TO, or with a PROBABILITY such as 0.1; repeatable"
+    add("--fault", dest="faults", action="append", metavar="KIND[:WHEN]", help=when)
     latency = made.add_argument_group("latency, in seconds")
-    latency.add_argument("--prefill", type=float, metavar="S", help="for each input token")
-    latency.add_argument("--decode", type=float, metavar="S", help="for each generated token")
-    latency.add_argument("--overhead", "--latency", type=float, metavar="S", help="for each request")
-    latency.add_argument("--grammar", type=float, metavar="S", help="for each new grammar")
-    latency.add_argument("--tail", type=float, metavar="P", help="probability of a slow request")
-    latency.add_argument("--tail-factor", type=float, metavar="X", help="how much slower it is; default 10")
-    latency.add_argument("--time-scale", type=float, metavar="X", help="factor on all of these")
-    latency.add_argument("--seed", type=int, metavar="N", help="of the slow ones")
-    made.add_argument("--config", type=json.loads, help=argparse.SUPPRESS)
-    made.add_argument("--until-eof", action="store_true", default=False, help=argparse.SUPPRESS)
+    for name, (metavar, what) in _LATENCY.items():
+        flags = [_flag(name), *(["--latency"] if name == "overhead" else [])]
+        latency.add_argument(*flags, type=int if name == "seed" else float, metavar=metavar, help=what)
+    add("--config", type=json.loads, help=argparse.SUPPRESS)
+    add("--until-eof", action="store_true", default=False, help=argparse.SUPPRESS)
     return made
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def configured(options: dict[str, Any]) -> Emulator:

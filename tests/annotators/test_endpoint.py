@@ -33,7 +33,9 @@ from arhn_datasets.rows.records import (
     UNGROUNDED,
     UNPARSED,
 )
-from tests.fakes.server import INFO, Server, completion, parts_of
+from arhn_datasets.testing import Latency
+from arhn_datasets.testing.replies import asked_in
+from tests.fakes.served import NO_INFO, always, completion, served
 
 TEXT = "Tin is a metal. It melts at 232 °C, far below copper."
 REQUEST = SnippetRequest(
@@ -77,8 +79,10 @@ def passages(count, start=0):
 
 def copied(prompt):
     """The whole passage as the reply, or the candidates as they were shown."""
-    shown = parts_of(prompt)[1]
-    return shown if isinstance(shown, str) else " > ".join(f"[{number + 1}]" for number in range(len(shown)))
+    asked = asked_in(prompt)
+    if isinstance(asked, SnippetRequest):
+        return asked.passage["text"]
+    return " > ".join(f"[{number + 1}]" for number in range(len(asked.candidates)))
 
 
 def statuses(rows):
@@ -115,7 +119,7 @@ def until(condition, seconds=20):
 @pytest.fixture
 def copying():
     """A server that copies the whole passage."""
-    with Server(copied) as running:
+    with served(reply=copied) as running:
         yield running
 
 
@@ -132,18 +136,24 @@ def copying():
         ("NO_ANSWER is wrong", UNPARSED, None),
         ("", ERROR, None),
         ("Error: Model is overloaded", UNGROUNDED, None),
-        ("tin \ud83d", UNGROUNDED, None),
     ],
 )
 def test_snippets_over_http(reply, status, snippet):
     """The reply of the server decides the status, and the result can be written to Arrow."""
-    with Server(lambda _: reply) as server:
+    with served(reply=reply) as server:
         found = ask(endpoint(server), REQUEST)
         assert (found.status, found.snippet) == (status, snippet)
         assert (found.detail is None) == (status in (GROUNDED, NO_ANSWER))
         rows = Dataset.from_list(passages(1)).map(arhn.Snippets(annotator=endpoint(server)))
     assert statuses(rows) <= set(SNIPPET_STATUSES)
     assert server.bodies[0]["max_tokens"] == 384
+
+
+def test_half_a_surrogate_pair_over_http(copying):
+    """It is no text of the passage, and what the columns hold can be written to Arrow."""
+    copying.intercept = always(lambda: web.json_response(completion("tin \ud83d")))
+    rows = Dataset.from_list(passages(1)).map(arhn.Snippets(annotator=endpoint(copying)))
+    assert statuses(rows) == {UNGROUNDED}
 
 
 FAULTS = {
@@ -161,7 +171,7 @@ FAULTS = {
 def test_a_failure_is_a_status_and_never_a_text(copying, fault):
     """Whatever the error says, be it a snippet, a marker or a ranking: it moves nothing, and the detail says why."""
     make, detail = FAULTS[fault]
-    copying.fault = lambda *_: make()
+    copying.intercept = always(make)
     snippet, ranking = ask(endpoint(copying, deadline=0.2), REQUEST, CANDIDATES)
     assert (snippet.status, snippet.snippet, snippet.start) == (ERROR, None, None)
     assert (ranking.status, ranking.tiers) == (ERROR, ())
@@ -171,8 +181,8 @@ def test_a_failure_is_a_status_and_never_a_text(copying, fault):
 
 def test_a_server_that_is_gone_is_a_status():
     """No connection in the middle of a run: the URL is in the detail."""
-    with Server(copied) as server:
-        annotator = endpoint(server, deadline=0.5)
+    with served(reply=copied) as server:
+        annotator = endpoint(server)
         ask(annotator, REQUEST)
     found = ask(annotator, CANDIDATES)
     assert found.status == ERROR
@@ -191,7 +201,7 @@ def test_a_server_that_is_gone_is_a_status():
 )
 def test_rankings_over_http(reply, status, tiers):
     """Only identifiers that were given, once and in range, count; the room follows from their number."""
-    with Server(lambda _: reply) as server:
+    with served(reply=reply) as server:
         found = ask(endpoint(server), CANDIDATES)
     assert (found.status, found.tiers) == (status, tiers)
     assert server.bodies[0]["max_tokens"] == ranking_tokens(3) == 56
@@ -202,19 +212,19 @@ def test_rankings_over_http(reply, status, tiers):
 
 def test_identical_requests_in_flight_are_asked_once(copying):
     """Also by two annotators, and by hundreds at once; a failure reaches all who wait."""
-    copying.delay = 0.05
+    copying.latency = Latency(overhead=0.05)
     found = ask(endpoint(copying, cache="none"), *[REQUEST] * 50)
     assert {snippet.status for snippet in found} == {GROUNDED}
-    assert copying.requests == 1
-    copying.fault = lambda *_: web.Response(status=422)
+    assert copying.stats.requests == 1
+    copying.intercept = always(lambda: web.Response(status=422))
     found = ask(endpoint(copying, cache="none"), *[REQUEST] * 50)
     assert {snippet.status for snippet in found} == {ERROR}
-    assert copying.requests == 2
+    assert copying.stats.requests == 2
 
 
 def test_one_impatient_caller_takes_nothing_from_the_others(copying):
     """Where the one whose request is shared is cancelled, those who still wait ask for themselves."""
-    copying.delay = 0.1
+    copying.latency = Latency(overhead=0.1)
 
     async def two():
         annotator = endpoint(copying)
@@ -224,7 +234,7 @@ def test_one_impatient_caller_takes_nothing_from_the_others(copying):
         return await second
 
     assert background.run(two()).status == GROUNDED
-    assert copying.requests <= 2
+    assert copying.stats.requests <= 2
 
 
 @pytest.mark.parametrize(("cache", "requests"), [(None, 1), ("folder", 1), ("none", 3), ("NONE", 3)])
@@ -234,7 +244,7 @@ def test_a_reply_is_stored(copying, tmp_path, cache, requests):
     for _ in range(3):
         assert ask(endpoint(copying, cache=cache), REQUEST).snippet == TEXT
         background.close()
-    assert copying.requests == requests
+    assert copying.stats.requests == requests
     assert (tmp_path / "replies" / "replies.sqlite3").exists() == (cache == str(tmp_path / "replies"))
 
 
@@ -250,35 +260,34 @@ def test_another_request_is_asked(copying, change):
     ask(endpoint(copying), REQUEST)
     options, request = {}, REQUEST
     if change in ("model", "revision"):
-        copying.info = {**INFO, {"model": "model_id", "revision": "model_sha"}[change]: "other"}
+        setattr(copying, change, "other")
         background.close()
     elif change == "max_tokens":
         options = {"max_tokens": 100}
     else:
         request = CANDIDATES if change == "kind" else SnippetRequest(**{**vars(REQUEST), "query": "What?"})
     ask(endpoint(copying, **options), request)
-    assert copying.requests == 2
+    assert copying.stats.requests == 2
 
 
 def test_connection_options_change_no_key(copying):
     """Another URL, key, timeout or limit finds the stored replies."""
     ask(endpoint(copying), REQUEST)
-    with Server(copied) as other:
+    with served(reply=copied) as other:
         found = ask(endpoint(other, api_key=KEY, timeout=9, concurrency=1, attempts=1), REQUEST)
     assert found.status == GROUNDED
-    assert not other.requests
+    assert not other.stats.requests
 
 
 @pytest.mark.parametrize("reply", ["", " \n", None, 503])
 def test_errors_and_empty_replies_are_not_stored(reply):
     """They are asked for again, and the good reply of the next run counts."""
-    replies = [reply, reply, TEXT]
-    with Server(lambda _: replies[1]) as server:
-        faults = {None: lambda: web.json_response(completion(None)), 503: lambda: web.Response(status=503)}
-        server.fault = lambda *_: faults[reply]() if reply in faults else None
-        assert ask(endpoint(server, deadline=0.5), REQUEST).status == ERROR
+    faults = {None: lambda: web.json_response(completion(None)), 503: lambda: web.Response(status=503)}
+    with served(reply=reply if isinstance(reply, str) else TEXT) as server:
+        server.intercept = always(faults[reply]) if reply in faults else None
+        assert ask(endpoint(server), REQUEST).status == ERROR
         assert len(Replies(default_directory())) == 0
-        server.reply, server.fault = (lambda _: TEXT), None
+        server.reply, server.intercept = TEXT, None
         assert ask(endpoint(server), REQUEST).snippet == TEXT
     assert len(Replies(default_directory())) == 1
 
@@ -288,7 +297,7 @@ def test_a_store_that_cannot_be_used_ends_the_run(copying, tmp_path):
     (tmp_path / "replies.sqlite3").write_text("my notes\n" * 100)
     with pytest.raises(errors.StoreError, match="not a database"):
         Dataset.from_list(passages(3)).map(arhn.Snippets(annotator=endpoint(copying, cache=tmp_path)))
-    assert not copying.requests
+    assert not copying.stats.requests
 
 
 def test_statistics(copying):
@@ -298,7 +307,9 @@ def test_statistics(copying):
     ask(annotator, REQUEST)
     counted = annotator.statistics()
     assert (counted["requests"], counted["replies"], counted["stored"]) == (2, 2, 1)
-    assert (counted["prompt_tokens"], counted["completion_tokens"], counted["in_flight"]) == (20, 10, 0)
+    paid = copying.stats
+    assert (counted["prompt_tokens"], counted["completion_tokens"]) == (paid.prompt_tokens, paid.generated_tokens)
+    assert counted["in_flight"] == 0
 
 
 def test_nothing_secret_is_stored(copying):
@@ -370,37 +381,37 @@ def test_identity_and_description(copying):
     assert annotator.identity("snippets") != annotator.identity("ranks")
     described = annotator.description()
     assert (described["model"], described["revision"]) == ("some/model", "0123abcd")
-    assert (described["server"], described["server_version"]) == ("text-generation-inference", "3.3.6")
+    assert (described["server"], described["server_version"]) == ("text-generation-inference", "3.3.6-dev0")
     assert KEY not in json.dumps(described)
 
 
 def test_the_description_of_an_openai_server():
     """It names no revision; the configured one stands for it."""
-    with Server(copied, api="openai") as server:
+    with served(faults=[NO_INFO]) as server:
         described = endpoint(server, revision="abc").description()
     assert (described["server"], described["revision"]) == ("OpenAI-compatible chat", "abc")
 
 
 @pytest.mark.parametrize(
-    ("api", "options", "message"),
+    ("faults", "options", "message"),
     [
-        ("tgi", {"model": "other/model"}, "serves the model 'some/model', and 'other/model' was asked for"),
-        ("tgi", {"revision": "ffff"}, "serves the revision '0123abcd', and 'ffff' was asked for"),
-        ("openai", {"model": "other/model"}, "serves the model 'some/model', and 'other/model' was asked for"),
+        ([], {"model": "other/model"}, "serves the model 'some/model', and 'other/model' was asked for"),
+        ([], {"revision": "ffff"}, "serves the revision '0123abcd', and 'ffff' was asked for"),
+        ([NO_INFO], {"model": "other/model"}, "serves the model 'some/model', and 'other/model' was asked for"),
     ],
 )
-def test_another_model_than_asked_for_is_refused(api, options, message):
+def test_another_model_than_asked_for_is_refused(faults, options, message):
     """Its replies would be taken for those of the wanted model."""
-    with Server(copied, api=api) as server:
+    with served(faults=faults) as server:
         with pytest.raises(errors.ConfigurationError, match=message):
             Dataset.from_list(passages(2)).map(arhn.Snippets(annotator=endpoint(server, **options)))
-        assert not server.requests
+        assert not server.stats.requests
 
 
 @pytest.mark.parametrize("options", [{"model": "some/model"}, {"revision": "abc"}, {}])
 def test_a_revision_that_the_server_does_not_name_is_believed(options):
     """OpenAI-compatible servers name none."""
-    with Server(copied, api="openai") as server:
+    with served(reply=copied, faults=[NO_INFO]) as server:
         assert ask(endpoint(server, **options), REQUEST).status == GROUNDED
 
 
@@ -409,21 +420,20 @@ def test_a_revision_that_the_server_does_not_name_is_believed(options):
 
 def test_two_servers_share_the_load(copying):
     """Each request goes to the one with fewer in flight."""
-    with Server(copied) as slow:
-        copying.delay, slow.delay = 0.01, 0.05
+    with served(reply=copied) as slow:
+        copying.latency, slow.latency = Latency(overhead=0.01), Latency(overhead=0.05)
         annotator = arhn.Endpoint((copying.url, slow.url + "/v1"), concurrency=4)
         rows = Dataset.from_list(passages(30)).map(arhn.Snippets(annotator=annotator))
         assert statuses(rows) == {GROUNDED}
-        assert copying.requests + slow.requests == 60
-        assert min(copying.requests, slow.requests) >= 20
-        assert max(copying.most_in_flight, slow.most_in_flight) == 4
+        assert copying.stats.requests + slow.stats.requests == 60
+        assert min(copying.stats.requests, slow.stats.requests) >= 20
+        assert max(copying.stats.peak_in_flight, slow.stats.peak_in_flight) == 4
 
 
-@pytest.mark.parametrize("difference", [{"model_id": "other/model"}, {"model_sha": "ffff"}])
+@pytest.mark.parametrize("difference", [{"model": "other/model"}, {"revision": "ffff"}])
 def test_servers_of_different_models_are_refused(copying, difference):
     """One run takes one model; the message names both, without passwords."""
-    with Server(copied) as other:
-        other.info = {**INFO, **difference}
+    with served(**difference) as other:
         urls = (copying.url, other.url.replace("//", "//user:word@"))
         annotator = arhn.Endpoint(urls)
         with pytest.raises(errors.ConfigurationError, match="different models") as caught:
@@ -453,10 +463,10 @@ def test_forked_workers_and_their_parent(copying):
     for start in (10, 20):
         assert statuses(Dataset.from_list(passages(6, start)).map(stage, num_proc=2)) == {GROUNDED}
         assert statuses([stage(passages(1, start + 100)[0])]) == {GROUNDED}
-    assert copying.requests == 2 + 2 * 12 + 2 * 2
-    before = copying.requests
+    assert copying.stats.requests == 2 + 2 * 12 + 2 * 2
+    before = copying.stats.requests
     assert statuses(Dataset.from_list(passages(6, 10)).map(stage)) == {GROUNDED}
-    assert copying.requests == before, "replies of workers are in the same store"
+    assert copying.stats.requests == before, "replies of workers are in the same store"
 
 
 MAP = """
@@ -486,18 +496,18 @@ def test_another_process_finds_the_replies_and_ends_cleanly(copying, rows_file):
     assert (first.returncode, out) == (0, "grounded\n")
     # Only the loop that `datasets` makes for each map, and never closes.
     assert not re.search("[Uu]nclosed (?!event loop)|arhn|never (awaited|retrieved)|destroyed", complaints)
-    assert copying.requests == 300
+    assert copying.stats.requests == 300
     rows = Dataset.from_list(passages(150)).map(arhn.Snippets(endpoint=copying.url))
     assert statuses(rows) == {GROUNDED}
-    assert copying.requests == 300
+    assert copying.stats.requests == 300
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_map_asks_again_only_what_was_in_flight(copying, rows_file, end):
     """Kill -9 or Ctrl-C in the middle: it ends soon, and a rerun pays for no reply twice."""
-    copying.delay = 0.02
+    copying.latency = Latency(overhead=0.02)
     running = script(MAP, copying.url.replace("127.0.0.1", "localhost"), rows_file)
-    until(lambda: copying.requests >= 60)
+    until(lambda: copying.stats.requests >= 60)
     running.send_signal(end)
     started = time.monotonic()
     try:
@@ -510,7 +520,7 @@ def test_an_interrupted_map_asks_again_only_what_was_in_flight(copying, rows_fil
         pytest.skip("the interrupt hit the loop of datasets in the middle of a callback")
     assert time.monotonic() - started < 5
     assert running.returncode != 0
-    before = copying.requests
+    before = copying.stats.requests
     assert 60 <= before < 200
     # Those in flight, and at kill -9 the replies of the last twentieth of a second; at Ctrl-C a cancelled request makes
     # room for the next one until that is cancelled, too.
@@ -519,15 +529,15 @@ def test_an_interrupted_map_asks_again_only_what_was_in_flight(copying, rows_fil
     if end == signal.SIGINT:
         assert complaints.rstrip().endswith("KeyboardInterrupt")
         assert "never retrieved" not in complaints
-    copying.delay = 0
+    copying.latency = Latency(overhead=0)
     rows = Dataset.from_list(passages(150)).map(arhn.Snippets(endpoint=copying.url))
     assert statuses(rows) == {GROUNDED}
-    assert copying.requests <= 300 + lost
+    assert copying.stats.requests <= 300 + lost
 
 
 def test_an_interrupt_in_a_notebook_ends_the_requests(copying):
     """Where the process lives on, what nobody waits for any more is not asked."""
-    copying.delay = 0.05
+    copying.latency = Latency(overhead=0.05)
 
     async def interrupted():
         annotator = endpoint(copying, concurrency=2)
@@ -535,8 +545,8 @@ def test_an_interrupt_in_a_notebook_ends_the_requests(copying):
         await asyncio.gather(*(annotator.snippet(row) for row in rows))
 
     future = background.submit(interrupted())
-    until(lambda: copying.requests >= 2)
+    until(lambda: copying.stats.requests >= 2)
     future.cancel()
     time.sleep(0.2)
-    assert copying.requests <= 4
+    assert copying.stats.requests <= 4
     assert ask(endpoint(copying, concurrency=2), REQUEST).status == GROUNDED

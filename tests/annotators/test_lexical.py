@@ -18,7 +18,6 @@ from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
 from arhn_datasets.annotators.words import sentences, terms
 from arhn_datasets.errors import ConfigurationError
-from tests.fakes.server import drive
 
 QUERY = "At what temperature does tin melt?"
 TEXT = "Tin is a metal. The melting temperature of tin is 232 °C!  Copper is red."
@@ -26,6 +25,15 @@ OTHERS = ("Copper is red.", "Iron rusts.", "Tin is soft.")
 
 PIECES = [". ", "! ", "?\n", "…", "\n\n", "。", "」", '"', " ", "\u00a0", "A", "tin", "É", "ß", "melt", "金属", "3.5"]
 prose = st.lists(st.sampled_from(PIECES)).map("".join)
+
+
+def drive(coroutine):
+    """The result of a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as ended:
+        return ended.value
+    raise AssertionError("it waited")
 
 
 def snippet(text=TEXT, query=QUERY, background=OTHERS, title="", **options):

@@ -37,6 +37,7 @@ from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.inputs.download import downloaded
 from arhn_datasets.rows.records import PASSAGE_TYPE, SNIPPET_TYPE
 from arhn_datasets.runs.refine import Input, Stages, refine
+from arhn_datasets.testing import Fault
 from tests.conftest import SAMPLE
 from tests.folder.test_evidence_table import in_other_buffers
 
@@ -138,16 +139,10 @@ def test_untouched_folders_hold(options, tmp_path):
 @pytest.mark.parametrize("policy", ["filter", "relabel+filter"])
 def test_rankings_of_every_kind_hold(options, policy, server, tmp_path):
     """Windows, permutations, whole passages; refused requests and replies that nothing can be read from."""
-    from aiohttp import web
-
-    def fault(number, prompt):
-        if number % 5 == 0:
-            return web.json_response({"error": "no"}, status=422)
-        if number % 7 == 0:
-            return web.json_response({"generated_text": "[2] > [1] I cannot say."})
-        return None
-
-    server.fault = fault
+    server.set_faults(
+        Fault(kind="text_422", on=lambda seen: seen.number % 5 == 0),
+        Fault(kind="garbage", text="[2] > [1] I cannot say.", on=lambda seen: seen.number % 7 == 0),
+    )
     endpoint = arhn.Endpoint(server.url, attempts=1, cache="none")
     stages = Stages(
         snippets=arhn.Snippets(annotator=endpoint),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from arhn_datasets.cli.refining import what_is_kept
 from arhn_datasets.cli.running import guarded
 from arhn_datasets.hub import pushing
 from arhn_datasets.hub.pushing import Pushed
+from arhn_datasets.testing import Fault
 from tests.conftest import SAMPLE
 
 BIN = Path(sys.executable).parent
@@ -289,28 +289,26 @@ def test_the_limit_of_a_snippet_reply_changes_what_is_asked_and_known(server, tm
         assert run["annotator"]["max_tokens"] == (int(limit[1]) if limit else 384)
         return run["identity"]
 
-    limited = identity("--max-tokens", "7")
+    limited = identity("--max-tokens", "100")
     snippets = [body for body in server.bodies if "<passage>" in body["messages"][-1]["content"]]
-    assert {body["max_tokens"] for body in snippets} == {7}
-    asked = server.requests
-    assert identity("--max-tokens", "7") == limited
-    assert server.requests == asked
+    assert {body["max_tokens"] for body in snippets} == {100}
+    asked = server.stats.requests
+    assert identity("--max-tokens", "100") == limited
+    assert server.stats.requests == asked
     assert identity() != limited
-    assert server.requests == asked + len(snippets)
+    assert server.stats.requests == asked + len(snippets)
 
 
 def test_requests_that_all_fail_exit_with_1_and_some_with_0(server, tmp_path, capsys):
     """The rows are written unchanged, and the message says how to ask again."""
-    from aiohttp import web
-
     base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "3", "--endpoint", server.url]
-    server.fault = lambda number, prompt: web.json_response({"error": "too long"}, status=422)
+    server.set_faults(Fault(kind="text_422"))
     assert cli.refine_command(base) == 1
     assert "requests failed; their passages stayed where they were" in capsys.readouterr().err
-    server.fault = lambda number, prompt: web.Response(status=422) if number % 5 == 0 else None
+    server.set_faults(Fault(kind="text_422", on=lambda seen: seen.number % 5 == 0))
     assert cli.refine_command(base) == 0
     assert "Run the same command again: only these are asked anew" in capsys.readouterr().err
-    server.fault = None
+    server.set_faults()
     assert cli.refine_command(base) == 0
     assert capsys.readouterr().err == ""
 
@@ -346,8 +344,8 @@ def test_arguments_reach_the_stages(monkeypatch):
 
 def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     """SIGINT in the middle: exit code 1, no traceback, no output folder, and the rerun asks only the rest."""
-    server.info["max_concurrent_requests"] = 4
-    server.fault = lambda number, _: asyncio.sleep(60) if number > 45 else None  # it cannot end by itself
+    server.max_concurrent_requests = 4
+    server.set_faults(Fault(kind="hang", on=lambda seen: seen.number > 45))  # it cannot end by itself
     command = [str(BIN / "arhn-refine"), str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
     command += ["--cache", str(tmp_path / "store")]
     running = subprocess.Popen(
@@ -357,7 +355,7 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )
-    while server.requests < 48:
+    while server.stats.requests < 48:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     started = time.monotonic()
@@ -367,12 +365,12 @@ def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):
     assert "Traceback" not in error
     assert f"Every reply so far is kept in {tmp_path / 'store'}; run the same command again" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
-    kept, asked = len(Replies(tmp_path / "store")), server.requests
+    kept, asked = len(Replies(tmp_path / "store")), server.stats.requests
     assert kept >= 20
-    server.fault = None
+    server.set_faults()
     finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert "snippets  grounded" in finished.stdout
-    assert server.requests - asked <= 422 + 69 - kept
+    assert server.stats.requests - asked <= 422 + 69 - kept
 
 
 def test_interrupted_messages(tmp_path):

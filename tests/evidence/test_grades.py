@@ -10,7 +10,6 @@ from arhn_datasets.annotators.requests import Grade, Ranking, Snippet
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.records import GRADE_TYPE
 from arhn_datasets.testing import Emulator
-from tests.fakes.server import Server
 
 
 class Judge(arhn.Annotator):
@@ -117,7 +116,7 @@ def test_an_endpoint_gives_the_grades_of_its_model(sample, constrained):
 
 def test_other_replies_are_no_grades(row):
     """A reply that is no single grade is unparsed, whatever digits it holds."""
-    with Server(lambda prompt: "I would say 2 or 3.") as server:
+    with Emulator(reply="I would say 2 or 3.") as server:
         result = arhn.Grades(endpoint=server.url)(row)
     assert (told(result), set(told(result, field="status"))) == ([None] * 3, {"unparsed"})
 

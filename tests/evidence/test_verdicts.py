@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aiohttp import web
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from arhn_datasets.annotators.requests import Ranking, Snippet, Verdict
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows.records import VERDICT_TYPE
 from arhn_datasets.testing import Emulator
-from tests.fakes.server import Server
+from tests.fakes.served import always, when
 
 
 class Judge(arhn.Annotator):
@@ -256,7 +257,7 @@ def test_a_reply_of_two_windows_in_which_one_fails(row):
     def reply(prompt):
         return "better: [1]\nworse: none" if "Copper" in prompt else "Sorry, [1] is fine."
 
-    with Server(reply) as server:
+    with Emulator(reply=reply) as server:
         result = arhn.Verdicts(endpoint=server.url, window=1)(row)
     by_docid = dict(zip(["n1", "n2", "n3"], told(result), strict=True))
     assert by_docid == {"n1": None, "n2": None, "n3": "better"}
@@ -265,29 +266,22 @@ def test_a_reply_of_two_windows_in_which_one_fails(row):
 
 def test_error_text_is_no_verdict(row):
     """What a dead server says is recorded as an error, and no passage of the row has a verdict."""
-    with Server(lambda prompt: "x") as server:
-        from aiohttp import web
-
-        refusal = {"error": "better: [1]\nworse: none", "error_type": "validation"}
-        server.fault = lambda number, prompt: web.json_response(refusal, status=422)
+    refusal = {"error": "better: [1]\nworse: none", "error_type": "validation"}
+    with Emulator(intercept=always(lambda: web.json_response(refusal, status=422))) as server:
         result = arhn.Verdicts(annotator=arhn.Endpoint(server.url, attempts=1))(row)
     assert (told(result), set(told(result, "status"))) == ([None] * 3, {"error"})
 
 
 def test_a_prompt_that_is_too_long_is_cut(row):
     """Each passage is cut by the same share, and each verdict says so."""
-    from aiohttp import web
-
     long = {**row, "positive_passages": [{"docid": "p", "title": "", "text": "tin " * 500}]}
-
-    def fault(number, prompt):
-        if len(prompt) < 2500:
-            return None
-        said = "`inputs` tokens + `max_new_tokens` must be <= 600. Given: 1200 `inputs` tokens and 56 `max_new_tokens`"
-        return web.json_response({"error": f"Input validation error: {said}", "error_type": "validation"}, status=422)
-
-    with Server(lambda prompt: "better: [1]\nworse: [2], [3]") as server:
-        server.fault = fault
+    rule = "`inputs` tokens + `max_new_tokens` must be <= 600. Given: 1200 `inputs` tokens and 56 `max_new_tokens`"
+    refusal = {"error": f"Input validation error: {rule}", "error_type": "validation"}
+    intercept = when(
+        lambda request: len(request.body["messages"][-1]["content"]) >= 2500,
+        lambda: web.json_response(refusal, status=422),
+    )
+    with Emulator(reply="better: [1]\nworse: [2], [3]", intercept=intercept) as server:
         result = arhn.Verdicts(endpoint=server.url)(long)
     assert sorted(told(result)) == ["better", "worse", "worse"]
     assert all("of each passage was read" in detail for detail in told(result, "detail"))

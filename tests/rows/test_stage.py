@@ -22,7 +22,7 @@ from arhn_datasets.rows.map_hooks import TypedList
 from arhn_datasets.rows.records import EVIDENCE_TYPES, RANKING
 from arhn_datasets.rows.stage import is_batch
 from arhn_datasets.testing import Emulator
-from tests.fakes.server import Server, lexical_reply
+from tests.fakes.served import served
 from tests.fakes.together import Together
 
 ROWS = 12
@@ -109,7 +109,7 @@ def expected_rows(request):
 def test_every_way_of_calling_gives_the_same_rows(way, kind, sample, expected_rows):
     """Rows, batches, streams, tables, processes and notebooks: the results are equal."""
     rows = sample[:ROWS]
-    with Server(lexical_reply) as server:
+    with served() as server:
         annotator = arhn.Lexical() if kind == "lexical" else arhn.Endpoint(server.url)
         if kind not in expected_rows:
             expected_rows[kind] = WAYS["plain function"](rows, stages(annotator))
@@ -162,11 +162,11 @@ def test_many_rows_wait_for_the_server_together(sample):
 
 def test_a_client_survives_a_second_map(sample):
     """Every map has its own event loop; the pool lives on ours."""
-    with Server(lexical_reply) as server:
+    with served() as server:
         transform = arhn.Snippets(endpoint=server.url, cache="none")
         first = list(Dataset.from_list(sample[:2]).map(transform))
         assert list(Dataset.from_list(sample[:2]).map(transform, batched=True)) == first
-    assert server.paths["/info"] == 1
+    assert server.stats.by_path["/info"] == 1
 
 
 # -- identity ---------------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_a_second_process_reuses_the_cached_map(server, sample, tmp_path):
         subprocess.run(
             [sys.executable, "-c", script, key], check=True, capture_output=True, env=environment, timeout=120
         )
-        counts.append(server.requests)
+        counts.append(server.stats.requests)
     assert counts[0] > 0
     assert counts[1] == counts[0]
 

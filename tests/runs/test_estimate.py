@@ -12,6 +12,7 @@ from arhn_datasets import cli
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
 from arhn_datasets.runs.refine import Input, Stages
+from arhn_datasets.testing import Fault, Latency
 from tests.conftest import SAMPLE
 
 
@@ -27,17 +28,18 @@ def test_the_sample_is_paid_once_and_extrapolated(server):
     annotator = arhn.Endpoint(server.url)
     found = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=20, prices=Prices(per_hour=3.6))
     assert (found.rows, found.sampled_rows, found.errors) == (69, 20, 0)
-    assert found.stored == server.requests
+    assert found.stored == server.stats.requests
     assert 400 < found.requests <= 400 + 69
-    assert found.tokens_in == pytest.approx(10 * found.requests, rel=0.01)
-    assert found.tokens_out == pytest.approx(5 * found.requests, rel=0.01)
+    share = found.requests / found.stored
+    assert found.tokens_in == pytest.approx(server.stats.prompt_tokens * share, rel=0.01)
+    assert found.tokens_out == pytest.approx(server.stats.generated_tokens * share, rel=0.01)
     assert found.seconds == pytest.approx((found.requests - found.stored) / found.requests_per_second)
     assert found.price == pytest.approx(found.seconds * 0.001)
     assert found.gpu_hours == pytest.approx(found.seconds / 3600)
     for share in (found.relabelled, found.filtered):
         assert 0 <= share.low <= share.share <= share.high <= 1
     again = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=20)
-    assert again.stored == server.requests, "the second estimate asked nothing"
+    assert again.stored == server.stats.requests, "the second estimate asked nothing"
     assert (again.relabelled, again.tokens_in, again.seconds) == (found.relabelled, found.tokens_in, None)
     json.dumps(asdict(again))
 
@@ -73,10 +75,8 @@ def test_prices_by_token_and_a_baseline_without_requests(server):
 
 def test_failures_and_long_runs_are_told(server):
     """Requests of the sample that failed are counted, and hours are shown as hours."""
-    from aiohttp import web
-
-    server.fault = lambda number, prompt: web.Response(status=422) if number % 2 else None
-    server.delay = 0.05
+    server.set_faults(Fault(kind="text_422", on=lambda seen: seen.number % 2 == 1))
+    server.latency = Latency(overhead=0.05)
     found = estimate(Input(name=str(SAMPLE), limit=8), stages(arhn.Endpoint(server.url, concurrency=1)), sample=4)
     assert found.errors > 0
     text = format_estimate(found)

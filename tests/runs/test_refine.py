@@ -19,7 +19,7 @@ from arhn_datasets.folder.run import is_refined
 from arhn_datasets.inputs import sources
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs.refine import Stages, refine
-from arhn_datasets.testing import Emulator
+from arhn_datasets.testing import Emulator, Fault
 from tests.fakes.together import Together
 
 
@@ -309,9 +309,9 @@ def test_a_run_through_an_endpoint_records_the_model_and_no_secret(server, jsonl
         assert "0123abcd" in text
         assert "s3cret" not in text
         assert "127.0.0.1" not in text
-    asked = server.requests
+    asked = server.stats.requests
     refine(Input(name=str(jsonl), limit=12), tmp_path / "out", stages(annotator, policy="filter"))
-    assert server.requests == asked, "another policy costs no call"
+    assert server.stats.requests == asked, "another policy costs no call"
 
 
 def test_an_endpoint_is_kept_full(jsonl, tmp_path):
@@ -327,17 +327,16 @@ def test_an_endpoint_is_kept_full(jsonl, tmp_path):
 
 def test_failed_requests_are_asked_again_by_the_next_run(server, jsonl, tmp_path):
     """Errors are recorded with their status, move nothing, and a rerun asks only for them."""
-    from aiohttp import web
-
-    server.fault = lambda number, prompt: web.json_response({"error": "no"}, status=422) if number % 3 == 0 else None
+    server.set_faults(Fault(kind="text_422", on=lambda seen: seen.number % 3 == 0))
     annotator = arhn.Endpoint(server.url, attempts=1)
     first = refine(Input(name=str(jsonl), limit=8), tmp_path / "out", stages(annotator))
     failed = first.report.total.errors
     assert failed > 0
-    server.fault, asked = None, server.requests
+    server.set_faults()
+    asked = server.stats.requests
     second = refine(Input(name=str(jsonl), limit=8), tmp_path / "out", stages(annotator))
     assert second.report.total.errors == 0
-    assert failed <= server.requests - asked <= failed + 8
+    assert failed <= server.stats.requests - asked <= failed + 8
     whole = refine(Input(name=str(jsonl), limit=8), tmp_path / "fresh", stages(arhn.Endpoint(server.url, cache="none")))
     assert list(second.rows()) == list(whole.rows())
 

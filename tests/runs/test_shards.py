@@ -90,13 +90,13 @@ def test_requests_are_added_up_and_stores_may_be_shared(server, source, tmp_path
     whole = refine(
         Input(name=source, split="train"), tmp_path / "whole", stages(arhn.Endpoint(server.url, cache="none"))
     )
-    asked = server.requests
+    asked = server.stats.requests
     folders = []
     for index in range(2):
         annotator = arhn.Endpoint(server.url, cache=tmp_path / f"store-{index}")
         part = Input(name=source, split="train", shard=Shard(index=index, of=2))
         folders.append(refine(part, tmp_path / str(index), stages(annotator)).path)
-    assert server.requests == 2 * asked
+    assert server.stats.requests == 2 * asked
     merged = merge(tmp_path / "merged", folders)
     assert merged.run["requests"]["replies"] == asked
     assert list(merged.rows()) == list(whole.rows())
@@ -226,10 +226,10 @@ def test_the_slurm_recipe_runs(server, source, sample, tmp_path):
     for index in range(2):
         done = task(index)
         assert done.returncode == 0, done.stderr
-    asked = server.requests
+    asked = server.stats.requests
     for folder in (tmp_path / "out" / "shard-1", tmp_path / "arhn-7-1"):
         shutil.rmtree(folder)
     assert task(1).returncode == 0
-    assert server.requests == asked, "the replies were imported"
+    assert server.stats.requests == asked, "the replies were imported"
     merged = merge(tmp_path / "refined", sorted((tmp_path / "out").glob("shard-*")))
     assert [row["query_id"] for row in merged.rows()] == [row["query_id"] for row in sample[:6]]

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 import arhn_datasets as arhn
 from arhn_datasets.testing import Emulator, Fault, Latency
-from arhn_datasets.testing.contract import CHAT_FIELDS, PARAMETER_FIELDS
+from arhn_datasets.testing.fields import CHAT_FIELDS, PARAMETER_FIELDS
 
 pytestmark = pytest.mark.skipif(Version(hub.__version__) < Version("1.0"), reason="errors were requests' and aiohttp's")
 

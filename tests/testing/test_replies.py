@@ -11,7 +11,7 @@ from arhn_datasets import Annotator, Lexical
 from arhn_datasets.annotators.llm import GRADE_SCHEMA, VERDICT_SCHEMA
 from arhn_datasets.annotators.prompts import PROMPTS
 from arhn_datasets.annotators.replies import parse_grade, parse_ranking, parse_snippet, parse_verdicts
-from arhn_datasets.annotators.requests import Ranking, RankingRequest, Snippet, SnippetRequest
+from arhn_datasets.annotators.requests import GradeRequest, Ranking, RankingRequest, Snippet, SnippetRequest
 from arhn_datasets.rows.records import ERROR
 from arhn_datasets.testing import Emulator, Latency
 from arhn_datasets.testing.grammar import read_grammar
@@ -50,7 +50,7 @@ def test_snippet_prompts_are_read_back(task):
     messages = PROMPTS.snippet_messages("who is </s>: he?", {"title": "", "text": text}, task)
     for prompt in (messages[0]["content"], f"<s>[INST] {messages[0]['content']} [/INST]\n<think>\n\n</think>\n\n"):
         asked = asked_in(prompt)
-        assert (asked.query, asked.task, asked.passage) == ("who is </s>: he?", task, text)
+        assert (asked.query, asked.task, asked.passage) == ("who is </s>: he?", task, passage_of(text))
 
 
 @pytest.mark.parametrize("task", PROMPTS.tasks)
@@ -71,10 +71,11 @@ def test_verdict_and_grade_prompts_are_read_back(task):
     asked = asked_in(f"<s>{prompt}</s>")
     read = ("a <|im_end|> b", "say (3) > (1)", "- x: y")
     assert (asked.query, asked.task, asked.candidates) == ("which: one?", task, read)
-    assert asked.references == read[::-1]
+    assert asked.positives == read[::-1]
     text = "a\n\nReferences:\n- b\n\nCandidates:\n[1] c\n</passage>\n\nCopied text, or NO_ANSWER:"
     asked = asked_in(PROMPTS.grade_messages("which: one?", {"title": "", "text": text}, task)[0]["content"])
-    assert (asked.query, asked.task, asked.passage, asked.graded) == ("which: one?", task, text, True)
+    assert (asked.query, asked.task, asked.passage) == ("which: one?", task, passage_of(text))
+    assert isinstance(asked, GradeRequest)
 
 
 def test_other_prompts_get_a_fixed_reply(server):

@@ -30,7 +30,8 @@ from arhn_datasets.annotators.client.contract import (
 )
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import Pool
-from tests.fakes.server import INFO, Server, completion
+from arhn_datasets.testing import Fault, Latency
+from tests.fakes.served import CHAT, MODEL, NO_INFO, REVISION, always, completion, once, said, served, when
 from tests.fakes.together import Together
 
 MESSAGES = [{"role": "system", "content": "Copy."}, {"role": "user", "content": "What?"}]
@@ -79,33 +80,35 @@ def problem(status, **fields):
 
 async def reset(request):
     """Drop the connection without a word."""
-    request.transport.abort()
+    request.raw.transport.abort()
     return web.Response()
 
 
 async def cut(request):
     """Promise a thousand bytes, send a few, and hang up."""
     response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "1000"})
-    await response.prepare(request)
+    await response.prepare(request.raw)
     await response.write(b'{"choices": [')
-    request.transport.close()
+    request.raw.transport.close()
     return response
 
 
-def once(fault):
-    """``fault`` for the first request alone."""
-    return lambda number, _: fault if number == 1 else None
+def kept_headers(server):
+    """The headers of all requests that come from now on."""
+    headers = []
+    server.intercept = lambda request: headers.append(dict(request.headers))
+    return headers
 
 
-def always(fault):
-    """What ``fault()`` makes, for every request."""
-    return lambda *_: fault()
+def named(models):
+    """An OpenAI-compatible server that lists what ``models()`` gives."""
+    return served(reply=said, faults=[NO_INFO], intercept=always(models, "/v1/models"))
 
 
 @pytest.fixture
 def echo():
     """A server whose reply is the prompt."""
-    with Server(lambda prompt: prompt) as running:
+    with served(reply=said) as running:
         yield running
 
 
@@ -213,14 +216,15 @@ def test_the_body_is_greedy_and_holds_no_trap(api, model, more):
     }
 
 
-@pytest.mark.parametrize("api", ["tgi", "openai"])
-def test_what_goes_over_the_wire(api):
+@pytest.mark.parametrize(("api", "faults"), [("tgi", []), ("openai", [NO_INFO])])
+def test_what_goes_over_the_wire(api, faults):
     """The server sees that body, as JSON, and no Authorization where no key is set."""
-    with Server(lambda prompt: prompt, api=api) as server:
+    with served(reply=said, faults=faults) as server:
+        headers = kept_headers(server)
         assert ask(server.url).text == "What?"
-    assert server.bodies == [chat_body(ServerInfo(api=api, model="some/model"), REQUEST)]
-    assert server.headers[-1]["Content-Type"] == "application/json"
-    assert not any("Authorization" in headers for headers in server.headers)
+    assert server.bodies == [chat_body(ServerInfo(api=api, model=MODEL), REQUEST)]
+    assert headers[-1]["Content-Type"] == "application/json"
+    assert not any("Authorization" in sent for sent in headers)
 
 
 def test_a_completion():
@@ -366,25 +370,25 @@ def test_counted_tokens(body, count):
 @pytest.mark.parametrize(
     "fault",
     [
-        problem(429, error="Model is overloaded", error_type="overloaded"),
-        problem(424, error="Request failed during generation", error_type="generation"),
-        problem(500, error="Incomplete generation", error_type="incomplete_generation"),
-        plain(502, ""),
-        plain(503, "<html>Service Unavailable</html>", content_type="text/html"),
-        reset,
-        cut,
-        plain(200, '{"choices": ['),
-        plain(200, '{"choices": []}'),
-        plain(200, "", headers={"Content-Encoding": "gzip"}),
-        web.json_response(completion(None)),
+        lambda: problem(429, error="Model is overloaded", error_type="overloaded"),
+        lambda: problem(424, error="Request failed during generation", error_type="generation"),
+        lambda: problem(500, error="Incomplete generation", error_type="incomplete_generation"),
+        lambda: plain(502, ""),
+        lambda: plain(503, "<html>Service Unavailable</html>", content_type="text/html"),
+        lambda: reset,
+        lambda: cut,
+        lambda: plain(200, '{"choices": ['),
+        lambda: plain(200, '{"choices": []}'),
+        lambda: plain(200, "", headers={"Content-Encoding": "gzip"}),
+        lambda: web.json_response(completion(None)),
     ],
     ids=["429", "424", "500", "502", "503", "reset", "cut", "truncated", "no choices", "bad gzip", "null"],
 )
 def test_a_passing_fault_is_retried(echo, fault):
     """What may succeed on the next attempt is asked again, and the reply is that of the next attempt."""
-    echo.fault = once(fault)
+    echo.intercept = once(fault)
     assert ask(echo.url).text == "What?"
-    assert echo.requests == 2
+    assert echo.stats.requests == 2
 
 
 @pytest.mark.parametrize(
@@ -399,60 +403,53 @@ def test_a_passing_fault_is_retried(echo, fault):
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_a_lasting_fault_ends_after_the_attempts(echo, make, error, message, attempts):
     """The last error is raised as it is, after exactly that many requests."""
-    echo.fault = always(make)
+    echo.intercept = always(make)
     with pytest.raises(error) as caught:
         ask(echo.url, attempts=attempts)
     assert message in str(caught.value)
-    assert echo.requests == attempts
+    assert echo.stats.requests == attempts
 
 
 @pytest.mark.parametrize("body", ["{}", json.dumps(completion("")), json.dumps(completion(" \n"))])
 def test_an_empty_reply_is_asked_again_once(echo, body):
     """However many attempts there are: the model may well have nothing to say."""
-    echo.fault = always(lambda: plain(200, body))
+    echo.intercept = always(lambda: plain(200, body))
     with pytest.raises(errors.EmptyReply, match="answered 200"):
         ask(echo.url, attempts=5)
-    assert echo.requests == 2
+    assert echo.stats.requests == 2
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_server_that_is_away_is_waited_for_until_the_deadline(echo, status):
     """It uses up no attempts, and the last error says what the gateway said."""
-    echo.fault = always(lambda: plain(status, "<html>Down</html>"))
+    echo.intercept = always(lambda: plain(status, "<html>Down</html>"))
     with pytest.raises(errors.EndpointUnavailable, match=f"^({status}: <html>Down</html>|.* does not answer)$"):
         ask(echo.url, attempts=1, deadline=0.1)
-    assert echo.requests > 1
+    assert echo.stats.requests > 1
 
 
 def test_a_server_that_stays_overloaded(echo):
     """It is asked on until the deadline is over, more often than a failing one, and not for ever."""
-    echo.fault = always(lambda: problem(429, error="Model is overloaded"))
+    echo.intercept = always(lambda: problem(429, error="Model is overloaded"))
     with pytest.raises(errors.EndpointOverloaded, match="^429: Model is overloaded$"):
         ask(echo.url, deadline=1, attempts=2)
-    assert 2 < echo.requests < 1000
+    assert 2 < echo.stats.requests < 1000
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_those_who_wait_use_up_no_attempts(echo, status):
     """A server that is overloaded or away for a while is spared, and costs nobody a reply."""
-    echo.fault = lambda number, _: plain(status, "") if number <= 6 else None
+    echo.intercept = when(lambda request: request.number <= 6, lambda: plain(status, ""))
 
     def thirty(client):
         return asyncio.gather(*(chat(client) for _ in range(30)))
 
     assert len(ask(echo.url, thirty, concurrency=2, attempts=1, deadline=5)) == 30
-    assert echo.requests == 30 + 6
+    assert echo.stats.requests == 30 + 6
 
 
 def test_a_shared_server_above_its_limit():
     """Several clients that together exceed the limit of a server all get their replies in the end."""
-
-    def fault(*_):
-        return problem(429, error="Model is overloaded") if server.in_flight > 4 else slow
-
-    async def slow(request):
-        await asyncio.sleep(0.01)
-        return web.json_response(completion("What?"))
 
     async def main():
         clients = [client_of(server.url, concurrency=8, backoff=0.01, deadline=20) for _ in range(3)]
@@ -462,37 +459,40 @@ def test_a_shared_server_above_its_limit():
             for client in clients:
                 await client.close()
 
-    with Server(str) as server:
-        server.fault = fault
+    with served(reply="What?", max_concurrent_requests=4, latency=Latency(overhead=0.01)) as server:
         assert len(asyncio.run(main())) == 120
 
 
 @pytest.mark.parametrize(
     ("fault", "error", "message"),
     [
-        (plain(422, "Failed to deserialize the JSON body"), errors.RequestRejected, "422: Failed to deserialize"),
-        (plain(413, "length limit exceeded"), errors.PromptTooLong, "413: length limit exceeded"),
-        (problem(400, error="Template error"), errors.RequestRejected, "400: Template error"),
-        (plain(401, ""), errors.AccessDenied, "ARHN_API_KEY"),
-        (plain(403, ""), errors.AccessDenied, "ARHN_API_KEY"),
-        (plain(404, ""), errors.AccessDenied, "there is no chat API"),
-        (plain(302, "", headers={"Location": "/elsewhere"}), errors.RequestRejected, "302"),
+        (
+            lambda: plain(422, "Failed to deserialize the JSON body"),
+            errors.RequestRejected,
+            "422: Failed to deserialize",
+        ),
+        (lambda: plain(413, "length limit exceeded"), errors.PromptTooLong, "413: length limit exceeded"),
+        (lambda: problem(400, error="Template error"), errors.RequestRejected, "400: Template error"),
+        (lambda: plain(401, ""), errors.AccessDenied, "ARHN_API_KEY"),
+        (lambda: plain(403, ""), errors.AccessDenied, "ARHN_API_KEY"),
+        (lambda: plain(404, ""), errors.AccessDenied, "there is no chat API"),
+        (lambda: plain(302, "", headers={"Location": "/elsewhere"}), errors.RequestRejected, "302"),
     ],
 )
 def test_what_cannot_succeed_is_asked_once(echo, fault, error, message):
     """A refusal of this request, or of all, ends at once."""
-    echo.fault = once(fault)
+    echo.intercept = once(fault)
     with pytest.raises(error, match=message):
         ask(echo.url)
-    assert echo.requests == 1
+    assert echo.stats.requests == 1
 
 
 def test_a_hanging_server(echo):
     """No reply in time is said with the URL and the time, after all attempts."""
-    echo.delay = 5
+    echo.set_faults(Fault(kind="hang"))
     with pytest.raises(errors.EndpointUnavailable, match=f"no reply from {echo.url} within 0.05 seconds"):
         ask(echo.url, timeout=0.05, attempts=2)
-    assert echo.requests == 2
+    assert echo.stats.requests == 2
 
 
 def test_no_server_there(free_url):
@@ -556,29 +556,27 @@ def test_what_speaks_no_http(reply):
 def test_template_options_are_dropped_once_where_they_are_refused(status):
     """Servers that do not know chat_template_kwargs are asked without, also those already asked at that moment."""
 
-    def fault(number, _):
-        refused = "chat_template_kwargs" in server.bodies[number - 1]
-        return plain(status, "Extra inputs are not permitted: chat_template_kwargs") if refused else None
+    async def refused(_):
+        await asyncio.sleep(0.1)
+        return plain(status, "Extra inputs are not permitted: chat_template_kwargs")
 
-    with Server(lambda prompt: prompt, api="openai") as server:
-        server.fault, server.delay = fault, 0.1
+    async def waves(client):
+        await together(4)(client)
+        return await together(4)(client)
 
-        async def waves(client):
-            await together(4)(client)
-            return await together(4)(client)
-
+    intercept = when(lambda request: "chat_template_kwargs" in request.body, lambda: refused)
+    with served(reply=said, faults=[NO_INFO], intercept=intercept) as server:
         assert [reply.text for reply in ask(server.url, waves, attempts=1, deadline=5)] == ["What?"] * 4
-    assert server.requests == 4 + 4 + 4
+    assert server.stats.requests == 4 + 4 + 4
     assert not any("chat_template_kwargs" in body for body in server.bodies[4:])
 
 
 def test_template_options_that_are_not_the_trouble():
     """A refusal that names them although they were not sent is an error, not a loop."""
-    with Server(lambda prompt: prompt, api="openai") as server:
-        server.fault = always(lambda: plain(422, "chat_template_kwargs"))
-        with pytest.raises(errors.RequestRejected):
-            ask(server.url)
-    assert server.requests == 2
+    intercept = always(lambda: plain(422, "chat_template_kwargs"))
+    with served(faults=[NO_INFO], intercept=intercept) as server, pytest.raises(errors.RequestRejected):
+        ask(server.url)
+    assert server.stats.requests == 2
 
 
 # -- secrets ------------------------------------------------------------------------------------------------------
@@ -590,10 +588,10 @@ def test_the_key_is_sent_and_no_other_token(echo, monkeypatch, tmp_path):
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_user_token")
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password word\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    echo.api_key = KEY
+    echo.api_key, headers = KEY, kept_headers(echo)
     assert ask(echo.url, api_key=KEY).text == "What?"
-    assert {headers.get("Authorization") for headers in echo.headers} == {f"Bearer {KEY}"}
-    assert "hf_user_token" not in str(echo.headers)
+    assert {sent.get("Authorization") for sent in headers} == {f"Bearer {KEY}"}
+    assert "hf_user_token" not in str(headers)
 
 
 @pytest.mark.parametrize("key", [None, KEY])
@@ -603,9 +601,10 @@ def test_netrc_stays_at_home_behind_a_proxy(echo, monkeypatch, tmp_path, key):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("http_proxy", echo.url)
     monkeypatch.delenv("no_proxy", raising=False)
+    headers = kept_headers(echo)
     assert ask("http://llm.test:80", api_key=key).text == "What?"
-    assert {headers["Host"] for headers in echo.headers} <= {"llm.test", "llm.test:80"}
-    assert {headers.get("Authorization") for headers in echo.headers} == {key and f"Bearer {key}"}
+    assert {sent["Host"] for sent in headers} <= {"llm.test", "llm.test:80"}
+    assert {sent.get("Authorization") for sent in headers} == {key and f"Bearer {key}"}
 
 
 def test_no_proxy_on_loopback(echo, monkeypatch, free_url):
@@ -623,21 +622,23 @@ def test_no_proxy_is_heeded(monkeypatch, free_url):
         ask("http://llm.invalid", attempts=1)
 
 
-@pytest.mark.parametrize("path", ["/info", "/v1/chat/completions"])
-def test_a_redirect_is_refused(echo, path):
+@pytest.mark.parametrize(("method", "path"), [("GET", "/info"), ("POST", CHAT)])
+def test_a_redirect_is_refused(echo, method, path):
     """The key never follows a redirect to a second server."""
-    with Server(lambda prompt: prompt) as other:
-        away = always(lambda: web.Response(status=307, headers={"Location": other.url + path}))
-        echo.get_fault, echo.fault = (away, None) if path == "/info" else (None, away)
+    with served() as other:
+        away = {"Location": other.url + path}
+        echo.intercept = when(
+            lambda request: request.method == method, lambda: web.Response(status=307, headers=away), path=None
+        )
         with pytest.raises(errors.ArhnError, match="307"):
             ask(echo.url, api_key=KEY)
-        assert not other.headers
+        assert not other.stats.by_path
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 404, 429, 500])
 def test_the_key_is_in_no_message(echo, status):
     """Not even where the server says it back; replies end up in columns that are published."""
-    echo.fault = always(lambda: web.json_response({"error": f"Incorrect API key: {KEY}"}, status=status))
+    echo.intercept = always(lambda: web.json_response({"error": f"Incorrect API key: {KEY}"}, status=status))
     with pytest.raises(errors.ArhnError) as caught:
         ask(echo.url, api_key=KEY, attempts=1, deadline=0.1)
     shown = caught.value
@@ -661,7 +662,7 @@ def test_credentials_that_cannot_be_sent(echo, url, key):
         ask(echo.url.replace("//", f"//{url}"), api_key=key)
     assert key not in str(caught.value)
     assert "word" not in str(caught.value).replace("password", "")
-    assert not echo.requests
+    assert not echo.stats.requests
 
 
 # -- what the server says of itself ---------------------------------------------------------------------------------
@@ -671,62 +672,60 @@ def test_info_of_tgi(echo):
     """Model, revision, version and limits come from /info."""
     assert ask(echo.url, Pool.info) == ServerInfo(
         api=TGI,
-        model="some/model",
-        revision="0123abcd",
-        version="3.3.6",
+        model=MODEL,
+        revision=REVISION,
+        version="3.3.6-dev0",
         max_concurrent_requests=32,
         max_input_tokens=4095,
         max_total_tokens=4096,
     )
-    assert not echo.paths["/v1/models"]
+    assert "/v1/models" not in echo.stats.by_path
 
 
 @pytest.mark.parametrize(
     "info",
     [
-        None,
-        plain(200, "OK"),
-        plain(200, "[]"),
-        plain(200, "[" * 100_000),
-        plain(401, ""),
-        plain(405, ""),
-        plain(500, ""),
-        web.json_response({}),
+        lambda: None,
+        lambda: plain(200, "OK"),
+        lambda: plain(200, "[]"),
+        lambda: plain(200, "[" * 100_000),
+        lambda: plain(401, ""),
+        lambda: plain(405, ""),
+        lambda: plain(500, ""),
+        lambda: web.json_response({}),
     ],
     ids=["404", "plain", "list", "deep", "401", "405", "500", "other"],
 )
 def test_info_of_openai_servers(info):
     """Where /info is missing or something else, /v1/models names the model."""
-    with Server(str, api="openai") as server:
-        server.get_fault = lambda _, path: info if path == "/info" else None
-        assert ask(server.url, Pool.info) == ServerInfo(api=OPENAI, model="some/model")
+    with served(faults=[NO_INFO], intercept=always(info, "/info")) as server:
+        assert ask(server.url, Pool.info) == ServerInfo(api=OPENAI, model=MODEL)
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 def test_a_gateway_that_fails_once_does_not_hide_a_tgi(echo, status):
     """Taken for an OpenAI server, it would get another body, and its replies another key."""
-    echo.get_fault = once(plain(status, ""))
+    echo.intercept = once(lambda: plain(status, ""), "/info")
     assert ask(echo.url, Pool.info).api == TGI
 
 
 @pytest.mark.parametrize(
     "models",
     [
-        plain(404, ""),
-        plain(200, "<html></html>"),
-        web.json_response({"data": {"id": "m"}}),
-        web.json_response({"data": None}),
-        web.json_response([]),
+        lambda: plain(404, ""),
+        lambda: plain(200, "<html></html>"),
+        lambda: web.json_response({"data": {"id": "m"}}),
+        lambda: web.json_response({"data": None}),
+        lambda: web.json_response([]),
     ],
 )
 def test_what_is_no_llm_server(models):
     """Neither /info nor /v1/models: the message says so, and hides the password."""
-    with Server(str, api="openai") as server:
-        server.get_fault = lambda _, path: models if path == "/v1/models" else None
-        with pytest.raises(errors.ConfigurationError, match="no LLM server that this package knows") as caught:
-            ask(server.url.replace("//", "//user:word@"), Pool.info)
+    refused = pytest.raises(errors.ConfigurationError, match="no LLM server that this package knows")
+    with named(models) as server, refused as caught:
+        ask(server.url.replace("//", "//user:word@"), Pool.info)
     assert "word" not in str(caught.value)
-    assert server.paths == {"/info": 1, "/v1/models": 1}
+    assert server.stats.by_path == {"/info": 1, "/v1/models": 1}
 
 
 @pytest.mark.parametrize(
@@ -749,8 +748,7 @@ def test_the_model_of_an_openai_server(listed, wanted, model):
         finally:
             await client.close()
 
-    with Server(lambda prompt: prompt, api="openai") as server:
-        server.get_fault = lambda _, path: web.json_response({"data": listed}) if path == "/v1/models" else None
+    with named(lambda: web.json_response({"data": listed})) as server:
         assert asyncio.run(main()) == (model, "What?")
     assert server.bodies[0]["model"] == model
 
@@ -765,10 +763,9 @@ def test_the_model_of_an_openai_server(listed, wanted, model):
 )
 def test_a_model_has_to_be_named(listed, message):
     """Where a server names none, or several, the message says how to choose."""
-    with Server(str, api="openai") as server:
-        server.get_fault = lambda _, path: web.json_response({"data": listed}) if path == "/v1/models" else None
-        with pytest.raises(errors.ConfigurationError, match=f"{message}.*; say which .* model= or --model"):
-            ask(server.url, Pool.info)
+    refused = pytest.raises(errors.ConfigurationError, match=f"{message}.*; say which .* model= or --model")
+    with named(lambda: web.json_response({"data": listed})) as server, refused:
+        ask(server.url, Pool.info)
 
 
 @pytest.mark.parametrize(
@@ -783,17 +780,16 @@ def test_a_model_has_to_be_named(listed, message):
 def test_models_that_cannot_be_read(status, error, times):
     """A refused key ends at once, a starting server is asked again."""
     # 429: test_a_server_that_stays_overloaded
-    with Server(str, api="openai") as server:
-        server.get_fault = lambda _, path: plain(status, "") if path == "/v1/models" else None
+    with named(lambda: plain(status, "")) as server:
         with pytest.raises(error):
             ask(server.url, Pool.info)
-        assert server.paths["/v1/models"] == times
+        assert server.stats.by_path["/v1/models"] == times
 
 
 def test_info_is_asked_once_under_concurrency(echo):
     """However many requests begin together."""
     assert len(ask(echo.url, together(20))) == 20
-    assert echo.paths["/info"] == 1
+    assert echo.stats.by_path["/info"] == 1
 
 
 @pytest.mark.parametrize(
@@ -807,13 +803,13 @@ def test_info_is_asked_again_after_a_failure(status, error):
         for _ in range(2):
             failed = await asyncio.gather(*(chat(client) for _ in range(5)), return_exceptions=True)
             assert {type(reply) for reply in failed} == {error}
-        server.get_fault = None
+        server.intercept = None
         return await chat(client)
 
-    with Server(lambda prompt: prompt) as server:
-        server.get_fault = always(lambda: plain(status, ""))
+    intercept = when(lambda request: request.method == "GET", lambda: plain(status, ""), path=None)
+    with served(reply=said, intercept=intercept) as server:
         assert ask(server.url, main, attempts=1).text == "What?"
-    assert server.paths["/info"] == 3
+    assert server.stats.by_path["/info"] == 3
 
 
 def test_info_survives_an_impatient_caller(echo):
@@ -826,7 +822,7 @@ def test_info_survives_an_impatient_caller(echo):
         return await second
 
     assert ask(echo.url, main).model == "some/model"
-    assert echo.paths["/info"] == 1
+    assert echo.stats.by_path["/info"] == 1
 
 
 @pytest.mark.parametrize(
@@ -835,16 +831,12 @@ def test_info_survives_an_impatient_caller(echo):
 )
 def test_never_more_in_flight_than_the_limit(echo, limit, concurrency, most):
     """98 % of what /info states, else the option; a limit that is no number is none."""
-    echo.info = {**INFO, "max_concurrent_requests": limit}
-    all_here = Together(most, "x")
-
-    async def held():
-        return web.json_response(completion(await all_here("")))
-
-    echo.fault = always(held)
+    info = {**echo.info(), "max_concurrent_requests": limit}
+    echo.intercept = always(lambda: web.json_response(info), "/info")
+    echo.reply = Together(most, "x")
     ask(echo.url, together(20), concurrency=concurrency, deadline=120)
-    assert echo.most_in_flight == most
-    assert echo.requests == 20
+    assert echo.stats.peak_in_flight == most
+    assert echo.stats.requests == 20
     assert most <= DEFAULT_CONCURRENCY
 
 
@@ -859,8 +851,8 @@ def test_requests_in_flight_are_counted(echo):
         await waiting
         return seen, client.statistics.in_flight
 
-    echo.delay = 0.02
-    echo.fault = once(plain(422, ""))
+    echo.latency = Latency(overhead=0.02)
+    echo.set_faults(Fault(kind="text_422", on=1))
     assert ask(echo.url, main) == (3, 0)
 
 

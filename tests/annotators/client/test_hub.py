@@ -23,7 +23,7 @@ from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR
 from arhn_datasets.testing import Emulator, Fault
 from tests.conftest import SAMPLE
-from tests.fakes.server import Server
+from tests.fakes.served import always, served
 from tests.fakes.together import Together
 
 only_newer_hub = pytest.mark.skipif(
@@ -61,7 +61,7 @@ def evidence(client, *requests, **options):
 
 
 def fails(url, client=None, **options):
-    """The error of one request."""
+    """The error of one request, with as much patience as a slow machine needs."""
 
     async def main():
         made = ConnectionOptions(**{"backoff": 0.001, "attempts": 2, "deadline": 60, **options})
@@ -124,12 +124,11 @@ def test_no_more_in_flight_than_asked_for():
 )
 def test_statuses(status, kind, requests):
     """Each is our own error; what cannot succeed is asked once, and no message shows the token."""
-    with Server(str) as server:
-        server.fault = lambda *_: web.json_response({"error": f"no {KEY}"}, status=status)
+    with served(intercept=always(lambda: web.json_response({"error": f"no {KEY}"}, status=status))) as server:
         error = fails(server.url)
     assert type(error) is kind
     assert str(status) in str(error)
-    assert server.requests == requests
+    assert server.stats.requests == requests
     while error is not None and isinstance(error, errors.ArhnError):
         assert KEY not in str(error)
         error = error.__cause__ if isinstance(error.__cause__, errors.ArhnError) else None
@@ -138,19 +137,17 @@ def test_statuses(status, kind, requests):
 @pytest.mark.parametrize("body", ["", "null", "[]", "[1]", '"x"', "{}", '{"choices": []}', "<html>"])
 def test_a_200_that_is_no_completion(body):
     """Whatever the hub makes of it, it is asked again once and never ends the run."""
-    with Server(str) as server:
-        server.fault = lambda *_: web.Response(text=body, content_type="application/json")
+    with served(intercept=always(lambda: web.Response(text=body, content_type="application/json"))) as server:
         assert type(fails(server.url)) is errors.EmptyReply
-    assert server.requests == 2
+    assert server.stats.requests == 2
 
 
 @pytest.mark.parametrize(("status", "kind"), [(429, errors.EndpointOverloaded), (503, errors.EndpointUnavailable)])
 def test_an_overloaded_or_absent_provider_is_waited_for(status, kind):
     """Until the deadline, without using up attempts."""
-    with Server(str) as server:
-        server.fault = lambda *_: web.json_response({"error": "later"}, status=status)
+    with served(intercept=always(lambda: web.json_response({"error": "later"}, status=status))) as server:
         assert type(fails(server.url, deadline=3)) is kind
-    assert server.requests > 2
+    assert server.stats.requests > 2
 
 
 @only_newer_hub

@@ -33,7 +33,7 @@ from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GROUNDED, NO_ANSWER, RANKED
 from arhn_datasets.testing import Emulator, Fault, Latency
-from tests.fakes.server import INFO, Server
+from tests.fakes.served import always, when
 from tests.fakes.together import Together
 
 SCHEMA = {"type": "object", "properties": {"snippet": {"type": "string"}}, "required": ["snippet"]}
@@ -410,8 +410,8 @@ def test_the_api_can_be_forced():
         pooled([at(server)], lambda pool: pool.chat(request()), api=OPENAI)
         assert [body["model"] for body in server.bodies] == ["tgi", server.model]
         assert server.stats.by_path["/info"] == 1
-    with Server(lambda _: SAID, api="openai") as server:
-        server.get_fault = lambda *_: web.Response(status=404)
+    hidden = when(lambda request: request.method == "GET", lambda: web.Response(status=404), path=None)
+    with Emulator(reply=SAID, intercept=hidden) as server:
         pooled([at(server, "named/model")], lambda pool: pool.chat(request()), api=OPENAI)
         pooled([at(server, "named/model")], lambda pool: pool.chat(request()), api=TGI)
         with pytest.raises(errors.ConfigurationError, match="name the API and the model"):
@@ -617,15 +617,12 @@ def test_room():
 @pytest.mark.parametrize(("tokens", "tokenize"), [(1500, True), (7000, True), (1500, False), (1500, "broken")])
 def test_a_passage_that_is_too_long_is_cut(monkeypatch, tokens, tokenize):
     """By the server's own count, or by an estimate; the server refuses nothing, and offsets are those of the whole."""
-    with Emulator(max_input_tokens=tokens, max_total_tokens=tokens + 384) as server:
-        if tokenize is False:
-            del server._posts["/tokenize"]
-        elif tokenize == "broken":
-
-            async def broken(_):
-                return web.Response(text="<html>")
-
-            server._posts["/tokenize"] = broken
+    counts = {
+        True: None,
+        False: always(lambda: web.Response(status=404), "/tokenize"),
+        "broken": always(lambda: web.Response(text="<html>"), "/tokenize"),
+    }
+    with Emulator(max_input_tokens=tokens, max_total_tokens=tokens + 384, intercept=counts[tokenize]) as server:
         found = evidence(server, snippet_request(LONG))
         stats = server.stats
     assert found.status == GROUNDED
@@ -650,12 +647,13 @@ def test_a_limit_that_only_the_server_knows(status):
     """Its refusal is understood, and the passage halved until it fits."""
     said = {413: "length limit exceeded", 422: '{"error": "inputs too long"}', 400: "maximum context length is 4096"}
 
-    def fault(_, prompt):
-        return web.Response(status=status, text=said[status]) if len(prompt) > 9000 else None
+    def intercept(request):
+        if request.path == "/info":
+            return web.json_response({"model_id": "some/model", "router": "text-generation-router"})
+        long = "messages" in request.body and len(request.body["messages"][-1]["content"]) > 9000
+        return web.Response(status=status, text=said[status]) if long else None
 
-    with Server(lambda _: "Tin melts at 232 °C.") as server:
-        server.info = {name: value for name, value in INFO.items() if not name.endswith("_tokens")}
-        server.fault = fault
+    with Emulator(reply="Tin melts at 232 °C.", max_total_tokens=100_000, intercept=intercept) as server:
         found = evidence(server, snippet_request(LONG))
         assert [len(body["messages"][-1]["content"]) > 9000 for body in server.bodies] == [True] * 2 + [False]
     assert (found.status, found.snippet) == (GROUNDED, "Tin melts at 232 °C.")

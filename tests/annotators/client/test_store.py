@@ -24,6 +24,7 @@ from arhn_datasets.annotators.client.store_upkeep import kept
 from arhn_datasets.errors import StoreError
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import digest
+from arhn_datasets.testing import Latency
 from tests.conftest import SAMPLE
 
 ROOT = Path(__file__).parents[3]
@@ -677,19 +678,18 @@ REFINE = "import sys; from arhn_datasets.cli import refine_command; sys.exit(ref
 
 def test_sigterm_keeps_the_replies(server, tmp_path):
     """A command that is terminated ends like one that is interrupted."""
-    server.delay = 0.02
-    server.info["max_concurrent_requests"] = 8
+    server.latency, server.max_concurrent_requests = Latency(overhead=0.02), 8
     command = [sys.executable, "-c", REFINE, str(SAMPLE), "--endpoint", server.url, "--output", str(tmp_path / "out")]
     command += ["--cache", str(tmp_path / "cache")]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert eventually(lambda: server.requests >= 60, 30)
+    assert eventually(lambda: server.stats.requests >= 60, 30)
     running.terminate()
     _, error = running.communicate(timeout=30)
     assert running.returncode == 1
     assert "Traceback" not in error
     assert "Interrupted. " in error
     assert str(tmp_path / "cache") in error
-    assert 30 <= in_the_file(tmp_path / "cache") <= server.requests
+    assert 30 <= in_the_file(tmp_path / "cache") <= server.stats.requests
     assert whole(tmp_path / "cache")
 
 
@@ -700,7 +700,7 @@ def test_nothing_secret_is_in_the_file(server, tmp_path):
     Dataset.from_list([{"query": "Where is tin mined?", **PASSAGES}]).map(arhn.Snippets(annotator=annotator))
     background.close()
     [only] = kept(tmp_path / "cache")
-    assert (only.origin.model, only.origin.revision) == (server.info["model_id"], server.info["model_sha"])
+    assert (only.origin.model, only.origin.revision) == (server.model, server.revision)
     content = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
     assert b"finish_reason" in content
     for secret in (server.api_key, "127.0.0.1", server.url.rpartition(":")[2], "Bearer", "Where is tin mined"):
