@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from arhn_datasets.errors import InputError, StoreError
 from arhn_datasets.rows.records import digest
 
-FILE_NAME = "replies.sqlite3"
+FILE_NAME = "answers.sqlite3"  # never another name: what was paid for has to be found after an update
 APPLICATION_ID = 0x4152484E  # "ARHN", so that a foreign sqlite file is recognised
 FORMAT = 2
 BATCH = 64

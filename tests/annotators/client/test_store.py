@@ -85,9 +85,9 @@ def test_the_last_reply_counts(tmp_path):
 
 
 def test_the_file(tmp_path):
-    """WAL, marked as ours, with the format's number; killed writers lose nothing."""
+    """WAL, marked as ours, with the format's number, under the name of every version; killed writers lose nothing."""
     written(tmp_path)
-    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection = sqlite3.connect(tmp_path / "answers.sqlite3")
     found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
     assert [*found, connection.execute("PRAGMA journal_mode").fetchone()[0]] == [APPLICATION_ID, FORMAT, "wal"]
     connection.close()
