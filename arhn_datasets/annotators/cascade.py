@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import LLMAnnotator
-from arhn_datasets.annotators.prompts import Prompts
-from arhn_datasets.annotators.requests import (
+from arhn_datasets.annotators.interface import (
+    Annotator,
     Grade,
     GradeRequest,
     Ranking,
@@ -22,6 +20,8 @@ from arhn_datasets.annotators.requests import (
     Verdict,
     VerdictRequest,
 )
+from arhn_datasets.annotators.llm import LLMAnnotator
+from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import JUDGED, NO_ANSWER, NO_MATCH, shorten

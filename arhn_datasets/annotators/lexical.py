@@ -10,10 +10,8 @@ from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from arhn_datasets.annotators.cues import cue_of
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.prompts import one_line
-from arhn_datasets.annotators.requests import (
+from arhn_datasets.annotators.interface import (
+    Annotator,
     Grade,
     GradeRequest,
     Ranking,
@@ -23,7 +21,8 @@ from arhn_datasets.annotators.requests import (
     Verdict,
     VerdictRequest,
 )
-from arhn_datasets.annotators.words import scaffold, sentences, sequence, stemmer, terms
+from arhn_datasets.annotators.prompts import one_line
+from arhn_datasets.annotators.words import cue_of, scaffold, sentences, sequence, stemmer, terms
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows import records
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE, Passage, digest, passages_of, text_of

@@ -9,13 +9,14 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from arhn_datasets.annotators.client.connection import Option
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
 from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options
-from arhn_datasets.annotators.model_files import hash_of_folder
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.rows import background
 from arhn_datasets.rows.options import check_integer
+from arhn_datasets.rows.records import digest
+
+TAIL_BYTES = 1 << 20
 
 
 class _Asked(NamedTuple):
@@ -245,3 +246,14 @@ def _identify(model: str, revision: str | None) -> dict[str, Any]:
     _, transformers = _libraries()
     config = transformers.AutoConfig.from_pretrained(model, revision=revision)
     return {"model": model, "revision": getattr(config, "_commit_hash", None) or revision}
+
+
+def hash_of_folder(folder: Path) -> str:
+    """A hash of names, sizes and the last mebibyte of every file: a retrained model differs there."""
+    parts = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - TAIL_BYTES))
+            parts.append([path.relative_to(folder).as_posix(), size, digest(file.read().hex())])
+    return digest(parts)[:16]

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from arhn_datasets.annotators.interface import Grade, Ranking, Snippet, Verdict
 from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
-from arhn_datasets.annotators.requests import Grade, Ranking, Snippet, Verdict
 from arhn_datasets.rows import records
 from arhn_datasets.rows.records import Passage, shorten
 

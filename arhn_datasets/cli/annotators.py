@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from arhn_datasets.annotators.client.connection import DEFAULTS, Option
+from arhn_datasets.annotators.client.contract import DEFAULTS, Option
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
-from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.interface import Annotator, registered
 from arhn_datasets.annotators.prompts import TASKS
-from arhn_datasets.annotators.registry import registered
 from arhn_datasets.cli.running import not_negative, positive
 from arhn_datasets.errors import ConfigurationError
 

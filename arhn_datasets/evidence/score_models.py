@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arhn_datasets.annotators.model_files import hash_of_folder
+from arhn_datasets.annotators.local import hash_of_folder
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from arhn_datasets.annotators.client.connection import ConnectionOptions, documented
-from arhn_datasets.annotators.client.contract import shown_url
+from arhn_datasets.annotators.client.contract import ConnectionOptions, documented, shown_url
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of

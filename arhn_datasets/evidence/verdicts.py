@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from arhn_datasets.annotators.cascade import Cascade
-from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.interface import Annotator, Verdict, VerdictRequest
 from arhn_datasets.annotators.prompts import one_line
-from arhn_datasets.annotators.requests import Verdict, VerdictRequest
 from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator
 from arhn_datasets.rows import records
 from arhn_datasets.rows.options import check_integer

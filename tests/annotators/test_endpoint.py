@@ -20,8 +20,8 @@ from datasets import Dataset
 import arhn_datasets as arhn
 from arhn_datasets import errors
 from arhn_datasets.annotators.client.store import Replies, default_directory
+from arhn_datasets.annotators.interface import RankingRequest, SnippetRequest
 from arhn_datasets.annotators.llm import ranking_tokens
-from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import (
     ERROR,

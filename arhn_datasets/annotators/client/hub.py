@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client import contract
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
-from arhn_datasets.annotators.client.transport import ChatTransport
+from arhn_datasets.annotators.client.http import ChatTransport
 from arhn_datasets.errors import AccessDenied, ConfigurationError, EmptyReply, EndpointUnavailable
 
 if TYPE_CHECKING:
