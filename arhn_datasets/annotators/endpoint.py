@@ -190,16 +190,15 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         found = known.get(self)
         if found is None or found[0] != api_key:
             options = ConnectionOptions(**{**self.connection(), "api_key": (api_key or "").strip() or None})
+
+            def make() -> Pool:
+                here: list[ChatTransport] = [HttpTransport(url, options, self.model) for url in self.urls]
+                return Pool(here if self.client is None else [HubTransport(self.client, self.model)], options)
+
             client = None if self.client is None else id(self.client)
             key = ("pool", self.urls, client, self.model, *options.connection().values())
-            pool = background.resource(key, lambda: Pool(self._transports(options), options))
-            found = known[self] = api_key, pool
+            found = known[self] = api_key, background.resource(key, make)
         return found[1]
-
-    def _transports(self, options: ConnectionOptions) -> list[ChatTransport]:
-        if self.client is not None:
-            return [HubTransport(self.client, self.model)]
-        return [HttpTransport(url, options, self.model) for url in self.urls]
 
 
 def urls_of_environment() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NoReturn
 from arhn_datasets import annotators
 from arhn_datasets.annotators.client.contract import Option
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.rows.records import Passage, Row
+from arhn_datasets.rows.records import Passage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,6 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """The evidence on one passage, with the fields that its column stores."""
-
-    def to_struct(self) -> Row:
-        """The value for the evidence column."""
-        return dict(vars(self))
-
-
-@dataclass(frozen=True, kw_only=True)
 class SnippetRequest(Request):
     """Which words of this passage answer the query?"""
 
@@ -45,7 +36,7 @@ class SnippetRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snippet(Reply):
+class Snippet:
     """The words that answer: what :data:`~arhn_datasets.rows.records.SNIPPET_TYPE` stores."""
 
     snippet: str | None = None
@@ -88,7 +79,7 @@ class VerdictRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict(Reply):
+class Verdict:
     """One candidate beside the positives: what :data:`~arhn_datasets.rows.records.VERDICT_TYPE` stores.
 
     ``verdict`` is ``better`` (at least as good as the positives), ``worse``, ``no_match``, or None where the reply
@@ -109,7 +100,7 @@ class GradeRequest(Request):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grade(Reply):
+class Grade:
     """The relevance of one passage: what :data:`~arhn_datasets.rows.records.GRADE_TYPE` stores.
 
     ``grade`` is 0 to 3, or None where the reply does not plainly say one; ``status`` is ``judged``, ``unparsed`` or

@@ -107,7 +107,7 @@ class Lexical(Annotator):
 
     def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Lexical:
         """The same baseline with the term statistics of ``rows``."""
-        return self.fitted(rows, threshold=self.threshold, of_best=self.of_best, language=self.language)
+        return self.fitted(rows, **self._parameters())
 
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The sentence of the highest figure; the first of equals."""
@@ -139,18 +139,12 @@ class Lexical(Annotator):
         figures = {text: row.figure_of(text) for text in (*request.positives, *request.candidates)}
         answers = {text for text, figure in figures.items() if self._answers(figure, text, row)}
         best = max((figures[text] for text in request.positives if text in answers), default=0.0)
-        return tuple(
-            Verdict(
-                status=records.JUDGED,
-                verdict=records.NO_MATCH
-                if text not in answers
-                else records.BETTER
-                if figures[text] >= best
-                else records.WORSE,
-                detail=f"coverage {figures[text]:.3f}",
-            )
-            for text in request.candidates
-        )
+        verdicts = []
+        for text in request.candidates:
+            verdict = records.BETTER if figures[text] >= best else records.WORSE
+            said = verdict if text in answers else records.NO_MATCH
+            verdicts.append(Verdict(status=records.JUDGED, verdict=said, detail=f"coverage {figures[text]:.3f}"))
+        return tuple(verdicts)
 
     async def grade(self, request: GradeRequest) -> Grade:
         """0 without a snippet, else 1 to 3 by the third of the way from the threshold to the full figure."""
@@ -163,25 +157,15 @@ class Lexical(Annotator):
     def identity(self, stage: str) -> dict[str, Any]:
         """The parameters, and a hash of the term statistics."""
         statistics = None if self.frequencies is None else digest([dict(self.frequencies), self.documents])
-        return {
-            "annotator": "lexical",
-            "version": VERSION,
-            "threshold": self.threshold,
-            "of_best": self.of_best,
-            "language": self.language,
-            "statistics": statistics,
-        }
+        return {"annotator": "lexical", "version": VERSION, **self._parameters(), "statistics": statistics}
 
     def description(self) -> dict[str, Any]:
         """The parameters, for the card."""
-        return {
-            "annotator": "lexical baseline",
-            "baseline": True,
-            "threshold": self.threshold,
-            "of_best": self.of_best,
-            "language": self.language,
-            "fitted_on_passages": self.documents or None,
-        }
+        own = {"annotator": "lexical baseline", "baseline": True}
+        return {**own, **self._parameters(), "fitted_on_passages": self.documents or None}
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"threshold": self.threshold, "of_best": self.of_best, "language": self.language}
 
     def _row(self, request: SnippetRequest | RankingRequest | VerdictRequest | GradeRequest) -> _Row:
         return _row(self, request.query, request.background)

@@ -172,13 +172,13 @@ class _Engine:
         return text
 
     def _generate(self, prompts: Sequence[str], max_tokens: int) -> list[Completion | PromptTooLong]:
-        torch, tokenizer, model = self._loaded
+        _, tokenizer, model = self._loaded
         room = getattr(model.config, "max_position_embeddings", None)
         encoded = tokenizer(list(prompts), add_special_tokens=not tokenizer.chat_template)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         fits = [room is None or length + max_tokens <= room for length in lengths]
         shown = [prompt for prompt, ok in zip(prompts, fits, strict=True) if ok]
-        replies = iter(self._generate_fitting(torch, tokenizer, model, shown, max_tokens) if shown else ())
+        replies = iter(self._generate_fitting(shown, max_tokens) if shown else ())
         return [
             next(replies)
             if ok
@@ -189,9 +189,8 @@ class _Engine:
             for ok, length in zip(fits, lengths, strict=True)
         ]
 
-    def _generate_fitting(
-        self, torch: Any, tokenizer: Any, model: Any, prompts: Sequence[str], max_tokens: int
-    ) -> list[Completion]:
+    def _generate_fitting(self, prompts: Sequence[str], max_tokens: int) -> list[Completion]:
+        torch, tokenizer, model = self._loaded
         encoded = tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template
         )
@@ -211,22 +210,18 @@ class _Engine:
             if len(prompts) == 1:
                 raise
             torch.cuda.empty_cache()
-            half = len(prompts) // 2
-            return [
-                *self._generate_fitting(torch, tokenizer, model, prompts[:half], max_tokens),
-                *self._generate_fitting(torch, tokenizer, model, prompts[half:], max_tokens),
-            ]
-        start = encoded["input_ids"].shape[1]
-        return [_completion(tokenizer, ids[start:].tolist(), max_tokens) for ids in output]
+            halves = prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]
+            return [reply for half in halves for reply in self._generate_fitting(half, max_tokens)]
+        replies = []
+        for given in output:
+            ids = given[encoded["input_ids"].shape[1] :].tolist()
+            ended = tokenizer.eos_token_id in ids or len(ids) < max_tokens
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            replies.append(Completion(text=text, finish_reason="stop" if ended else "length"))
+        return replies
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _completion(tokenizer: Any, ids: Sequence[int], max_tokens: int) -> Completion:
-    ended = tokenizer.eos_token_id in ids
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    return Completion(text=text, finish_reason="stop" if ended or len(ids) < max_tokens else "length")
 
 
 def _libraries() -> tuple[Any, Any]:

@@ -134,9 +134,9 @@ def cue_of(query: str, language: str | None) -> Cue | None:
         return None
     asked = " ".join(query.casefold().split()).rstrip("?.! ")
     if _MANY.search(asked):
-        return _has_number
+        return _holds(_NUMBER)
     if _WHEN.search(asked):
-        return _has_date
+        return _holds(_DATE)
     return _defines if _names_a_thing(asked) else None
 
 
@@ -148,12 +148,8 @@ def _names_a_thing(asked: str) -> bool:
     return bool(words) and not any(word not in _INNER and terms(word) & scaffold(ENGLISH) for word in words)
 
 
-def _has_number(sentence: str, weights: Mapping[str, float]) -> float:
-    return float(_NUMBER.search(sentence) is not None)
-
-
-def _has_date(sentence: str, weights: Mapping[str, float]) -> float:
-    return float(_DATE.search(sentence) is not None)
+def _holds(pattern: re.Pattern[str]) -> Cue:
+    return lambda sentence, _: float(pattern.search(sentence) is not None)
 
 
 def _defines(sentence: str, weights: Mapping[str, float]) -> float:

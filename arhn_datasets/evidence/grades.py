@@ -40,7 +40,7 @@ class Grades(AnnotatedTransform):
         asked = self.configured
         given = await self.each_passage(row, GradeRequest, asked.screened_grades, asked.grade)
         return {
-            side.grades: [checked(grade).to_struct() for grade in grades]
+            side.grades: [dict(vars(checked(grade))) for grade in grades]
             for side, grades in zip(LABELLED, given, strict=True)
         }
 

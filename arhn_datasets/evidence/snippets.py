@@ -37,7 +37,7 @@ class Snippets(AnnotatedTransform):
         given = await self.each_passage(row, SnippetRequest, asked.screened_snippets, asked.snippet)
         return {
             side.snippets: [
-                checked(snippet, passage).to_struct()
+                dict(vars(checked(snippet, passage)))
                 for snippet, passage in zip(snippets, passages_of(row, side.passages), strict=True)
             ]
             for side, snippets in zip(LABELLED, given, strict=True)

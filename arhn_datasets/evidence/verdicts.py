@@ -82,7 +82,7 @@ class Verdicts(AnnotatedTransform):
             verdicts = dict.fromkeys(negatives, skipped)
         return {
             POSITIVE.verdicts: [None] * len(positives),
-            NEGATIVE.verdicts: [verdicts[text].to_struct() for text in negatives],
+            NEGATIVE.verdicts: [dict(vars(verdicts[text])) for text in negatives],
         }
 
     async def _judged(self, row: Row, positives: Sequence[str], negatives: Sequence[str]) -> dict[str, Verdict]:

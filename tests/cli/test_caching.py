@@ -324,7 +324,7 @@ def test_an_interrupted_export_leaves_no_file(tmp_path, capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(store_upkeep, "_exported", interrupt)
+    monkeypatch.setattr(store_upkeep, "reply_of", interrupt)
     assert cache(tmp_path / "store", "export", tmp_path / "replies.jsonl") == 1
     assert "Interrupted. The store is whole" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["store"]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_GRAMMAR = re.compile(r"grammar|response_format|guided|json_schema|structured", re.IGNORECASE)
+_NO_TEMPLATE = re.compile(r"template.*not found|not found.*template", re.IGNORECASE | re.DOTALL)  # TGI: no .jinja
 _USER_INFO = re.compile(r"//[^/\s]*@")
 
 
@@ -59,7 +61,7 @@ class ChatTransport(ABC):
         try:
             completion = await self._ask(info, request)
         except RequestRejected as error:
-            if request.schema is None or not contract.refuses_grammar(error):
+            if request.schema is None or not _GRAMMAR.search(str(error)):
                 raise
             if self._grammar:  # those under way at the same time are refused, too
                 logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
@@ -145,7 +147,14 @@ class HttpTransport(ChatTransport):
             self._template_options = False
             return await self._ask(info, request)
         error = self._error_of(status, reply, headers)
-        if info.api == contract.TGI and isinstance(error, RequestRejected) and contract.lacks_template(error):
+        said = str(error).lower()
+        if (
+            info.api == contract.TGI
+            and isinstance(error, RequestRejected)
+            and "template" in said
+            and "not found" in said
+        ):
+            # TGI reads no chat_template.jinja.
             async with self._loading:
                 if self._tokenizer is None:
                     self._tokenizer = await self._load_tokenizer(info)

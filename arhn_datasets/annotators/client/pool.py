@@ -432,11 +432,7 @@ class Pool:
                 wait.cancel()
 
     def _end_if_dead(self, since: float) -> float:
-        """The seconds left until the run ends, for want of an answer ``since`` then or before.
-
-        Raises:
-            EndpointsDead: there are none.
-        """
+        """The seconds left until the run ends, for want of an answer ``since`` then or before; EndpointsDead at 0."""
         if self._dead_since is None:
             self._dead_since = since
         now = asyncio.get_running_loop().time()

@@ -174,22 +174,16 @@ class Replies:
             return None
         return None if row is None else reply_of(row[0])
 
-    def put(
-        self,
-        key: str,
-        reply: Mapping[str, Any],
-        *,
-        model: str | None = None,
-        revision: str | None = None,
-        kind: str = "chat",
-    ) -> None:
+    def put(self, key: str, reply: Mapping[str, Any], *, model: str | None = None, revision: str | None = None) -> None:
         """Store ``reply`` under ``key`` soon; where the disk refuses, say so once and go on without.
 
-        ``model``, ``revision`` and ``kind`` are for ``arhn-cache``; the key holds all that changes the reply.
+        ``model`` and ``revision`` are for ``arhn-cache``; the key holds all that changes the reply.
         """
         if not self._writable:
             return
-        stored = Stored(bytes.fromhex(key)[:16], origin_of(model, revision, kind), int(time.time()), json.dumps(reply))
+        stored = Stored(
+            bytes.fromhex(key)[:16], origin_of(model, revision, "chat"), int(time.time()), json.dumps(reply)
+        )
         with self._changing:
             self._waiting[stored.key] = stored
             waiting = len(self._waiting)
@@ -253,7 +247,10 @@ class Replies:
 
     def _started(self) -> bool:
         """Start the thread that writes; False at the end of the process, where no thread starts."""
-        _flush_when_a_worker_ends()
+        global _worker
+        if _worker != os.getpid():
+            _worker = os.getpid()
+            when_a_worker_ends(flush_all)
         thread = threading.Thread(target=self._write, name="arhn-replies", daemon=True)
         try:
             thread.start()
@@ -357,20 +354,16 @@ def connect(path: Path, seconds: float) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=seconds, check_same_thread=False, isolation_level=None)
         try:
             _prepare(connection)
-            _check_length(connection, path)
+            # sqlite takes a last page that was cut off for whole. By stat: closing an open file would drop its locks.
+            page = connection.execute("PRAGMA page_size").fetchone()[0]
+            if path.stat().st_size % page and not size_of(path.with_name(f"{path.name}-wal")):
+                raise sqlite3.DatabaseError("database disk image is malformed: its end is missing")
             return connection
         except BaseException as error:
             connection.close()
             if not is_locked(error) or time.monotonic() > until:
                 raise
             time.sleep(0.02)
-
-
-def _check_length(connection: sqlite3.Connection, path: Path) -> None:
-    # sqlite takes a last page that was cut off for whole. Asked by stat: closing an open file would drop its locks.
-    page = connection.execute("PRAGMA page_size").fetchone()[0]
-    if path.stat().st_size % page and not size_of(path.with_name(f"{path.name}-wal")):
-        raise sqlite3.DatabaseError("database disk image is malformed: its end is missing")
 
 
 def size_of(path: Path) -> int:
@@ -438,13 +431,6 @@ def flush_all() -> None:
     """Write what waits in any store of this process."""
     for store in list(_stores):
         store.flush()
-
-
-def _flush_when_a_worker_ends() -> None:
-    global _worker
-    if _worker != os.getpid():
-        _worker = os.getpid()
-        when_a_worker_ends(flush_all)
 
 
 def _before_fork() -> None:

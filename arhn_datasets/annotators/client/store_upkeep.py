@@ -40,12 +40,7 @@ class Pruned(NamedTuple):
 
 
 def read_replies(directory: Path) -> Iterator[Stored]:
-    """Every reply of a store, one after the other.
-
-    Raises:
-        InputError: there is no store.
-        StoreError: it cannot be read.
-    """
+    """Every reply of a store, one after the other; raises as :func:`existing` does."""
     with existing(directory) as connection:
         query = f"SELECT r.k, o.model, o.revision, o.kind, r.stored, r.v {ROWS} ORDER BY r.rowid"
         yield from (_stored(*columns) for columns in connection.execute(query))
@@ -55,9 +50,6 @@ def page(directory: Path, after: int, most: int) -> tuple[list[Stored], int]:
     """Up to ``most`` replies that a store has taken since the one of number ``after``, and the number of the last.
 
     Numbers are those of this file, from 1 on and in the order of storing. Without a file there is none.
-
-    Raises:
-        StoreError: it cannot be read.
     """
     if not (directory / FILE_NAME).exists():
         return [], after
@@ -141,12 +133,7 @@ def store_size(directory: Path) -> int:
 
 
 def kept(directory: Path) -> list[Kept]:
-    """What a store holds, by origin; the most replies first.
-
-    Raises:
-        InputError: there is no store.
-        StoreError: it cannot be read.
-    """
+    """What a store holds, by origin, the most replies first; raises as :func:`existing` does."""
     with existing(directory) as connection:
         return _kept(connection)
 
@@ -166,7 +153,6 @@ def prune(
 
     Raises:
         InputError: there is no store, or no reply of that model.
-        StoreError: it cannot be changed.
     """
     before = store_size(directory)
     with existing(directory) as connection:
@@ -248,7 +234,6 @@ def merge(directory: Path, other: Path) -> tuple[int, int]:
 
     Raises:
         InputError: ``other`` has no store, or is ``directory`` itself.
-        StoreError: one of them cannot be read or written.
     """
     ours, theirs = directory / FILE_NAME, other / FILE_NAME
     if ours.exists() and theirs.exists() and ours.samefile(theirs):
@@ -263,7 +248,6 @@ def export_file(directory: Path, path: Path) -> int:
     Raises:
         InputError: there is no store.
         OutputError: there is such a file already, or it cannot be written.
-        StoreError: the store cannot be read.
     """
     if path.exists():
         raise OutputError(f"There is a file {path} already. Name another one, or remove it.")
@@ -290,7 +274,6 @@ def import_file(directory: Path, path: Path) -> tuple[int, int]:
 
     Raises:
         InputError: there is no such file, or a line of it is no stored reply; those before it are kept.
-        StoreError: the store cannot be opened or written.
     """
     try:
         with open(path, "rb") as lines:
@@ -302,15 +285,14 @@ def import_file(directory: Path, path: Path) -> tuple[int, int]:
 def _imported_lines(lines: Iterable[bytes], path: Path) -> Iterator[Stored]:
     for number, line in enumerate(lines, 1):
         try:
-            stored = _imported(json.loads(line)) if line.strip() else None
+            if line.strip():
+                yield _imported(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"Line {number} of {path} is no stored reply ({error}). Expected a line of arhn-cache export: a JSON "
                 "object with key (32 hexadecimal digits), model, revision, stored (seconds) and reply (an object with "
                 "a text)."
             ) from error
-        if stored is not None:
-            yield stored
 
 
 def _imported(entry: Any) -> Stored:
