@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
-_FROM_STORE = dict.fromkeys(("stored", "stored_prompt_tokens", "stored_completion_tokens"), 0)
 
 
 @documented
@@ -154,7 +153,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         async def read() -> dict[str, Any]:
             pool = self._pool()
             sent = sum(server.limit.in_flight for server in pool.servers)
-            return {**asdict(pool.statistics), "in_flight": sent, **_FROM_STORE, **shared().from_store}
+            return {**asdict(pool.statistics), "in_flight": sent, **shared().from_store}
 
         return background.run(read())
 

@@ -111,8 +111,7 @@ class Lexical(Annotator):
 
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The sentence of the highest figure; the first of equals."""
-        row, name = self._row(request), _field_of(request.passage)
-        text = str(request.passage.get(name) or "")
+        row, (name, text) = self._row(request), _shown(request.passage)
         figure, start, end = row.best_in(text)
         detail = f"coverage {figure:.3f}"
         if not self._answers(figure, text_of(request.passage), row):
@@ -131,7 +130,7 @@ class Lexical(Annotator):
 
     def coverage(self, request: SnippetRequest | GradeRequest) -> float:
         """The figure of the best sentence of the passage."""
-        return self._row(request).best_in(str(request.passage.get(_field_of(request.passage)) or "")).figure
+        return self._row(request).best_in(_shown(request.passage)[1]).figure
 
     async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
         """A candidate with a snippet is ``better`` where its figure is that of the best positive or above it."""
@@ -283,5 +282,7 @@ def _idf(held: int, documents: int) -> float:
     return math.log(1 + (documents - held + 0.5) / (held + 0.5))
 
 
-def _field_of(passage: Passage) -> str:
-    return "text" if str(passage.get("text") or "").strip() else "title"
+def _shown(passage: Passage) -> tuple[str, str]:
+    """The field that is read, and what stands there."""
+    name = "text" if str(passage.get("text") or "").strip() else "title"
+    return name, str(passage.get(name) or "")

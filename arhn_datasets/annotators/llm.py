@@ -8,7 +8,7 @@ import json
 import math
 import os
 from abc import abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -40,26 +40,12 @@ Given = TypeVar("Given", Snippet, Ranking, Verdict, Grade)
 
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
-SNIPPET_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {"snippet": {"type": "string"}},
-    "required": ["snippet"],
-}
-# Without limits that depend on the candidates: one grammar for all requests.
-VERDICT_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {
-        "better": {"type": "array", "items": {"type": "integer"}},
-        "worse": {"type": "array", "items": {"type": "integer"}},
-    },
-    "required": ["better", "worse"],
-}
-GRADE_SCHEMA: Mapping[str, Any] = {
-    "type": "object",
-    "properties": {"grade": {"type": "integer", "enum": list(GRADES)}},
-    "required": ["grade"],
-}
 SNIPPET_TOKENS, GRADE_TOKENS = 384, 32
+_FROM_STORE = (
+    "stored",
+    "stored_prompt_tokens",
+    "stored_completion_tokens",
+)  # replies, and their tokens
 MOST_UNDER_WAY = 512
 AT_ONCE = 16  # new requests in one turn of the event loop, to the end of a row
 MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
@@ -79,6 +65,16 @@ def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """What these options say of any LLM, as keywords; ``given`` has None for what was not given."""
     options = {"revision": given["model_revision"], "cache": given["cache"], "max_tokens": given["max_tokens"]}
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _object(**properties: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+SNIPPET_SCHEMA = _object(snippet={"type": "string"})
+# Without limits that depend on the candidates: one grammar for all requests.
+VERDICT_SCHEMA = _object(**dict.fromkeys(("better", "worse"), {"type": "array", "items": {"type": "integer"}}))
+GRADE_SCHEMA = _object(grade={"type": "integer", "enum": list(GRADES)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -267,9 +263,8 @@ class LLMAnnotator(Annotator):
         if kept is not None and isinstance(kept.get("text"), str):
             # Another version of this package may have stored more of a reply.
             known = Completion(**{name: kept[name] for name in Completion.__dataclass_fields__ if name in kept})
-            ours.from_store["stored"] += 1
-            ours.from_store["stored_prompt_tokens"] += known.prompt_tokens or 0
-            ours.from_store["stored_completion_tokens"] += known.completion_tokens or 0
+            for name, count in zip(_FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
+                ours.from_store[name] += count or 0
             return known
         completion = await self.complete(request)
         if store is not None and completion.text.strip():
@@ -394,8 +389,7 @@ class Shared:
     models: WeakKeyDictionary[LLMAnnotator, dict[str, Any]] = field(default_factory=WeakKeyDictionary)
     stores: WeakKeyDictionary[LLMAnnotator, tuple[object, Replies | None]] = field(default_factory=WeakKeyDictionary)
     in_flight: dict[str, asyncio.Future[Completion]] = field(default_factory=dict)
-    from_store: Counter[str] = field(default_factory=Counter)
-    """How many replies came from the stores, under "stored", and their tokens."""
+    from_store: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_FROM_STORE, 0))
 
 
 def shared() -> Shared:
@@ -408,19 +402,13 @@ def ranking_schema(candidates: int) -> Mapping[str, Any] | None:
     if candidates > MAX_GRAMMARS - 1:
         return None
     items = {"type": "integer", "enum": list(range(1, candidates + 1))}
-    ranking = {"type": "array", "items": items, "minItems": candidates, "maxItems": candidates}
-    return {"type": "object", "properties": {"ranking": ranking}, "required": ["ranking"]}
+    return _object(ranking={"type": "array", "items": items, "minItems": candidates, "maxItems": candidates})
 
 
 def cut_passage(passage: Passage, share: float) -> Passage:
     """The first ``share`` of the text of a passage; offsets into it are offsets into the whole."""
-    if share == 1:
-        return passage
-    text = str(passage.get("text") or "")
-    if not text:
-        title = str(passage.get("title") or "")
-        return {**passage, "title": title[: math.ceil(share * len(title))]}
-    return {**passage, "text": text[: math.ceil(share * len(text))]}
+    name = "text" if passage.get("text") else "title"
+    return passage if share == 1 else {**passage, name: _cut([str(passage.get(name) or "")], share)[0]}
 
 
 def _cut(texts: Sequence[str], share: float) -> list[str]:
