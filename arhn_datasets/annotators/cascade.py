@@ -9,17 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arhn_datasets.annotators.interface import (
-    Annotator,
-    Grade,
-    GradeRequest,
-    Ranking,
-    RankingRequest,
-    Snippet,
-    SnippetRequest,
-    Verdict,
-    VerdictRequest,
-)
+from arhn_datasets.annotators import interface
 from arhn_datasets.annotators.llm import LLMAnnotator
 from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import ConfigurationError
@@ -27,14 +17,14 @@ from arhn_datasets.rows import background
 from arhn_datasets.rows.records import JUDGED, NO_ANSWER, NO_MATCH, shorten
 
 T = TypeVar("T")
-Reply = TypeVar("Reply", Snippet, Grade, Verdict)
+Reply = TypeVar("Reply", interface.Snippet, interface.Grade, interface.Verdict)
 
 VERSION = 1  # raised whenever the same replies of the two give other evidence
 FLOOR = 0.6
 
 
 @dataclass(frozen=True, eq=False)
-class Cascade(Annotator):
+class Cascade(interface.Annotator):
     """Asks the strong annotator only about what the cheap one, the screen, does not rule out.
 
     A negative without an answer stays where it is, so the screen reads the negatives of a row first. Those in which it
@@ -62,14 +52,14 @@ class Cascade(Annotator):
         ConfigurationError: one of the two is no annotator, or is a cascade itself, or ``floor`` is out of range.
     """
 
-    cheap: Annotator
-    strong: Annotator
+    cheap: interface.Annotator
+    strong: interface.Annotator
     _: KW_ONLY
     floor: float | None = FLOOR
 
     def __post_init__(self) -> None:
         for name, given in (("cheap", self.cheap), ("strong", self.strong)):
-            if not isinstance(given, Annotator) or isinstance(given, Cascade):
+            if not isinstance(given, interface.Annotator) or isinstance(given, Cascade):
                 raise ConfigurationError(
                     f"{name} is {given!r}; an annotator that is no cascade itself was expected, such as "
                     "arhn.Lexical() for cheap and arhn.Endpoint(url) for strong."
@@ -100,51 +90,51 @@ class Cascade(Annotator):
         await self.strong.turn(requests)
 
     async def screened_snippets(
-        self, positives: Sequence[SnippetRequest], negatives: Sequence[SnippetRequest]
-    ) -> list[Snippet | None]:
+        self, positives: Sequence[interface.SnippetRequest], negatives: Sequence[interface.SnippetRequest]
+    ) -> list[interface.Snippet | None]:
         """The screen's snippets of what it rules out; the positives are ruled out only with all negatives."""
         ruled_out = self._uncovered(positives, negatives)
         if ruled_out is None:
             snippets = await self._all(self.cheap.snippet(request) for request in negatives)
             ruled_out = [_marked(snippet) if snippet.status == NO_ANSWER else None for snippet in snippets]
-        first: list[Snippet | None] = [None] * len(positives)
+        first: list[interface.Snippet | None] = [None] * len(positives)
         if negatives and None not in ruled_out:
             first = [_marked(one) for one in await self._all(self.cheap.snippet(request) for request in positives)]
         return self._counted([*first, *ruled_out])
 
     def _uncovered(
-        self, positives: Sequence[SnippetRequest], negatives: Sequence[SnippetRequest]
-    ) -> list[Snippet | None] | None:
+        self, positives: Sequence[interface.SnippetRequest], negatives: Sequence[interface.SnippetRequest]
+    ) -> list[interface.Snippet | None] | None:
         """For each negative that covers too little a snippet that says so; None where the screen does not measure."""
         held = [] if self.floor is None else [self.cheap.coverage(request) for request in (*positives, *negatives)]
         covered = [coverage for coverage in held if coverage is not None]
         if self.floor is None or len(covered) < len(held):
             return None
         best = max(covered[: len(positives)], default=0.0)
-        uncovered: list[Snippet | None] = []
+        uncovered: list[interface.Snippet | None] = []
         for coverage in covered[len(positives) :]:
             detail = f"coverage {coverage:.3f}, that of the best positive is {best:.3f}"
             low = coverage < self.floor * best
-            uncovered.append(_marked(Snippet(status=NO_ANSWER, detail=detail)) if low else None)
+            uncovered.append(_marked(interface.Snippet(status=NO_ANSWER, detail=detail)) if low else None)
         return uncovered
 
     async def screened_grades(
-        self, positives: Sequence[GradeRequest], negatives: Sequence[GradeRequest]
-    ) -> list[Grade | None]:
+        self, positives: Sequence[interface.GradeRequest], negatives: Sequence[interface.GradeRequest]
+    ) -> list[interface.Grade | None]:
         """The screen's grades of the negatives that it grades 0; positives are always asked about."""
         grades = await self._all(self.cheap.grade(request) for request in negatives)
         ruled_out = [_marked(one) if one.status == JUDGED and one.grade == 0 else None for one in grades]
         return self._counted([*[None] * len(positives), *ruled_out])
 
-    async def snippet(self, request: SnippetRequest) -> Snippet:
+    async def snippet(self, request: interface.SnippetRequest) -> interface.Snippet:
         """The strong annotator's snippet."""
         return await self.strong.snippet(request)
 
-    async def ranking(self, request: RankingRequest) -> Ranking:
+    async def ranking(self, request: interface.RankingRequest) -> interface.Ranking:
         """The strong annotator's ranking: there is one only of rows in which it has found an answer in a negative."""
         return await self.strong.ranking(request)
 
-    async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
+    async def verdicts(self, request: interface.VerdictRequest) -> tuple[interface.Verdict, ...]:
         """The screen's verdicts where it flags nothing, else the strong annotator's, with the screen's beside them."""
         screened = await self.cheap.verdicts(request)
         if len(screened) == len(request.candidates) and all(
@@ -160,7 +150,7 @@ class Cascade(Annotator):
             for one, first in zip(found, screened, strict=True)
         )
 
-    async def grade(self, request: GradeRequest) -> Grade:
+    async def grade(self, request: interface.GradeRequest) -> interface.Grade:
         """The strong annotator's grade."""
         return await self.strong.grade(request)
 
@@ -174,7 +164,7 @@ class Cascade(Annotator):
             "floor": self.floor,
         }
 
-    def shared_by(self, processes: int) -> Annotator:
+    def shared_by(self, processes: int) -> interface.Annotator:
         """A cascade of what both are for each of so many processes."""
         return self._both(lambda one: one.shared_by(processes))
 
@@ -183,7 +173,7 @@ class Cascade(Annotator):
         both = self.cheap.most_processes(), self.strong.most_processes()
         return min((most for most in both if most is not None), default=None)
 
-    def kept_at(self, place: Callable[[Path], Path]) -> Annotator:
+    def kept_at(self, place: Callable[[Path], Path]) -> interface.Annotator:
         """A cascade of both with their stores there."""
         return self._both(lambda one: one.kept_at(place))
 
@@ -211,7 +201,7 @@ class Cascade(Annotator):
             **{f"screen_{name}": value for name, value in screen.items() if name != "baseline"},
         }
 
-    def _both(self, change: Callable[[Annotator], Annotator]) -> Cascade:
+    def _both(self, change: Callable[[interface.Annotator], interface.Annotator]) -> Cascade:
         return replace(self, cheap=change(self.cheap), strong=change(self.strong))
 
     @cached_property

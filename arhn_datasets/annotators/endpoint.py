@@ -8,17 +8,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from arhn_datasets.annotators.client.contract import (
-    CONNECTION,
-    ChatRequest,
-    Completion,
-    ConnectionOptions,
-    Option,
-    ServerInfo,
-    base_url,
-    documented,
-    shown_url,
-)
+from arhn_datasets.annotators.client import contract
 from arhn_datasets.annotators.client.http import ChatTransport, HttpTransport
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool
@@ -34,9 +24,9 @@ if TYPE_CHECKING:
 SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
 
 
-@documented
+@contract.documented
 @dataclass(frozen=True, eq=False)
-class Endpoint(LLMAnnotator, ConnectionOptions):
+class Endpoint(LLMAnnotator, contract.ConnectionOptions):
     """An LLM behind a text-generation-inference or OpenAI-compatible chat server.
 
     Args:
@@ -53,14 +43,14 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
 
     NAME: ClassVar[str] = "tgi"
     SUMMARY: ClassVar[str] = "an LLM server, also an OpenAI-compatible one"
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "endpoint": Option(
+    OPTIONS: ClassVar[Mapping[str, contract.Option]] = {
+        "endpoint": contract.Option(
             help="an LLM server; repeatable; default: ARHN_ENDPOINT (with commas)", metavar="URL", repeatable=True
         ),
         **MODEL_OPTIONS,
-        "provider": Option(help="an inference provider of the Hub instead of an endpoint", metavar="NAME"),
-        "constrained": Option(help="hold the model to JSON, where the server can", switch=True),
-        **CONNECTION,
+        "provider": contract.Option(help="an inference provider of the Hub instead of an endpoint", metavar="NAME"),
+        "constrained": contract.Option(help="hold the model to JSON, where the server can", switch=True),
+        **contract.CONNECTION,
     }
 
     url: str | tuple[str, ...] | None = None
@@ -75,7 +65,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
             raise ConfigurationError(
                 "url is empty; the URL of an endpoint was expected, or several, or client= and no URL."
             )
-        object.__setattr__(self, "url", tuple(base_url(url) for url in self.urls) or None)
+        object.__setattr__(self, "url", tuple(contract.base_url(url) for url in self.urls) or None)
         self.check_connection()
 
     @classmethod
@@ -85,7 +75,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         Raises:
             ConfigurationError: none is named, or the options do not fit each other.
         """
-        options = {name: value for name, value in given.items() if name in CONNECTION and value is not None}
+        options = {name: value for name, value in given.items() if name in contract.CONNECTION and value is not None}
         options |= {**model_options(given), "model": given["model"], "constrained": given["constrained"]}
         if given["provider"]:
             return cls(client=_provided(given, options.get("timeout", cls.timeout)), **options)
@@ -97,7 +87,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         return cls(tuple(urls), **{**options, "model": given["model"] or os.environ.get("ARHN_MODEL")})
 
     def __repr__(self) -> str:
-        where = tuple(shown_url(url) for url in self.urls) if self.client is None else "a client"
+        where = tuple(contract.shown_url(url) for url in self.urls) if self.client is None else "a client"
         return f"{type(self).__name__}({where}, model={self.model!r}, revision={self.revision!r})"
 
     @property
@@ -105,7 +95,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         """The roots of the servers."""
         return () if self.url is None else (self.url,) if isinstance(self.url, str) else self.url
 
-    def complete(self, request: ChatRequest) -> Coroutine[Any, Any, Completion]:
+    def complete(self, request: contract.ChatRequest) -> Coroutine[Any, Any, contract.Completion]:
         """The reply of one of the servers."""
         return self._pool().chat(request)
 
@@ -114,7 +104,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         info = await self.server()
         return {"model": self.model or info.model, "revision": self.revision or info.revision}
 
-    async def server(self) -> ServerInfo:
+    async def server(self) -> contract.ServerInfo:
         """What the servers say of themselves.
 
         Raises:
@@ -188,7 +178,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         known: WeakKeyDictionary[Endpoint, tuple[str | None, Pool]] = background.resource("pools", WeakKeyDictionary)
         found = known.get(self)
         if found is None or found[0] != api_key:
-            options = ConnectionOptions(**{**self.connection(), "api_key": (api_key or "").strip() or None})
+            options = contract.ConnectionOptions(**{**self.connection(), "api_key": (api_key or "").strip() or None})
 
             def make() -> Pool:
                 here: list[ChatTransport] = [HttpTransport(url, options, self.model) for url in self.urls]

@@ -10,17 +10,7 @@ from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from arhn_datasets.annotators.interface import (
-    Annotator,
-    Grade,
-    GradeRequest,
-    Ranking,
-    RankingRequest,
-    Snippet,
-    SnippetRequest,
-    Verdict,
-    VerdictRequest,
-)
+from arhn_datasets.annotators import interface
 from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.annotators.words import cue_of, scaffold, sentences, sequence, stemmer, terms
 from arhn_datasets.errors import ConfigurationError
@@ -40,7 +30,7 @@ DECIMALS = 9  # figures are compared rounded, so that the order of a sum cannot 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lexical(Annotator):
+class Lexical(interface.Annotator):
     """Best sentence by weighted coverage of the query's terms; the ranking is by the same figure.
 
     A term weighs the geometric mean of its IDF in the collection and in the row: what all passages of a row hold tells
@@ -109,30 +99,30 @@ class Lexical(Annotator):
         """The same baseline with the term statistics of ``rows``."""
         return self.fitted(rows, **self._parameters())
 
-    async def snippet(self, request: SnippetRequest) -> Snippet:
+    async def snippet(self, request: interface.SnippetRequest) -> interface.Snippet:
         """The sentence of the highest figure; the first of equals."""
         row, (name, text) = self._row(request), _shown(request.passage)
         figure, start, end = row.best_in(text)
         detail = f"coverage {figure:.3f}"
         if not self._answers(figure, text_of(request.passage), row):
-            return Snippet(status=records.NO_ANSWER, detail=detail)
-        return Snippet(
+            return interface.Snippet(status=records.NO_ANSWER, detail=detail)
+        return interface.Snippet(
             status=records.GROUNDED, snippet=text[start:end], start=start, end=end, field=name, detail=detail
         )
 
-    async def ranking(self, request: RankingRequest) -> Ranking:
+    async def ranking(self, request: interface.RankingRequest) -> interface.Ranking:
         """The candidates by the figure of their best sentence; equal figures share a tier."""
         row = self._row(request)
         figures = [row.figure_of(text) for text in request.candidates]
         order = sorted(range(len(figures)), key=lambda i: -figures[i])
         tiers = tuple(tuple(tier) for _, tier in groupby(order, key=lambda i: figures[i]))
-        return Ranking(status=records.RANKED, tiers=tiers)
+        return interface.Ranking(status=records.RANKED, tiers=tiers)
 
-    def coverage(self, request: SnippetRequest | GradeRequest) -> float:
+    def coverage(self, request: interface.SnippetRequest | interface.GradeRequest) -> float:
         """The figure of the best sentence of the passage."""
         return self._row(request).best_in(_shown(request.passage)[1]).figure
 
-    async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
+    async def verdicts(self, request: interface.VerdictRequest) -> tuple[interface.Verdict, ...]:
         """A candidate with a snippet is ``better`` where its figure is that of the best positive or above it."""
         row = self._row(request)
         figures = {text: row.figure_of(text) for text in (*request.positives, *request.candidates)}
@@ -142,16 +132,18 @@ class Lexical(Annotator):
         for text in request.candidates:
             verdict = records.BETTER if figures[text] >= best else records.WORSE
             said = verdict if text in answers else records.NO_MATCH
-            verdicts.append(Verdict(status=records.JUDGED, verdict=said, detail=f"coverage {figures[text]:.3f}"))
+            verdicts.append(
+                interface.Verdict(status=records.JUDGED, verdict=said, detail=f"coverage {figures[text]:.3f}")
+            )
         return tuple(verdicts)
 
-    async def grade(self, request: GradeRequest) -> Grade:
+    async def grade(self, request: interface.GradeRequest) -> interface.Grade:
         """0 without a snippet, else 1 to 3 by the third of the way from the threshold to the full figure."""
         figure, grade = self.coverage(request), 0
         if self._answers(figure, text_of(request.passage), self._row(request)):
             share = (figure - self.threshold) / (1 - self.threshold) if self.threshold < 1 else 1.0
             grade = min(3, 1 + math.floor(3 * share))
-        return Grade(status=records.JUDGED, grade=grade, detail=f"coverage {figure:.3f}")
+        return interface.Grade(status=records.JUDGED, grade=grade, detail=f"coverage {figure:.3f}")
 
     def identity(self, stage: str) -> dict[str, Any]:
         """The parameters, and a hash of the term statistics."""
@@ -166,7 +158,7 @@ class Lexical(Annotator):
     def _parameters(self) -> dict[str, Any]:
         return {"threshold": self.threshold, "of_best": self.of_best, "language": self.language}
 
-    def _row(self, request: SnippetRequest | RankingRequest | VerdictRequest | GradeRequest) -> _Row:
+    def _row(self, request: interface.Request) -> _Row:
         return _row(self, request.query, request.background)
 
     def _answers(self, figure: float, text: str, row: _Row) -> bool:

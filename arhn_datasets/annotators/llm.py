@@ -16,27 +16,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from arhn_datasets.annotators import replies
+from arhn_datasets.annotators import interface, replies
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
 from arhn_datasets.annotators.client.store import Replies, directory_of
-from arhn_datasets.annotators.interface import (
-    Annotator,
-    Grade,
-    GradeRequest,
-    Ranking,
-    RankingRequest,
-    Request,
-    Snippet,
-    SnippetRequest,
-    Verdict,
-    VerdictRequest,
-)
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GRADES, Passage, digest, shorten, text_of
 
-Given = TypeVar("Given", Snippet, Ranking, Verdict, Grade)
+Given = TypeVar("Given", interface.Snippet, interface.Ranking, interface.Verdict, interface.Grade)
 
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
@@ -78,7 +66,7 @@ GRADE_SCHEMA = _object(grade={"type": "integer", "enum": list(GRADES)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LLMAnnotator(Annotator):
+class LLMAnnotator(interface.Annotator):
     """An LLM that is asked with the versioned prompts, greedily.
 
     Args:
@@ -133,55 +121,55 @@ class LLMAnnotator(Annotator):
         """Requests to have under way, those that wait for a slot included."""
         return MOST_UNDER_WAY
 
-    async def snippet(self, request: SnippetRequest) -> Snippet:
+    async def snippet(self, request: interface.SnippetRequest) -> interface.Snippet:
         """The parsed reply to the snippet prompt, or status ``error``."""
         cut = partial(cut_passage, request.passage)
         (given,) = await self._given(
             request,
             lambda share: self.prompts.snippet_messages(request.query, cut(share), request.task),
             lambda reply, share: (replies.parse_snippet(reply, cut(share)),),
-            (Snippet(status=ERROR),),
+            (interface.Snippet(status=ERROR),),
             ("the passage", [text_of(request.passage)]),
             self.max_tokens,
             SNIPPET_SCHEMA,
         )
         return given
 
-    async def ranking(self, request: RankingRequest) -> Ranking:
+    async def ranking(self, request: interface.RankingRequest) -> interface.Ranking:
         """The parsed reply to the ranking prompt, or status ``error``."""
         texts, count = request.candidates, len(request.candidates)
         (given,) = await self._given(
             request,
             lambda share: self.prompts.ranking_messages(request.query, _cut(texts, share), request.task),
             lambda reply, _: (replies.parse_ranking(reply, count),),
-            (Ranking(status=ERROR),),
+            (interface.Ranking(status=ERROR),),
             ("each candidate", texts),
             ranking_tokens(count),
             ranking_schema(count),
         )
         return given
 
-    async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
+    async def verdicts(self, request: interface.VerdictRequest) -> tuple[interface.Verdict, ...]:
         """The parsed reply to the prompt for verdicts, or status ``error`` for each candidate."""
         query, positives, candidates, task = request.query, request.positives, request.candidates, request.task
         return await self._given(
             request,
             lambda share: self.prompts.verdict_messages(query, _cut(positives, share), _cut(candidates, share), task),
             lambda reply, _: replies.parse_verdicts(reply, len(candidates)),
-            (Verdict(status=ERROR),) * len(candidates),
+            (interface.Verdict(status=ERROR),) * len(candidates),
             ("each passage", (*positives, *candidates)),
             ranking_tokens(len(candidates)),
             VERDICT_SCHEMA,
         )
 
-    async def grade(self, request: GradeRequest) -> Grade:
+    async def grade(self, request: interface.GradeRequest) -> interface.Grade:
         """The parsed reply to the prompt for a grade, or status ``error``."""
         cut = partial(cut_passage, request.passage)
         (given,) = await self._given(
             request,
             lambda share: self.prompts.grade_messages(request.query, cut(share), request.task),
             lambda reply, _: (replies.parse_grade(reply),),
-            (Grade(status=ERROR),),
+            (interface.Grade(status=ERROR),),
             ("the passage", [text_of(request.passage)]),
             GRADE_TOKENS,
             GRADE_SCHEMA,
@@ -190,7 +178,7 @@ class LLMAnnotator(Annotator):
 
     async def _given(
         self,
-        request: Request,
+        request: interface.Request,
         messages: Callable[[float], Sequence[Message]],
         read: Callable[[str, float], tuple[Given, ...]],
         failed: tuple[Given, ...],
@@ -272,7 +260,7 @@ class LLMAnnotator(Annotator):
             await store.keep_up()
         return completion
 
-    def kept_at(self, place: Callable[[Path], Path]) -> Annotator:
+    def kept_at(self, place: Callable[[Path], Path]) -> interface.Annotator:
         """The same annotator with its store of replies in the folder that ``place`` gives for it; none stays none."""
         directory = directory_of(self.cache)
         return replace(self, cache="none" if directory is None else place(directory))
