@@ -33,6 +33,22 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 SAMPLE = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
 
 
+def pytest_addoption(parser):
+    """An option of our own, for another interpreter beside a whole run."""
+    parser.addoption("--first-cases", action="store_true", help="of each test only the first of its parameters")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep the first case of each test where no more are wanted."""
+    if config.getoption("first_cases"):
+        first = {}
+        for item in items:
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        kept = set(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = list(first.values())
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(tmp_path_factory, monkeypatch):
     for name in ("ARHN_ENDPOINT", "ARHN_MODEL", "ARHN_API_KEY"):
@@ -107,7 +123,8 @@ CHAT_TEMPLATE = (
 
 def make_tiny_models(folder):
     """Make and save the models; some 300,000 random parameters each."""
-    import torch
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -148,7 +165,8 @@ def make_tiny_models(folder):
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
     """A folder with a random BERT of two small layers and a tokenizer trained on the sample."""
-    import torch
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 

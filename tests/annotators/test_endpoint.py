@@ -47,7 +47,7 @@ KEY = "secret-key-1234"
 
 def endpoint(server, **options):
     """The annotator, with little patience."""
-    return arhn.Endpoint(server.url, **{"attempts": 2, "backoff": 0.001, "deadline": 0.5, **options})
+    return arhn.Endpoint(server.url, **{"attempts": 2, "backoff": 0.001, "deadline": 60, **options})
 
 
 def ask(annotator, *requests):
@@ -182,7 +182,7 @@ def test_a_failure_is_a_status_and_never_a_text(copying, fault):
 def test_a_server_that_is_gone_is_a_status():
     """No connection in the middle of a run: the URL is in the detail."""
     with served(reply=copied) as server:
-        annotator = endpoint(server)
+        annotator = endpoint(server, deadline=0.5)
         ask(annotator, REQUEST)
     found = ask(annotator, CANDIDATES)
     assert found.status == ERROR
@@ -285,7 +285,7 @@ def test_errors_and_empty_replies_are_not_stored(reply):
     faults = {None: lambda: web.json_response(completion(None)), 503: lambda: web.Response(status=503)}
     with served(reply=reply if isinstance(reply, str) else TEXT) as server:
         server.intercept = always(faults[reply]) if reply in faults else None
-        assert ask(endpoint(server), REQUEST).status == ERROR
+        assert ask(endpoint(server, deadline=0.5), REQUEST).status == ERROR
         assert len(Replies(default_directory())) == 0
         server.reply, server.intercept = TEXT, None
         assert ask(endpoint(server), REQUEST).snippet == TEXT

@@ -132,6 +132,7 @@ def test_every_exported_row_trains_in_tevatron(exported):
 @pytest.fixture(scope="module")
 def tokenizer():
     """A tokenizer of words."""
+    pytest.importorskip("tokenizers")
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -46,7 +46,7 @@ def chat(client):
 
 def client_of(url, model=None, **options):
     """A pool of one server, with little patience."""
-    options = ConnectionOptions(**{"backoff": 0.001, "attempts": 3, "deadline": 0.5, **options})
+    options = ConnectionOptions(**{"backoff": 0.001, "attempts": 3, "deadline": 60, **options})
     return Pool([HttpTransport(base_url(url), options, model)], options)
 
 

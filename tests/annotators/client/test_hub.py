@@ -51,7 +51,7 @@ def hub(url, **options):
 
 def evidence(client, *requests, **options):
     """What an annotator with that client makes of snippet requests; the client belongs to the background loop."""
-    made = {"model": MODEL, "attempts": 2, "backoff": 0.001, "deadline": 0.5, **options}
+    made = {"model": MODEL, "attempts": 2, "backoff": 0.001, "deadline": 60, **options}
     annotator = arhn.Endpoint(client=client, **made)
 
     async def all_of():
@@ -64,7 +64,7 @@ def fails(url, client=None, **options):
     """The error of one request, with as much patience as a slow machine needs."""
 
     async def main():
-        made = ConnectionOptions(**{"backoff": 0.001, "attempts": 2, "deadline": 30, **options})
+        made = ConnectionOptions(**{"backoff": 0.001, "attempts": 2, "deadline": 60, **options})
         pool = Pool([HubTransport(client or hub(url), "m")], made)
         try:
             await pool.chat(REQUEST)
@@ -146,7 +146,7 @@ def test_a_200_that_is_no_completion(body):
 def test_an_overloaded_or_absent_provider_is_waited_for(status, kind):
     """Until the deadline, without using up attempts."""
     with served(intercept=always(lambda: web.json_response({"error": "later"}, status=status))) as server:
-        assert type(fails(server.url, deadline=2)) is kind
+        assert type(fails(server.url, deadline=3)) is kind
     assert server.stats.requests > 2
 
 
@@ -178,7 +178,7 @@ def test_nobody_there():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    error = fails(url, deadline=0.3)
+    error = fails(url, deadline=1)
     assert type(error) is errors.EndpointUnavailable
     assert "no connection through the AsyncInferenceClient" in str(error)
     assert type(fails(url, give_up_after=0.1)) is errors.EndpointsDead
