@@ -9,8 +9,7 @@ from typing import Any
 
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, whole
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.formats.format import LABELS, SHORT
-from arhn_datasets.formats.registry import known_formats
+from arhn_datasets.formats.format import LABELS, SHORT, known_formats
 
 MOST_NEGATIVES = 1000  # each is a column, and the longest rows have some hundred
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from arhn_datasets.cli.exporting import add_format_options, format_options
 from arhn_datasets.cli.running import DONE, command_parser, guarded
-from arhn_datasets.formats.format import Options
-from arhn_datasets.formats.registry import known_formats
+from arhn_datasets.formats.format import Options, known_formats
 from arhn_datasets.hub.pushing import MESSAGE
 
 
@@ -54,7 +53,7 @@ def push_parser() -> argparse.ArgumentParser:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from arhn_datasets.folder.facts import load_facts
+    from arhn_datasets.folder.readme import load_facts
     from arhn_datasets.hub.pushing import preview, push
 
     chosen: dict[str, Any] = {

@@ -43,6 +43,7 @@ from arhn_datasets.rows.records import (
 ALL = "all"
 NO_SUBSET = "(no subset)"
 OTHER_SUBSETS = "(other subsets)"
+COUNT_NAMES = ("rows", "positives", "negatives", "relabelled", "filtered", "kept")
 MOST_SUBSETS = 50
 
 # The statuses that are counted: of each passage, then of each row.
@@ -167,9 +168,8 @@ class Tally:
 
 def format_report(report: Report) -> str:
     """The report as a table for a terminal."""
-    header = ("subset", "rows", "positives", "negatives", "relabelled", "filtered", "kept")
-    lines = [(name, *(f"{getattr(counts, column):,}" for column in header[1:])) for name, counts in report.rows()]
-    table = format_table(header, lines)
+    lines = [(name, *(f"{getattr(counts, column):,}" for column in COUNT_NAMES)) for name, counts in report.rows()]
+    table = format_table(("subset", *COUNT_NAMES), lines)
     statuses = [
         f"{label:<9} {_shares(counts, known)}"
         for label, counts, known in report.total.statuses()
@@ -305,9 +305,7 @@ def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
 
 
 def _counts(tally: Counter[str]) -> Counts:
-    numbers: dict[str, Any] = {
-        name: tally[name] for name in ("rows", "positives", "negatives", "relabelled", "filtered")
-    }
+    numbers: dict[str, Any] = {name: tally[name] for name in COUNT_NAMES}
     numbers["kept"] = tally["negatives"] - tally["relabelled"] - tally["filtered"]
     for kind, known in _STATUSES.items():
         numbers[kind] = {status: tally[key] for status, key in _keys(kind, known).items() if tally[key]}

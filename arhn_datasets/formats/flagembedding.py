@@ -7,8 +7,19 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import Passages, queries, usable, without
-from arhn_datasets.formats.format import SCORES, TEXT, TEXTS, Format, Made, Options, Table
+from arhn_datasets.formats.format import (
+    SCORES,
+    TEXT,
+    TEXTS,
+    Format,
+    Made,
+    Options,
+    Passages,
+    Table,
+    queries,
+    usable,
+    without,
+)
 from arhn_datasets.formats.writers import LinesWriter
 from arhn_datasets.rows.arrow import taken
 from arhn_datasets.rows.records import LABELLED

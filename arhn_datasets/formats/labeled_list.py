@@ -7,8 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import NO_NEGATIVE, NO_POSITIVE, Passages, labelled, queries
-from arhn_datasets.formats.format import SCORES, TEXT, TEXTS, Format, Made, Options, Table
+from arhn_datasets.formats.format import (
+    NO_NEGATIVE,
+    NO_POSITIVE,
+    SCORES,
+    TEXT,
+    TEXTS,
+    Format,
+    Made,
+    Options,
+    Passages,
+    Table,
+    labelled,
+    queries,
+)
 from arhn_datasets.rows.arrow import lists_of, taken
 from arhn_datasets.rows.records import FILTERED, NEGATIVE, POSITIVE, Side
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import Passages, queries, without
-from arhn_datasets.formats.format import SCORES, TEXT, Format, Made, Options, Table
+from arhn_datasets.formats.format import SCORES, TEXT, Format, Made, Options, Passages, Table, queries, without
 from arhn_datasets.rows.arrow import lists_of, rows_of, taken
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE
 

@@ -7,8 +7,18 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import Passages, queries, query_ids, usable, without
-from arhn_datasets.formats.format import TEXT, Format, Made, Options, Table
+from arhn_datasets.formats.format import (
+    TEXT,
+    Format,
+    Made,
+    Options,
+    Passages,
+    Table,
+    queries,
+    query_ids,
+    usable,
+    without,
+)
 from arhn_datasets.rows.arrow import taken
 from arhn_datasets.rows.records import LABELLED, PASSAGE_TYPE, QUERY, QUERY_ID, types_of
 

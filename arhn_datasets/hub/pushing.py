@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ArhnError, ConfigurationError
-from arhn_datasets.folder.facts import Facts
 from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.readme import Facts
 from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.formats.format import Options
 from arhn_datasets.hub.repository import Repository

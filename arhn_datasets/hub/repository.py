@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from arhn_datasets.errors import AccessDenied, ArhnError, OutputError
 from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE
 from arhn_datasets.folder.readme import merge_card
-from arhn_datasets.folder.run import RUN_FILE
-from arhn_datasets.hub.asking import (
-    ATTEMPTS,
-    MOVED,
-    TRANSIENT,
-    attempts,
-    is_transient,
-    may_pass,
-    persistent,
-    said_by,
-    status_of,
-)
+from arhn_datasets.folder.run import RUN_FILE, is_refined
+from arhn_datasets.rows import retries
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import CommitInfo, RepoFile
-    from tenacity import RetryCallState
+    from tenacity import RetryCallState, Retrying
 
     from arhn_datasets.hub.publication import Publication
+
+logger = logging.getLogger(__name__)
 
 CHARTS = "charts"
 STORAGE_SECONDS = 30.0
 HEAD_READ, UPLOADED = 1, 2
+ATTEMPTS = 8
+TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+MOVED = frozenset({409, 412})
+LONGEST_PAUSE_SECONDS = 30.0
+
+T = TypeVar("T")
+_LOST = frozenset({"TransportError", "ConnectionError", "Timeout", "ChunkedEncodingError", "JSONDecodeError"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def replaced(there: Sequence[str], new: Sequence[str], *, ours: bool) -> list[st
 
     In a repository that no push of ours has made, only what lies where the new files come.
     """
-    from arhn_datasets.formats.registry import known_formats
+    from arhn_datasets.formats.format import known_formats
 
     folders = {DATA, *(path.split("/")[0] for path in new if "/" in path)}
     if ours:
@@ -224,23 +223,17 @@ class Repository:
             sha = self.api.dataset_info(self.repo_id, revision=self.branch).sha
         assert sha is not None
         files = self._files(sha)
-        run = self._text(RUN_FILE, sha) if RUN_FILE in files else None
-        return _Head(
-            sha=sha,
-            files=files,
-            card=self._text(CARD_FILE, sha) if CARD_FILE in files else None,
-            ours=_is_run(run),
-        )
+        there = {name: self._download(name, sha) for name in (RUN_FILE, CARD_FILE) if name in files}
+        card = there[CARD_FILE].read_bytes().decode("utf-8", errors="replace") if CARD_FILE in there else None
+        return _Head(sha=sha, files=files, card=card, ours=RUN_FILE in there and is_refined(there[RUN_FILE].parent))
 
     def _files(self, revision: str) -> dict[str, RepoFile]:
         listed = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=revision, recursive=True)
         return {entry.path: entry for entry in listed if hasattr(entry, "blob_id")}
 
-    def _text(self, name: str, sha: str) -> str:
-        path = self.api.hf_hub_download(
-            self.repo_id, name, repo_type="dataset", revision=sha, local_dir=self.scratch / sha
-        )
-        return Path(path).read_bytes().decode("utf-8", errors="replace")
+    def _download(self, name: str, sha: str) -> Path:
+        folder = self.scratch / sha
+        return Path(self.api.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=sha, local_dir=folder))
 
     def _operations(
         self,
@@ -357,8 +350,84 @@ def _holds(files: Mapping[str, RepoFile], operations: Sequence[CommitOperationAd
     return True
 
 
-def _is_run(text: str | None) -> bool:
-    try:
-        return text is not None and "arhn_datasets" in json.loads(text)["versions"]
-    except (ValueError, LookupError, TypeError):
+# -- how the Hub is asked: again where it only was busy or away, and what its errors say -------------------------------
+
+
+def persistent(ask: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Ask the Hub, again where it only was busy."""
+    return attempts(is_transient)(ask, *arguments, **options)
+
+
+def attempts(
+    again: Callable[[BaseException], bool], stop: int | Callable[[RetryCallState], bool] = ATTEMPTS
+) -> Retrying:
+    """What calls a function again after the errors that ``again`` names, telling each time; by default 8 times."""
+    from tenacity import Retrying
+
+    return Retrying(
+        **retries.policy(
+            again=again, stop=stop, first=1.0, longest=LONGEST_PAUSE_SECONDS, asked=_pause_asked, tell=_say_again
+        )
+    )
+
+
+def _say_again(error: BaseException, pause: float) -> None:
+    status = status_of(error)
+    why = f"the Hub answered {status}" if status else f"no reply of the Hub ({type(error).__name__})"
+    logger.warning("%s; trying again in %.0f seconds", why, pause)
+
+
+def _pause_asked(error: BaseException) -> float | None:
+    return retries.seconds_of(_header(error, "Retry-After"))
+
+
+def _header(error: BaseException, name: str) -> str | None:
+    """What a header of the first reply that has it says."""
+    for cause in _causes(error):
+        value = getattr(getattr(cause, "response", None), "headers", {}).get(name)
+        if value:
+            return str(value)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it: the library wraps what an upload raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error, None where there was no reply."""
+    for cause in _causes(error):
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether asking again may help: the Hub was busy or away, or the connection broke."""
+    if isinstance(error, ArhnError):
         return False
+    status = status_of(error)
+    if status is not None:
+        return status in TRANSIENT
+    return any(cls.__name__ in _LOST for cause in _causes(error) for cls in type(cause).__mro__)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another attempt on what is there then may succeed."""
+    return is_transient(error) or status_of(error) in MOVED
+
+
+def said_by(error: BaseException) -> str:
+    """What the Hub said, in a line."""
+    told = _header(error, "X-Error-Message")
+    if told:
+        return told[:300]
+    if any(type(cause).__name__ == "JSONDecodeError" for cause in _causes(error)):
+        return "no JSON, as from a gateway whose server is away"
+    return " ".join(str(error).split())[:300]
