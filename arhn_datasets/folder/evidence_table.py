@@ -245,11 +245,11 @@ def with_evidence(dataset: AnyDataset, evidence: AnyDataset) -> AnyDataset:
         ConfigurationError: a kind of dataset that cannot be joined.
         SchemaError: rows and evidence do not fit; it says which row.
     """
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, Features
+    from datasets.fingerprint import Hasher
 
     if isinstance(dataset, DatasetDict) and isinstance(evidence, DatasetDict):
-        missing = [split for split in dataset if split not in evidence]
-        if missing:
+        if missing := [split for split in dataset if split not in evidence]:
             raise ConfigurationError(
                 f"The evidence has no split {missing}; its splits are {list(evidence)}. Load both configurations from "
                 "the same repository and revision."
@@ -260,16 +260,10 @@ def with_evidence(dataset: AnyDataset, evidence: AnyDataset) -> AnyDataset:
             f"with_evidence got {type(dataset).__name__} and {type(evidence).__name__}; expected two of Dataset, or "
             "two of DatasetDict. Load both configurations the same way, without streaming."
         )
-    return _joined(dataset, evidence)
-
-
-def _joined(dataset: Dataset, evidence: Dataset) -> Dataset:
-    from datasets import Dataset, Features
-    from datasets.fingerprint import Hasher
-
     check_canonical(dataset.column_names)
     _check_evidence(evidence.column_names)
-    rows, facts = canonical_dataset(dataset).with_format("arrow"), evidence.with_format("arrow")
+    known = [column for column in dataset.column_names if column in ALL_EVIDENCE_TYPES]
+    rows, facts = dataset.remove_columns(known).with_format("arrow"), evidence.with_format("arrow")
     numbers = one_array(facts.select_columns(ROW)[:].column(ROW)).to_numpy()
     starts = np.searchsorted(numbers, np.arange(len(rows) + 1))
     further = joined_of(facts.column_names)
@@ -293,11 +287,6 @@ def _joined(dataset: Dataset, evidence: Dataset) -> Dataset:
     return result.with_format(**dataset.format) if dataset.format["type"] else result.with_format(None)
 
 
-def canonical_dataset(dataset: Dataset) -> Dataset:
-    """A dataset without its evidence columns."""
-    return dataset.remove_columns([column for column in dataset.column_names if column in ALL_EVIDENCE_TYPES])
-
-
 def _flat(rows: pa.Table, side: Side, kind: str) -> pa.Array:
     """What stands of a kind on each passage of a side; null where a row has none."""
     type, column = KINDS[kind].type, side.column(kind)
@@ -310,8 +299,7 @@ def _flat(rows: pa.Table, side: Side, kind: str) -> pa.Array:
     absent = np.zeros(rows.num_rows, bool)
     if kind != "origins":  # a row that was never ranked, or never asked about, has no list
         absent = is_null(one_array(rows.column(column)))
-    wrong = (lengths != counts) & ~absent
-    if (at := first_of(wrong)) is not None:
+    if (at := first_of((lengths != counts) & ~absent)) is not None:
         raise SchemaError(
             f"Row {_named(rows, at)} has {lengths[at]} values in {column!r} for {counts[at]} passages in "
             f"{side.passages!r}; one each was expected. Run arhn.relabel again on these rows."
@@ -331,8 +319,7 @@ def _check_wide(rows: pa.Table) -> None:
     if further and not any(column in rows.column_names for column in snippets):
         optional += snippets  # of a rule that looks at other evidence
     needed = [column for column in _wide(further) if column not in optional]
-    missing = [column for column in needed if column not in rows.column_names]
-    if missing:
+    if missing := [column for column in needed if column not in rows.column_names]:
         raise SchemaError(f"The rows lack the columns {missing}; rows that arhn.relabel has written were expected.")
     if (at := first_of(is_null(one_array(rows.column(DECISION))))) is not None:
         raise SchemaError(
@@ -341,8 +328,7 @@ def _check_wide(rows: pa.Table) -> None:
 
 
 def _check_evidence(columns: list[str]) -> None:
-    missing = [name for name in (*EVIDENCE_ROW.names, PASSAGE) if name not in columns]
-    if missing:
+    if missing := [name for name in (*EVIDENCE_ROW.names, PASSAGE) if name not in columns]:
         raise SchemaError(
             f"The evidence lacks the columns {missing}; the columns found are {columns}. Expected the configuration "
             "'evidence' of a dataset that arhn-push has published."
@@ -374,8 +360,7 @@ def _rows_in(numbers: pa.Array, canonical: pa.Table) -> Integers:
 
 def _check_queries(canonical: pa.Table, column: dict[str, pa.Array], row: Integers) -> None:
     expected = taken(strings_of(canonical, QUERY_ID), row)
-    wrong = _differ(expected, column[QUERY_ID])
-    if (at := first_of(wrong)) is not None:
+    if (at := first_of(_differ(expected, column[QUERY_ID]))) is not None:
         raise SchemaError(
             f"The evidence of row {column[ROW][at].as_py()} is of query_id {column[QUERY_ID][at].as_py()!r}, and the "
             f"row has query_id {expected[at].as_py()!r}. Join the whole split in its order, rows and evidence of one "
@@ -408,8 +393,7 @@ def _check_passages(
             "Load rows and evidence from the same repository and revision."
         )
     names = field_of(passages, "docid", pa.string())
-    wrong = _differ(names, docids)
-    if (at := first_of(wrong)) is not None:
+    if (at := first_of(_differ(names, docids))) is not None:
         raise SchemaError(
             f"Row {_named(canonical, int(rows_of(counts)[at]), first)}: docid {names[at].as_py()!r} stands in {side!r} "
             f"where the evidence has {docids[at].as_py()!r}. Load rows and evidence from the same repository and "

@@ -187,7 +187,7 @@ class RunWriter:
             described = {**describe(report, self.rows), "files": describe_files(self._work)}
             run = Run.of(described, self._target / RUN_FILE)
             content = CardContent(
-                run=run,
+                run=described,
                 report=report,
                 configs={
                     CONFIGS[part]: Config(folder=part, sizes=sizes[part], features=features_of(schema))
@@ -198,7 +198,7 @@ class RunWriter:
             )
             (self._work / CARD_FILE).write_text(render_card(content), encoding="utf-8")
             # Last, because it tells that the folder is whole.
-            (self._work / RUN_FILE).write_text(as_json(run), encoding="utf-8")
+            (self._work / RUN_FILE).write_text(as_json(described), encoding="utf-8")
             for path in self._work.glob(".*"):  # notes of the engine
                 path.unlink()
             swap(self._work, self._target)

@@ -24,6 +24,7 @@ from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.formats.writers import SplitRows, Writer
 from arhn_datasets.rows import arrow
 from arhn_datasets.rows.arrow import Integers, field_of, flat_lists, taken
+from arhn_datasets.rows.options import check_choices
 from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY_ID, SCORE_TYPE, Side
 
 SHORT = ("repeat", "drop")
@@ -64,10 +65,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.negatives < 1:
             raise ConfigurationError(f"negatives is {self.negatives}; a number from 1 was expected.")
-        if self.short not in SHORT:
-            raise ConfigurationError(f"short is {self.short!r}; one of {', '.join(SHORT)} was expected.")
-        if self.labels not in LABELS:
-            raise ConfigurationError(f"labels is {self.labels!r}; one of {', '.join(LABELS)} was expected.")
+        check_choices(self, {"short": SHORT, "labels": LABELS})
         if self.soft and self.grades:
             raise ConfigurationError("Labels are either soft or grades; leave one of them out.")
 

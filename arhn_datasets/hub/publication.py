@@ -13,8 +13,8 @@ from arhn_datasets.folder.card import CHANGED_ROWS, render_card
 from arhn_datasets.folder.chart import draw_chart
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of, evidence_schema, further_of
 from arhn_datasets.folder.parquet import Shards, features_of
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, Folder, describe_files
-from arhn_datasets.folder.readme import CardContent, Config, Facts
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, Folder, describe_files
+from arhn_datasets.folder.readme import PUBLISHED, CardContent, Config, Facts
 from arhn_datasets.folder.report import ALL, Report, changed_rows
 from arhn_datasets.folder.run import RUN_FILE, as_json
 from arhn_datasets.folder.writer import CONFIGS, naming

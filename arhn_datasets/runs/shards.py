@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.folder.reading import REFINED, Folder, open_folder
+from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.readme import REFINED
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
