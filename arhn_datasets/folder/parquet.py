@@ -5,7 +5,8 @@ The columns of a split have one type each, whatever is null in the rows that com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,26 +61,39 @@ class Shards:
         """The files that are whole."""
         return self._paths[:-1] if self._writer is not None else list(self._paths)
 
-    def finish_file(self) -> None:
-        """Write what is there; later rows go into another file."""
+    def checkpoint(self) -> dict[str, Any]:
+        """Finish the file that is being written; what to go on from with :meth:`resumed`, as JSON."""
         self._flush()
-        self.abandon()
+        self.close_file()
+        schema = b64encode(self.schema.serialize().to_pybytes()).decode()
+        return {
+            "files": [path.name for path in self._paths],
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "schema": schema,
+        }
 
-    def resume(self, paths: Sequence[Path], rows: int, bytes: int) -> None:
-        """Go on behind files that are whole."""
-        self._paths, self.rows, self.bytes = list(paths), rows, bytes
+    @classmethod
+    def resumed(cls, folder: Path, split: str, state: Mapping[str, Any]) -> Shards:
+        """Go on behind the files of a checkpoint."""
+        shards = cls(folder, split, pa.ipc.read_schema(pa.py_buffer(b64decode(state["schema"]))))
+        shards._paths = [folder / name for name in state["files"]]
+        shards.rows, shards.bytes = state["rows"], state["bytes"]
+        return shards
 
-    def abandon(self) -> None:
-        """Close the file that is being written, which is of no use then."""
+    def close_file(self) -> None:
+        """Close the file that is being written, if there is one, as it is."""
         if self._writer is not None:
-            self._close()
+            self._writer.close()
+            self._file.close()
+            self._writer = None
 
     def close(self) -> list[Path]:
         """Write what is left, give the files their names, and return these."""
-        self.finish_file()
+        self._flush()
         if not self._paths:
             self._open()
-            self._close()
+        self.close_file()
         paths = []
         for index, path in enumerate(self._paths):
             paths.append(self._folder / f"{self._split}-{index:05d}-of-{len(self._paths):05d}.parquet")
@@ -96,7 +110,7 @@ class Shards:
         for start in range(0, table.num_rows, step):
             group = table.slice(start, step)
             if self._writer is not None and self._file.tell() + group.nbytes > 0.98 * SHARD_BYTES:  # and its footer
-                self._close()
+                self.close_file()
             if self._writer is None:
                 self._open()
             self._writer.write_table(group, row_group_size=group.num_rows)
@@ -108,19 +122,12 @@ class Shards:
         self._file = self._paths[-1].open("wb")
         self._writer = pq.ParquetWriter(self._file, self.schema)
 
-    def _close(self) -> None:
-        self._writer.close()
-        self._file.close()
-        self._writer = None
-
 
 def with_features(schema: pa.Schema) -> pa.Schema:
     """A schema with the metadata by which `datasets` knows its features; as it is where they are there."""
-    from datasets import Features
-
     if b"huggingface" in (schema.metadata or {}):
         return schema
-    return schema.with_metadata(Features.from_arrow_schema(schema).arrow_schema.metadata)
+    return schema.with_metadata(features_of(schema).arrow_schema.metadata)
 
 
 def features_of(schema: pa.Schema) -> Features:
@@ -186,8 +193,6 @@ def _holds(type: pa.DataType, found: pa.DataType) -> bool:
 
 def common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
     """The one schema of the first tables of a split."""
-    from datasets import Features
-
     first = tables[0].schema
     types = {field.name: field.type for field in first}
     for schema in (table.schema for table in tables if not table.schema.equals(first)):
@@ -201,7 +206,7 @@ def common_schema(tables: Sequence[pa.Table]) -> pa.Schema:
                     "type was expected. Give all rows the same type first."
                 ) from error
     # Of the features that the metadata tell, those of these columns and types stay.
-    features = Features.from_arrow_schema(pa.schema(list(types.items()), metadata=first.metadata))
+    features = features_of(pa.schema(list(types.items()), metadata=first.metadata))
     return pa.schema(list(types.items()), metadata=features.arrow_schema.metadata)
 
 

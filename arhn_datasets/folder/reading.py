@@ -179,13 +179,9 @@ def describe_files(root: Path) -> dict[str, dict[str, Any]]:
     """SHA-256, rows and bytes of every data file in a folder, by its path there; what ``run.json`` says of them."""
     found = sorted(path for suffix in ("parquet", "jsonl", "tsv") for path in root.rglob(f"*.{suffix}"))
     return {
-        path.relative_to(root).as_posix(): {
-            "sha256": sha256_of(path),
-            "rows": _rows_in(path),
-            "bytes": path.stat().st_size,
-        }
-        for path in found
-        if not any(name.startswith(".") for name in path.relative_to(root).parts)
+        name.as_posix(): {"sha256": sha256_of(path), "rows": _rows_in(path), "bytes": path.stat().st_size}
+        for name, path in ((path.relative_to(root), path) for path in found)
+        if not any(part.startswith(".") for part in name.parts)
     }
 
 

@@ -180,16 +180,11 @@ def format_report(report: Report) -> str:
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Columns of text: the first to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    shown = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [header, *lines]
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([shown[0], rule, *shown[1:]])
+    first, *others = (max(map(len, column)) for column in zip(header, *lines, strict=True))
+    rule = ["-" * width for width in (first, *others)]
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]) for line in (header, rule, *lines)
+    )
 
 
 class ChangedRows:
@@ -264,16 +259,14 @@ def format_row(row: Row, width: int = 100) -> str:
     for side, passage, snippet, rank, before in passages_to_show(row):
         moved = "+ now pos" if side is POSITIVE else "- left"
         label = moved if side.label != before else "positive"
-        lines.append(f"{label:<10} {_passage_line(passage, snippet, rank if side is POSITIVE else None, width)}")
+        said = shorten(passage.get("text") or "", width)  # of a rule that looks at other evidence
+        if snippet is not None:
+            grounded = snippet["status"] == GROUNDED
+            said = f"“{shorten(snippet['snippet'], width)}”" if grounded else f"({snippet['status']})"
+            said = f"rank {rank} {said}" if rank and side is POSITIVE else said
+        lines.append(f"{label:<10} [{passage['docid']}] {said}")
     lines.append(f"{'kept':<10} {len(row[NEGATIVE.passages])} negatives")
     return "\n".join(lines)
-
-
-def _passage_line(passage: Mapping[str, Any], snippet: Mapping[str, Any] | None, rank: int | None, width: int) -> str:
-    if snippet is None:  # of a rule that looks at other evidence
-        return f"[{passage['docid']}] {shorten(passage.get('text') or '', width)}"
-    said = f"“{shorten(snippet['snippet'], width)}”" if snippet["status"] == GROUNDED else f"({snippet['status']})"
-    return f"[{passage['docid']}]{f' rank {rank}' if rank else ''} {said}"
 
 
 def _subsets_of(table: pa.Table) -> tuple[list[Any], Integers]:

@@ -17,7 +17,6 @@ import shutil
 import stat
 import tempfile
 import uuid
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ class RunWriter:
         writer._changed = ChangedRows.from_json(CHANGED_ROWS, state["changed"])
         writer.rows = dict(state["rows"])
         writer._splits = {name: _Split.resumed(work, name, parts) for name, parts in state["splits"].items()}
-        known = {path for split in writer._splits.values() for path in split.finished}
+        known = {path for shards in writer._shards for path in shards.finished}
         for part in (DATA, DROPPED):
             for path in (work / part).glob(".*.writing"):
                 if path not in known:
@@ -132,8 +131,8 @@ class RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for split in self._splits.values():
-            split.abandon()
+        for shards in self._shards:
+            shards.close_file()
         if not self._kept:
             shutil.rmtree(self._work, ignore_errors=True)
 
@@ -158,7 +157,7 @@ class RunWriter:
     @property
     def due(self) -> bool:
         """Whether a shard is full, so that it is time for a checkpoint."""
-        return any(split.full for split in self._splits.values())
+        return any(shards.full for shards in self._shards)
 
     def checkpoint(self) -> dict[str, Any]:
         """Finish the files that are being written; what to go on from, as JSON, without any of the rows so far."""
@@ -204,6 +203,10 @@ class RunWriter:
             swap(self._work, self._target)
         return Refinement(path=self._target, report=report, run=run)
 
+    @property
+    def _shards(self) -> Iterator[Shards]:
+        return (shards for split in self._splits.values() for shards in split.shards.values())
+
     def _take(self, tables: Iterable[pa.Table]) -> None:
         for table in tables:
             self._tally.add(table)
@@ -224,19 +227,9 @@ class _Split:
     def resumed(cls, root: Path, name: str, parts: Mapping[str, Mapping[str, Any]]) -> _Split:
         split = cls(root, name)
         for part, state in parts.items():
-            paths = [root / part / file for file in state["files"]]
-            split._schema = pa.ipc.read_schema(pa.py_buffer(b64decode(state["schema"])))
-            split.shards[part] = Shards(root / part, name, split._schema)
-            split.shards[part].resume(paths, state["rows"], state["bytes"])
+            split.shards[part] = Shards.resumed(root / part, name, state)
+            split._schema = split.shards[part].schema
         return split
-
-    @property
-    def finished(self) -> list[Path]:
-        return [path for shards in self.shards.values() for path in shards.finished]
-
-    @property
-    def full(self) -> bool:
-        return any(shards.full for shards in self.shards.values())
 
     def write(self, table: pa.Table) -> list[pa.Table]:
         """Add rows; those that went into files, as they are there."""
@@ -265,21 +258,7 @@ class _Split:
         return [written for table in waiting for written in self.write(table)]
 
     def finish_files(self) -> dict[str, dict[str, Any]]:
-        for shards in self.shards.values():
-            shards.finish_file()
-        return {
-            part: {
-                "files": [path.name for path in shards.finished],
-                "rows": shards.rows,
-                "bytes": shards.bytes,
-                "schema": b64encode(shards.schema.serialize().to_pybytes()).decode(),
-            }
-            for part, shards in self.shards.items()
-        }
-
-    def abandon(self) -> None:
-        for shards in self.shards.values():
-            shards.abandon()
+        return {part: shards.checkpoint() for part, shards in self.shards.items()}
 
     def _part(self, part: str) -> Shards:
         if part not in self.shards:

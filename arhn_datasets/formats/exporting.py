@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -122,16 +121,14 @@ def _write_readme(root: Path, folder: str, title: str, configs: Mapping[str, Con
     # It caches by these entries and not by the files: without something new in them, another export into a folder of
     # the same name would be served from the cache.
     description = json.dumps(f"arhn_datasets export {uuid.uuid4().hex}")
-    out = io.StringIO()
-    out.write("---\nconfigs:\n")
+    text = "---\nconfigs:\n"
     for name, config in configs.items():
-        out.write(f"- config_name: {json.dumps(name)}\n  description: {description}\n  data_files:\n")
+        text += f"- config_name: {json.dumps(name)}\n  description: {description}\n  data_files:\n"
         for split, path in config.splits.items():
-            out.write(f"  - split: {json.dumps(split)}\n    path: {json.dumps(path.removeprefix(f'{folder}/'))}\n")
-    out.write(f"---\n\n# {title}\n\n```python\nfrom datasets import load_dataset\n\n")
-    out.writelines(f'load_dataset("THIS_FOLDER", "{name}")\n' for name in configs)
-    out.write("```\n")
-    (root / folder / CARD_FILE).write_text(out.getvalue(), encoding="utf-8")
+            text += f"  - split: {json.dumps(split)}\n    path: {json.dumps(path.removeprefix(f'{folder}/'))}\n"
+    text += f"---\n\n# {title}\n\n```python\nfrom datasets import load_dataset\n\n"
+    text += "".join(f'load_dataset("THIS_FOLDER", "{name}")\n' for name in configs) + "```\n"
+    (root / folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
 def check_empty(target: Path) -> None:

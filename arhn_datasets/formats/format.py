@@ -30,9 +30,8 @@ from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY
 SHORT = ("repeat", "drop")
 LABELS = ("hard", "soft")
 DROPPED_ROW, NO_SCORE = "dropped by a guard", "a passage without a score"
-NO_POSITIVE, NO_NEGATIVE = "no positive", "no negative"
 
-TEXT, TEXTS, SCORES = pa.string(), pa.list_(pa.string()), pa.list_(SCORE_TYPE)
+TEXT, SCORES = pa.string(), pa.list_(SCORE_TYPE)
 
 Made = tuple[dict[str, pa.Array], Mapping[str, int]]
 """The columns of a table, and how many rows are not in it by reason."""
@@ -211,7 +210,7 @@ class Passages:
 
     def field(self, name: str) -> pa.Array:
         """A field of the passages, ``""`` where it is null."""
-        return _no_nulls(field_of(self.values, name, pa.string()))
+        return pc.fill_null(field_of(self.values, name, pa.string()), "")
 
     def ids(self) -> pa.Array:
         """The docids."""
@@ -239,7 +238,7 @@ class Passages:
 
 def queries(rows: pa.Table) -> pa.Array:
     """The queries, ``""`` where there is none."""
-    return _no_nulls(arrow.strings_of(rows, QUERY))
+    return pc.fill_null(arrow.strings_of(rows, QUERY), "")
 
 
 def query_ids(rows: pa.Table) -> pa.Array:
@@ -247,17 +246,10 @@ def query_ids(rows: pa.Table) -> pa.Array:
     return _ids(arrow.strings_of(rows, QUERY_ID), "row", QUERY_ID)
 
 
-def usable(positives: Passages, negatives: Passages) -> Any:
-    """The rows that have both."""
-    return (positives.counts > 0) & (negatives.counts > 0)
-
-
-def without(positives: Passages, negatives: Passages | None = None) -> dict[str, int]:
-    """How many rows have no positive, and of the others no negative."""
-    reasons = {NO_POSITIVE: int((positives.counts == 0).sum())}
-    if negatives is not None:
-        reasons[NO_NEGATIVE] = int(((positives.counts > 0) & (negatives.counts == 0)).sum())
-    return reasons
+def without(positives: Passages, others: Any = True) -> dict[str, int]:
+    """How many rows have no positive, and how many of the others no negative, which is where ``others`` is false."""
+    there = positives.counts > 0
+    return {"no positive": int((~there).sum()), "no negative": int((there & np.logical_not(others)).sum())}
 
 
 def labelled(rows: pa.Table, separator: str, labels: Mapping[Side, int]) -> tuple[Integers, Integers, pa.Array, Any]:
@@ -267,10 +259,6 @@ def labelled(rows: pa.Table, separator: str, labels: Mapping[Side, int]) -> tupl
     texts = pa.concat_arrays([side.texts(separator) for side in sides])
     values = np.repeat(np.array(list(labels.values()), np.int64), [len(side.values) for side in sides])
     return counts, order, taken(texts, order), values[order]
-
-
-def _no_nulls(texts: pa.Array) -> pa.Array:
-    return pc.fill_null(texts, "") if texts.null_count else texts
 
 
 def _ids(ids: pa.Array, what: str, name: str) -> pa.Array:

@@ -15,15 +15,6 @@ def _columns(rows: pa.Table, options: Options) -> Made:
     return columns, {"no passage": int((counts == 0).sum())}
 
 
-LABELED_PAIR = Format(
-    name="labeled-pair",
-    place=5,
-    purpose="binary rerankers",
-    tables=(
-        Table(
-            name="labeled-pair",
-            types=lambda options: {"query": TEXT, "passage": TEXT, "label": pa.int64()},
-            columns=_columns,
-        ),
-    ),
-)
+TYPES = {"query": TEXT, "passage": TEXT, "label": pa.int64()}
+TABLE = Table(name="labeled-pair", types=lambda options: TYPES, columns=_columns)
+LABELED_PAIR = Format(name="labeled-pair", place=5, purpose="binary rerankers", tables=(TABLE,))

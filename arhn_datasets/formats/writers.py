@@ -289,8 +289,7 @@ class Distinct:
                     texts[" ".join(f"{row.get('title', '')} {row['text']}".split())[:80]] = None
                 if len(texts) > 1:
                     break
-        shown = " and ".join(repr(text) for text in list(texts)[:2])
-        name = self._id_column
+        shown, name = " and ".join(repr(text) for text in list(texts)[:2]), self._id_column
         raise SchemaError(
             f"The {name} {id!r} stands for two texts, {shown}; one was expected, since the {self._table.name} names "
             f"each by its id. Give different texts different ids; without a {name} column arhn.adapt_dataset(ds) "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -23,19 +25,27 @@ from arhn_datasets.formats.format import Options, chosen_formats, examples_of, k
 from arhn_datasets.formats.writers import Writer, Written, split_rows_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, FILTERED
 
+logger = logging.getLogger(__name__)
+
 CHARTS: Mapping[str, str] = {theme: f"charts/counts-{theme}.png" for theme in ("light", "dark")}
+
+
+class PublishedFile(NamedTuple):
+    """A file as it goes to the Hub; ``size`` in bytes."""
+
+    path: str
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """A folder that is ready for the Hub; ``files`` are its paths with their bytes, ``notes`` what it lacks and why."""
+    """A folder that is ready for the Hub, and what is in it."""
 
     path: Path
-    files: tuple[tuple[str, int], ...]
+    files: tuple[PublishedFile, ...]
     report: Report
     card: str
     formats: Mapping[str, Written]
-    notes: tuple[str, ...] = ()
 
 
 def build_publication(
@@ -65,7 +75,7 @@ def build_publication(
     """
     options = options or Options()
     chosen = chosen_formats(formats) if formats else {}
-    report, notes, charts = _report(folder), [], dict(CHARTS)
+    report, charts = _report(folder), dict(CHARTS)
     with naming(target):
         check_empty(target)
         target.mkdir(parents=True, exist_ok=True)
@@ -79,7 +89,7 @@ def build_publication(
             draw_chart(report, target / charts["light"], target / charts["dark"])
         except MissingDependencyError as error:
             charts = {}
-            notes.append(f"The card has no charts. {error}")
+            logger.warning("The card has no charts. %s", error)
         run = {
             **folder.run,
             "published": {"formats": list(chosen), "options": options.to_json(), "license": license},
@@ -102,9 +112,9 @@ def build_publication(
         (target / CARD_FILE).write_text(card, encoding="utf-8")
         # Last, because it tells that the folder is whole.
         (target / RUN_FILE).write_text(as_json(run), encoding="utf-8")
-        files = sorted(path for path in target.rglob("*") if path.is_file())
-        sizes = tuple((path.relative_to(target).as_posix(), path.stat().st_size) for path in files)
-    return Publication(path=target, files=sizes, report=report, card=card, formats=written, notes=tuple(notes))
+        files = [path for path in target.rglob("*") if path.is_file()]
+        sizes = sorted(PublishedFile(path.relative_to(target).as_posix(), path.stat().st_size) for path in files)
+    return Publication(path=target, files=tuple(sizes), report=report, card=card, formats=written)
 
 
 def _passing(folder: Folder, target: Path, writers: Sequence[Writer], configs: dict[str, Config]) -> Iterator[pa.Table]:

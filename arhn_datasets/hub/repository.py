@@ -254,7 +254,7 @@ class Repository:
             card = merge_card(head.card, card, license_given=license is not None)
         hashed = {operation.path_in_repo: operation for operation in earlier}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
-        for path in (path for path, _ in sorted(publication.files)):
+        for path, _ in publication.files:
             content = card.encode() if path == CARD_FILE else str(publication.path / path)
             addition = CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
             before = hashed.get(path)
