@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 CHARTS = "charts"
 STORAGE_SECONDS = 30.0
+LOG_IN = (
+    "Log in with hf auth login, set HF_TOKEN, or give --token; make one with write access at "
+    "https://huggingface.co/settings/tokens."
+)
 HEAD_READ, UPLOADED = 1, 2
 ATTEMPTS = 8
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
@@ -110,10 +114,7 @@ class Repository:
         from huggingface_hub.utils import RepositoryNotFoundError
 
         if not (self.token or get_token()):
-            raise AccessDenied(
-                f"There is no token of the Hub to write to {self.repo_id} with. Log in with hf auth login, set "
-                "HF_TOKEN, or give --token; make one with write access at https://huggingface.co/settings/tokens."
-            )
+            raise AccessDenied(f"There is no token of the Hub to write to {self.repo_id} with. {LOG_IN}")
         self.user = persistent(self.api.whoami)
         role = self.user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
@@ -142,27 +143,20 @@ class Repository:
         sent = _Sent(pull_requests=self._pull_requests() if self.create_pr else {})
 
         def attempt() -> CommitInfo:
-            found = self._found(sent, message)
-            if found is not None:
-                return found
-            self._prepare(publication, sent, license)
-            return self._commit(sent, message)
+            return self._found(sent, message) or self._sent(publication, sent, message, license)
 
         try:
             return attempts(may_pass, sent.is_over)(attempt)
         except Exception as error:
-            if not is_transient(error):
-                self.uncertain = False
-            found = None
+            self.uncertain &= is_transient(error)
             with suppress(Exception):  # the Hub is away, and the first error says it
-                found = self._found(sent, message)
+                if found := self._found(sent, message):
+                    return found
                 self.uncertain = False
-            if found:
-                return found
             raise
 
-    def _prepare(self, publication: Publication, sent: _Sent, license: str | None) -> None:
-        """Read the head and upload what is to be committed on it."""
+    def _sent(self, publication: Publication, sent: _Sent, message: str, license: str | None) -> CommitInfo:
+        """Read the head, upload what is to be committed on it, and commit it."""
         head = self._head()
         if sent.head is None or head.sha != sent.head.sha:
             sent.operations = self._operations(publication, head, license, sent.operations)
@@ -170,9 +164,6 @@ class Repository:
         sent.reach(HEAD_READ)
         self._upload(sent.operations)
         sent.reach(UPLOADED)
-
-    def _commit(self, sent: _Sent, message: str) -> CommitInfo:
-        assert sent.head is not None
         self.uncertain = True
         return self.api.create_commit(
             self.repo_id,
@@ -181,13 +172,18 @@ class Repository:
             repo_type="dataset",
             revision=self.branch,
             create_pr=self.create_pr,
-            parent_commit=sent.head.sha,
+            parent_commit=head.sha,
         )
 
     def _upload(self, operations: Sequence[CommitOperationAdd | CommitOperationDelete]) -> None:
         from huggingface_hub import CommitOperationAdd
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        self._check_storage()
+        # Where the Hub is too busy to take files, the library of the Xet storage would ask for ever.
+        url = f"{self.api.endpoint}/api/datasets/{self.repo_id}/xet-write-token/{self.branch.replace('/', '%2F')}"
+        reply = get_session().get(url, headers=build_hf_headers(token=self.token), timeout=STORAGE_SECONDS)
+        if reply.status_code in TRANSIENT:
+            hf_raise_for_status(reply)
         self.api.preupload_lfs_files(
             self.repo_id,
             [operation for operation in operations if isinstance(operation, CommitOperationAdd)],
@@ -197,35 +193,26 @@ class Repository:
             free_memory=False,
         )
 
-    def _check_storage(self) -> None:
-        """Raise where the Hub is too busy to take files: the library of the Xet storage would ask for ever."""
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        url = f"{self.api.endpoint}/api/datasets/{self.repo_id}/xet-write-token/{self.branch.replace('/', '%2F')}"
-        reply = get_session().get(url, headers=build_hf_headers(token=self.token), timeout=STORAGE_SECONDS)
-        if reply.status_code in TRANSIENT:
-            hf_raise_for_status(reply)
-
     def _head(self) -> _Head:
         from huggingface_hub.utils import RevisionNotFoundError
 
-        sha = None
         try:
-            sha = self.api.dataset_info(self.repo_id, revision=self.branch).sha
+            sha = self._sha()
         except RevisionNotFoundError as error:
             if self.create_pr or self.branch.startswith("refs/"):
                 raise OutputError(
                     f"{self.repo_id} has no branch {self.branch} to build on. Name one that it has, or leave "
                     "--revision out."
                 ) from error
-        if sha is None:
             self.api.create_branch(self.repo_id, repo_type="dataset", branch=self.branch, exist_ok=True)
-            sha = self.api.dataset_info(self.repo_id, revision=self.branch).sha
-        assert sha is not None
+            sha = self._sha()
         files = self._files(sha)
         there = {name: self._download(name, sha) for name in (RUN_FILE, CARD_FILE) if name in files}
         card = there[CARD_FILE].read_bytes().decode("utf-8", errors="replace") if CARD_FILE in there else None
         return _Head(sha=sha, files=files, card=card, ours=RUN_FILE in there and is_refined(there[RUN_FILE].parent))
+
+    def _sha(self) -> str:
+        return str(self.api.dataset_info(self.repo_id, revision=self.branch).sha)
 
     def _files(self, revision: str) -> dict[str, RepoFile]:
         listed = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=revision, recursive=True)
@@ -275,7 +262,7 @@ class Repository:
         if self.create_pr:
             new = {ref: sha for ref, sha in self._pull_requests().items() if ref not in sent.pull_requests}
         else:
-            new = {self.branch: str(self.api.dataset_info(self.repo_id, revision=self.branch).sha)}
+            new = {self.branch: self._sha()}
         for ref, sha in new.items():
             if sha != sent.head.sha and _holds(self._files(sha), sent.operations):
                 return CommitInfo(
@@ -308,10 +295,7 @@ class Repository:
                 "https://huggingface.co/settings/tokens, then hf auth login, or give it by --token."
             )
         if status == 401:
-            return AccessDenied(
-                f"The Hub does not know this token ({said}). Nothing was changed. Log in with hf auth login, set "
-                "HF_TOKEN, or give --token; make one with write access at https://huggingface.co/settings/tokens."
-            )
+            return AccessDenied(f"The Hub does not know this token ({said}). Nothing was changed. {LOG_IN}")
         if status == 403:
             return self._denied(f"it lacks the right to write ({said})")
         state = "What was there before is unchanged and loads as it did."
@@ -340,12 +324,12 @@ def _holds(files: Mapping[str, RepoFile], operations: Sequence[CommitOperationAd
         if there is None or there.size != operation.upload_info.size:
             return False
         if there.lfs is not None:
-            same = there.lfs.sha256 == operation.upload_info.sha256.hex()
-        else:
-            with operation.as_file() as file:
-                content = file.read()
-            same = there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if not same:
+            if there.lfs.sha256 != operation.upload_info.sha256.hex():
+                return False
+            continue
+        with operation.as_file() as file:
+            content = file.read()
+        if there.blob_id != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
             return False
     return True
 
