@@ -107,6 +107,18 @@ def stated_metadata(content: CardContent, title: str) -> dict[str, Any]:
     facts, source = content.facts, content.run["source"]
     digits = len(str(content.report.total.rows))
     sources = [*facts.source_datasets, *([source["name"]] if source["kind"] == "hub" else [])]
+    # `load_dataset` of a folder caches by these entries and not by the files: without something of the run in them,
+    # another run in a folder of the same name would be served from the cache.
+    description = f"arhn_datasets run {content.run['id']}"
+    configs = [
+        {
+            "config_name": name,
+            "data_files": [{"split": split, "path": path} for split, path in config.splits.items()],
+            "description": description,
+            **({"default": True} if name == "default" else {}),
+        }
+        for name, config in content.configs.items()
+    ]
     own = [BASELINE_TAG] if content.run["annotator"].get("baseline") else []
     data = {
         "pretty_name": title,
@@ -117,21 +129,10 @@ def stated_metadata(content: CardContent, title: str) -> dict[str, Any]:
         "source_datasets": list(dict.fromkeys(sources)),
         "size_categories": [SIZES[min(max(digits - 3, 0), len(SIZES) - 1)]],
         "tags": list(dict.fromkeys([*TAGS, *own, *facts.tags])),
-        "configs": [_config_entry(content, name, config) for name, config in content.configs.items()],
+        "configs": configs,
         "dataset_info": [_info_entry(content, name, config) for name, config in content.configs.items()],
     }
     return {name: value for name, value in data.items() if value}
-
-
-def _config_entry(content: CardContent, name: str, config: Config) -> dict[str, Any]:
-    return {
-        "config_name": name,
-        "data_files": [{"split": split, "path": path} for split, path in config.splits.items()],
-        # `load_dataset` of a folder caches by this entry and not by the files: without something of the run in
-        # it, another run in a folder of the same name would be served from the cache.
-        "description": f"arhn_datasets run {content.run['id']}",
-        **({"default": True} if name == "default" else {}),
-    }
 
 
 def _info_entry(content: CardContent, name: str, config: Config) -> dict[str, Any]:

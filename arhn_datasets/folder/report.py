@@ -139,11 +139,6 @@ class Tally:
                     lengths, status = flat_field(table, side.column(kind), "status", pa.string())
                     _count(tallies, np.repeat(groups, lengths), status, _keys(kind, statuses))
 
-    def merge(self, other: Tally) -> None:
-        """Add the counts of rows that come after these."""
-        for name, counted in other._subsets.items():
-            self._of(name).update(counted)
-
     def report(self) -> Report:
         """The counts so far."""
         total: Counter[str] = sum(self._subsets.values(), Counter())
