@@ -102,10 +102,7 @@ def _print_audit(audit: Audit) -> None:
         ("kappa without filtered", audit.relabelled_kappa),
         ("kappa, weighted by stratum", audit.weighted_kappa),
         *((f"{SHARES[label]}, weighted", share) for label, share in audit.answering.items()),
-        *(
-            (f"kappa of annotators {' and '.join(map(str, both))}", kappa)
-            for both, kappa in audit.between_annotators.items()
-        ),
+        *((f"kappa of annotators {a} and {b}", kappa) for (a, b), kappa in audit.between_annotators.items()),
     ]
     print()
     print(format_table(("", "estimate", "95 % interval", "rows"), [_line(name, one) for name, one in estimates]))
