@@ -28,6 +28,13 @@ def render_card(content: CardContent) -> str:
     run, facts = content.run, content.facts
     annotator, parameters = run["annotator"], run["parameters"]
     published = content.layout == PUBLISHED
+    asked = [(inline(name), value_of(one)) for name, one in annotator.items() if name != "baseline" and one is not None]
+    given = [
+        (inline(stage), inline(name), value_of(value))
+        for stage, values in parameters.items()
+        for name, value in values.items()
+        if value is not None
+    ]
     title = facts.pretty_name or said("top", "title", source=run["source"]["name"])
     page = filled(
         "card",
@@ -48,8 +55,8 @@ def render_card(content: CardContent) -> str:
         columns_anchor="configurations" if published else "columns",
         columns=f"{filled(f'sections/columns-{content.layout}', configurations=_configurations(content))}\n",
         annotator_sentence=_annotator(annotator),
-        annotator=_annotator_table(annotator),
-        parameters=_parameters_table(parameters),
+        annotator=table(("annotator", ""), asked, right=()),
+        parameters=table(("stage", "parameter", "value"), given, right=()),
         prompts=_prompts(run.get("prompts") or {}),
         limits=_limits(content),
         source_bullets=_source_bullets(content),
@@ -239,21 +246,6 @@ def _annotator(annotator: Mapping[str, Any]) -> str:
         revision=_optional("annotator", "revision", annotator),
         server=said("annotator", "server", server=f"{inline(server)}{version}") if server else "",
     )
-
-
-def _annotator_table(annotator: Mapping[str, Any]) -> str:
-    values = {name: value for name, value in annotator.items() if name != "baseline" and value is not None}
-    return table(("annotator", ""), [(inline(name), value_of(value)) for name, value in values.items()], right=())
-
-
-def _parameters_table(parameters: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [
-        (inline(stage), inline(name), value_of(value))
-        for stage, values in parameters.items()
-        for name, value in values.items()
-        if value is not None
-    ]
-    return table(("stage", "parameter", "value"), lines, right=())
 
 
 def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:

@@ -88,12 +88,12 @@ class Folder:
         for name in (DATA, DROPPED) if part is None else (part,):
             for path in self.shards(split, name):
                 for table in read_tables(path, batch_rows, None if joins else columns):
-                    if joins:
-                        wide = join_evidence(table, evidence.take(first, table.num_rows))
-                        first += table.num_rows
-                        yield wide if columns is None else wide.select([c for c in columns if c in wide.column_names])
-                    else:
+                    if not joins:
                         yield table
+                        continue
+                    wide = join_evidence(table, evidence.take(first, table.num_rows))
+                    first += table.num_rows
+                    yield wide if columns is None else wide.select([c for c in columns if c in wide.column_names])
 
     def rows(self, split: str | None = None) -> Iterator[Row]:
         """Wide rows of one split or of all."""
