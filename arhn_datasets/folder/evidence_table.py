@@ -166,9 +166,8 @@ def join_evidence(canonical: pa.Table, evidence: pa.Table) -> pa.Table:
 
     # The rows in which no passage has a status were never asked about; without passages nobody can tell.
     shown = np.bincount(row[label >= 0], minlength=count) > 0
-    without = {
-        kind: shown & nowhere(status) for kind in (*records.ARHN_KINDS, *further) if (status := KINDS[kind].status)
-    }
+    kinds = (*records.ARHN_KINDS, *further)
+    without = {kind: shown & nowhere(status) for kind in kinds if (status := KINDS[kind].status)}
     without["ranks"] = is_null(ranking) & nowhere("rank")
     columns: dict[str, pa.Array] = {RANKING: ranking}
     for code, side in enumerate(SIDES):
