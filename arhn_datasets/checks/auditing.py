@@ -21,10 +21,10 @@ from arhn_datasets.checks.audit_sheet import (
 )
 from arhn_datasets.errors import ConfigurationError, OutputError
 from arhn_datasets.folder.card import audit_sentence
-from arhn_datasets.folder.place import replace_files
 from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, Folder, open_folder
 from arhn_datasets.folder.readme import BEGIN, END
 from arhn_datasets.folder.run import RUN_FILE, as_json
+from arhn_datasets.folder.writer import replace_files
 
 AUDITED = "A human audit of "  # begins what the card says of an audit
 

@@ -11,9 +11,8 @@ from arhn_datasets.checks.violations import FORMATS, Record
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.folder.reading import Folder, read_tables, sha256_of
 from arhn_datasets.folder.run import RUN_FILE, Published
-from arhn_datasets.formats.format import Format, Options
-from arhn_datasets.formats.registry import chosen_formats, table_of
-from arhn_datasets.formats.split_rows import FolderRows
+from arhn_datasets.formats.format import Format, Options, chosen_formats, table_of
+from arhn_datasets.formats.writers import split_rows_of
 from arhn_datasets.rows.records import canonical_json, shorten
 
 FORMAT_ROWS = 100  # rows at once to make a format of, which can be many times as long
@@ -39,7 +38,7 @@ class Formats:
             self._options, formats = Options(), {}
         self._tables = [name for name, format in formats.items() if format.rowwise]
         self._writers = {
-            name: format.open(format, scratch, self._options, FolderRows(folder), True)
+            name: format.open(format, scratch, self._options, split_rows_of(folder), True)
             for name, format in formats.items()
             if not format.rowwise
         }

@@ -46,8 +46,8 @@ from arhn_datasets.checks.violations import (
 )
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.folder.card import counts_table
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, Folder, open_folder, sha256_of
-from arhn_datasets.folder.readme import metadata_of
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, Folder, open_folder, sha256_of
+from arhn_datasets.folder.readme import PUBLISHED, metadata_of
 from arhn_datasets.folder.report import ALL, OTHER_SUBSETS, Report, Tally
 from arhn_datasets.folder.run import RUN_FILE, Run, WrittenFile, read_run
 from arhn_datasets.inputs.download import folder_or_repository

@@ -19,10 +19,8 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from arhn_datasets.errors import InputError
-from arhn_datasets.folder.description import configuration, describe_run
-from arhn_datasets.folder.place import check_output
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.writer import Refinement, RunWriter
+from arhn_datasets.folder.writer import Refinement, RunWriter, check_output, configuration, describe_run
 from arhn_datasets.inputs.sources import Input, stamp_of
 from arhn_datasets.rows.arrow import empty_table
 from arhn_datasets.runs.annotating import annotated

@@ -15,12 +15,10 @@ import pyarrow.compute as pc
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.scores import Scores
 from arhn_datasets.evidence.stage import AnnotatedTransform
-from arhn_datasets.folder.description import describe_run
-from arhn_datasets.folder.place import check_output
+from arhn_datasets.folder.parquet import united
 from arhn_datasets.folder.reading import BATCH_BYTES, BATCH_ROWS
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.types import united
-from arhn_datasets.folder.writer import Refinement, write_run
+from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
 from arhn_datasets.inputs.sources import provenance_of, silent
 from arhn_datasets.rows.arrow import empty_table, field_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, SIDES

@@ -12,12 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.folder.description import describe_run
-from arhn_datasets.folder.place import check_output
-from arhn_datasets.folder.reading import REFINED, Folder, open_folder
+from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.readme import REFINED
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.run import RUN_FILE
-from arhn_datasets.folder.writer import Refinement, write_run
+from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
 from arhn_datasets.rows.arrow import empty_table
 
 # What differs from shard to shard: their rows, and hashes that depend on where files lie.

@@ -16,8 +16,7 @@ from arhn_datasets.checks.verification import verify_folder
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of, join_evidence
 from arhn_datasets.folder.reading import open_folder
-from arhn_datasets.formats.format import Options
-from arhn_datasets.formats.registry import table_of
+from arhn_datasets.formats.format import Options, table_of
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, BETTER, NO_MATCH, PASSAGE_TYPE, WORSE
 from arhn_datasets.runs.refine import save
