@@ -23,9 +23,9 @@ from arhn_datasets.annotators.requests import Ranking, RankingRequest
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.stage import AnnotatedTransform, background_of
 from arhn_datasets.rows import records
+from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.options import check_choice, check_integer
 from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, shorten, text_of
-from arhn_datasets.rows.stage import gather
 
 RANK_BY = ("snippet", "passage")
 
@@ -100,7 +100,7 @@ class Ranks(AnnotatedTransform):
         reference = {texts.index(text) for text in positives.values()}
         annotator = self.configured
         await annotator.turn(self.permutations)
-        orders = await gather(
+        orders = await gathered(
             (self._permutation(annotator, row, texts, number) for number in range(self.permutations)),
             concurrently=annotator.awaits,
         )

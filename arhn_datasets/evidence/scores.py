@@ -165,9 +165,6 @@ class Scores(Transform):
         scored = self._by_model(rows) if self.model is not None else [self._of_row(row) for row in rows]
         return [self._fused(row, scores) for row, scores in zip(rows, scored, strict=True)]
 
-    def _inputs(self, columns: Any) -> list[str]:
-        return list(dict.fromkeys(super()._inputs(columns)))
-
     def _advice(self, missing: Sequence[str]) -> str:
         if set(missing) <= set(self.columns or ()):
             return "Name the columns with the scores of positives and of negatives: arhn.Scores(columns=(...))."

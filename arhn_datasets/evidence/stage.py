@@ -14,6 +14,7 @@ from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.records import (
     DECISION,
     LABELLED,
@@ -28,7 +29,7 @@ from arhn_datasets.rows.records import (
     text_of,
     types_of,
 )
-from arhn_datasets.rows.stage import Transform, gather
+from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,7 +148,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         for row in rows:
             check_query(self.NAME, row)
             check_not_relabelled(self.NAME, row)
-        return await gather((self.annotate(row) for row in rows), concurrently=self.awaits)
+        return await gathered((self.annotate(row) for row in rows), concurrently=self.awaits)
 
     @abstractmethod
     async def annotate(self, row: Row) -> Row:
@@ -173,7 +174,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         await annotator.turn(len(positives) + len(negatives))
         known = await screened(positives, negatives)
         asked = (ask(one) for one, given in zip((*positives, *negatives), known, strict=True) if given is None)
-        replies = iter(await gather(asked, concurrently=annotator.awaits))
+        replies = iter(await gathered(asked, concurrently=annotator.awaits))
         found = [next(replies) if given is None else given for given in known]
         return found[: len(positives)], found[len(positives) :]
 

@@ -18,9 +18,9 @@ from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.annotators.requests import Verdict, VerdictRequest
 from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator
 from arhn_datasets.rows import records
+from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.options import check_integer
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, shorten, text_of
-from arhn_datasets.rows.stage import gather
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -103,7 +103,7 @@ class Verdicts(AnnotatedTransform):
             )
             for window in windows
         )  # fmt: skip
-        replies = await gather(requests, concurrently=annotator.awaits)
+        replies = await gathered(requests, concurrently=annotator.awaits)
         return {
             text: verdict
             for window, reply in zip(windows, replies, strict=True)
