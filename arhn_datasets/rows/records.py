@@ -230,10 +230,10 @@ def passages_of(row: Mapping[str, Any], column: str) -> Sequence[Passage]:
     return list(value)
 
 
-def text_of(passage: Passage) -> str:
+def text_of(passage: Passage, separator: str = "\n") -> str:
     """Title and text of a passage as one text, title first."""
     title, text = passage.get("title") or "", passage.get("text") or ""
-    return f"{title}\n{text}" if title and text else title or text
+    return f"{title}{separator}{text}" if title and text else title or text
 
 
 def types_of(kinds: Sequence[str], sides: Sequence[Side] = SIDES) -> dict[str, pa.DataType]:

@@ -157,7 +157,7 @@ class Undecided:
         kinds = [kind for kind in records.EVIDENCE_KINDS if POSITIVE.column(kind) in self._names]
         self._absent = {kind: {side: self._checked(side, kind) for side in self._sides} for kind in kinds}
         self._numbers_of: dict[str, Numbers] = {}
-        self._counts, self._places = self._order() if self._decided.any() else self._as_they_are()
+        self._counts, self._places = self._order()
         for kind in needed:
             if KINDS[kind].everywhere:
                 self._check_needed(kind)
@@ -258,11 +258,11 @@ class Undecided:
             wrong = np.where(self._decided, both, absent[side]) & (counts > 0)
             _check_lengths(self._table, side.column(kind), np.zeros_like(counts), side, counts, wrong)
 
-    def _as_they_are(self) -> tuple[dict[Side, Integers], dict[Side, Integers]]:
-        sizes = [int(self._read[side].sum()) for side in LABELLED]
-        return self._read, {POSITIVE: np.arange(sizes[0]), NEGATIVE: sizes[0] + np.arange(sizes[1])}
-
     def _order(self) -> tuple[dict[Side, Integers], dict[Side, Integers]]:
+        """How many positives and negatives a row had, and where each stands in the lists that were read."""
+        if not self._decided.any():
+            first, second = (np.arange(self._read[side].sum()) for side in LABELLED)
+            return self._read, {POSITIVE: first, NEGATIVE: len(first) + second}
         parts = [self._origins(side) for side in self._sides]
         rows, labels, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
         places = np.arange(len(rows))
