@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -188,18 +190,19 @@ class Scores(Transform):
         return scores
 
     def _by_model(self, rows: Sequence[Row]) -> list[Row]:
-        queries: dict[str, int] = {}
-        passages: dict[str, int] = {}
+        queries: dict[str, int] = defaultdict(count().__next__)
+        passages: dict[str, int] = defaultdict(count().__next__)
         pairs = [
-            (
-                queries.setdefault(row[QUERY], len(queries)),
-                passages.setdefault(text_of(passage, self.separator), len(passages)),
-            )
+            (queries[row[QUERY]], passages[text_of(passage, self.separator)])
             for row in rows
             for side in LABELLED
             for passage in passages_of(row, side.passages)
         ]
-        scores = iter(self._loaded().scores(self, (list(queries), list(passages)), pairs))
+        model = self._exact_model()
+        if self.similarity is not None and model.kind == CROSS_ENCODER:
+            raise ConfigurationError(f"{self.model} is a cross-encoder and has no similarity; leave it out.")
+        loaded = load(model, self.device, self.dtype, os.getpid())
+        scores = iter(loaded.scores(self, (list(queries), list(passages)), pairs))
         return [{side.scores: [next(scores) for _ in row[side.passages]] for side in LABELLED} for row in rows]
 
     def _fused(self, row: Row, new: Row) -> Row:
@@ -223,12 +226,6 @@ class Scores(Transform):
     def _exact_model(self) -> Model:
         assert self.model is not None
         return model_of(self.model, self.revision, self.kind)
-
-    def _loaded(self) -> Loaded:
-        model = self._exact_model()
-        if self.similarity is not None and model.kind == CROSS_ENCODER:
-            raise ConfigurationError(f"{self.model} is a cross-encoder and has no similarity; leave it out.")
-        return load(model, self.device, self.dtype, os.getpid())
 
 
 def _number(value: Any, row: Row) -> float | None:

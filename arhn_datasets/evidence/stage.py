@@ -152,10 +152,11 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         requests = [request(query=row[QUERY], passage=one, task=task, background=background) for one in passages]
         await annotator.turn(len(requests))
         known = await screened(requests[:first], requests[first:])
-        asked = (ask(one) for one, given in zip(requests, known, strict=True) if given is None)
+        asked = (ask(one) for one, reply in zip(requests, known, strict=True) if reply is None)
         replies = iter(await gathered(asked, concurrently=annotator.awaits))
-        found = [next(replies) if given is None else given for given in known]
-        values = [checked(reply, passage).to_struct() for reply, passage in zip(found, passages, strict=True)]
+        given = [next(replies) if one is None else one for one in known]
+        found = [checked(reply, passage) for reply, passage in zip(given, passages, strict=True)]
+        values = [reply.to_struct() for reply in found]
         return {POSITIVE.column(self.NAME): values[:first], NEGATIVE.column(self.NAME): values[first:]}
 
     def task(self, row: Row) -> str:

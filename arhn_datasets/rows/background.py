@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Act = Callable[[], None]
 
 CLOSING_SECONDS = 5.0
 
@@ -149,18 +150,13 @@ async def _close_all(ended: _Loop) -> None:
             raise result
 
 
-def _nothing() -> None: ...
-
-
-def around_forks(
-    *, before: Callable[[], None] = _nothing, in_parent: Callable[[], None] = _nothing, in_child: Callable[[], None]
-) -> None:
+def around_forks(*, before: Act = lambda: None, in_parent: Act = lambda: None, in_child: Act) -> None:
     """Call these at every fork of this process from now on; those of ``before`` last registered first."""
     if hasattr(os, "register_at_fork"):  # pragma: no branch - absent on Windows only
         os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 
-def when_a_worker_ends(act: Callable[[], None]) -> None:
+def when_a_worker_ends(act: Act) -> None:
     """Call ``act`` at the end of this process if it is a worker, which ends without atexit.
 
     Workers are those of multiprocessing, and of multiprocess, which `Dataset.map` uses.

@@ -53,11 +53,8 @@ class Revert(MovingTransform):
         if decided.all():
             return Undecided(table).moved(types)
         # The others were never relabelled, and concatenated with rows that were: they stay as they are.
-        own = {
-            column: shaped(lists_in(table, column), type, column)
-            for column, type in types.items()
-            if column in table.column_names
-        }
+        there = [column for column in types if column in table.column_names]
+        own = {column: shaped(lists_in(table, column), types[column], column) for column in there}
         if not decided.any():
             return own
         back = self.moved(table.filter(pa.array(decided)), types)

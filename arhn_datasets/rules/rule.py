@@ -193,19 +193,17 @@ def _guarded(options: Decision, matches: Integers, relabelled: Integers, left: I
     most = getattr(options, "max_matches", None)  # with more the query is too broad, or the annotator was wrong
     status, detail = np.full(len(matches), -1), pa.nulls(len(matches), pa.string())
     for numbers, breaks, limit, choice, reason in (
-        (matches, np.greater, most, "drop", "negatives match, max_matches is"),
-        (
-            *(relabelled, np.greater, options.max_relabelled, options.on_excess),
-            "negatives would become positives, max_relabelled is",
-        ),
-        (left, np.less, options.min_negatives, options.on_shortage, "negatives would be left, min_negatives is"),
+        (matches, np.greater, most, "drop", "match, max_matches"),
+        (relabelled, np.greater, options.max_relabelled, options.on_excess, "would become positives, max_relabelled"),
+        (left, np.less, options.min_negatives, options.on_shortage, "would be left, min_negatives"),
     ):
         if limit is None or choice == "allow":
             continue
         broken = breaks(numbers, limit) & (status < 0)
         if broken.any():
             status[broken] = records.DECISION_STATUSES.index(records.DROPPED if choice == "drop" else records.GUARDED)
-            said = pc.binary_join_element_wise(pa.array(numbers).cast(pa.string()), f"{reason} {limit}", " ")
+            why = f"negatives {reason} is {limit}"
+            said = pc.binary_join_element_wise(pa.array(numbers).cast(pa.string()), why, " ")
             detail = pc.if_else(pa.array(broken), said, detail)
     return status, detail
 
@@ -232,10 +230,6 @@ def unwritten(columns: Sequence[str]) -> list[str]:
     return [column for column in (*WRITTEN, *filtered) if column not in columns]
 
 
-UNNAMED = "Relabel"
-"""The rule of parameters without a name: that of ARHN, whose identity has none."""
-
-
 @cache
 def known_rules() -> Mapping[str, type[Decision]]:
     """Every rule by the name under which ``run.json`` has it, that of its class."""
@@ -259,7 +253,7 @@ def rule_of(parameters: Mapping[str, Any]) -> Decision:
         TypeError: the rule has no such option.
     """
     options = dict(parameters)
-    name = options.pop("rule", UNNAMED)
+    name = options.pop("rule", "Relabel")  # whose identity has no name
     if name not in known_rules():
         raise ConfigurationError(f"The rule is {name!r}; one of {', '.join(known_rules())} was expected.")
     return known_rules()[name](**options)
