@@ -63,8 +63,7 @@ from arhn_datasets.rows.arrow import (
 )
 from arhn_datasets.rows.records import DECISION, EVIDENCE_TYPES, GROUNDED, QUERY_ID, SIDES, shorten
 from arhn_datasets.rows.records import DROPPED as DROPPED_STATUS
-from arhn_datasets.rules.registry import rule_of
-from arhn_datasets.rules.rule import Decision
+from arhn_datasets.rules.rule import Decision, rule_of
 
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".tsv", ".csv", ".arrow")
 

@@ -27,7 +27,7 @@ from typing import Any
 from arhn_datasets.annotators.client import store_file
 from arhn_datasets.annotators.client.store_file import ADVICE, BATCH, FILE_NAME, Stored, insert, is_locked, origin_of
 from arhn_datasets.errors import StoreError
-from arhn_datasets.rows.forks import around_forks, when_a_worker_ends
+from arhn_datasets.rows.background import around_forks, when_a_worker_ends
 
 logger = logging.getLogger(__name__)
 
