@@ -34,7 +34,7 @@ from arhn_datasets.checks.verification import verify, verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.reading import open_folder, read_rows, read_tables, sha256_of
 from arhn_datasets.hub.publication import build_publication
-from arhn_datasets.inputs.download import downloaded
+from arhn_datasets.inputs.sources import downloaded
 from arhn_datasets.rows.records import PASSAGE_TYPE, SNIPPET_TYPE
 from arhn_datasets.runs.refine import Input, Stages, refine
 from tests.conftest import SAMPLE
