@@ -18,7 +18,7 @@ from arhn_datasets.rules.rule import GUARDS
 if TYPE_CHECKING:
     from arhn_datasets.folder.writer import Refinement
     from arhn_datasets.inputs.sources import Input, Shard
-    from arhn_datasets.runs.stages import Stages
+    from arhn_datasets.runs.preparing import Stages
 
 ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
@@ -159,7 +159,7 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     from arhn_datasets.evidence.ranks import Ranks
     from arhn_datasets.evidence.snippets import Snippets
     from arhn_datasets.rules.arhn import Relabel
-    from arhn_datasets.runs.stages import Stages
+    from arhn_datasets.runs.preparing import Stages
 
     annotator = annotator_of(options)
     tasks = tasks_of(options.task)
@@ -268,7 +268,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
 
 def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
-    from arhn_datasets.runs.checkpoints import is_unfinished, work_folder
+    from arhn_datasets.runs.refine import is_unfinished, work_folder
 
     named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."

@@ -1,4 +1,4 @@
-"""Passages that stand in a corpus: of rows that hold their docids, and whatever a caller may give as a corpus."""
+"""Passages that stand in a corpus: those of rows of ids, and of BEIR's queries, qrels and runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tables_of_ids(ds: Dataset, reading: Reading, corpus: GivenRows | None) -> It
         _, order = merged([counts for counts, _ in ids])  # row by row, so that messages name the first ones
         docids = taken(pa.concat_arrays([docids for _, docids in ids]), order)
         needed.update(dict.fromkeys(docids.unique().to_pylist()))
-    passages, places = passages_in(corpus, needed)
+    passages, places = _passages_in(corpus, needed)
     for table, ids in _ids_in(ds, reading):
         if reading.query != QUERY:
             table = table.append_column(QUERY, table[reading.query])
@@ -84,7 +84,7 @@ def _ids_in(ds: Dataset, reading: Reading) -> Iterator[tuple[pa.Table, list[Ids]
 # --- a corpus ---------------------------------------------------------------------------------------------------
 
 
-def passages_in(corpus: GivenRows, needed: Mapping[str, None]) -> tuple[pa.Array, dict[str, int]]:
+def _passages_in(corpus: GivenRows, needed: Mapping[str, None]) -> tuple[pa.Array, dict[str, int]]:
     """The passages with these docids, and at which place each of them stands."""
     passages = pa.concat_arrays([pa.nulls(0, CORPUS_TYPE), *_parts_of_corpus(corpus, needed)])
     docids = field_of(passages, "docid", pa.string()).to_pylist()
@@ -92,11 +92,11 @@ def passages_in(corpus: GivenRows, needed: Mapping[str, None]) -> tuple[pa.Array
     for place, docid in enumerate(docids):
         places.setdefault(docid, place)
     if len(places) < len(docids):
-        contents = contents_of(passages).tolist()
+        contents = _contents_of(passages).tolist()
         for docid, content in zip(docids, contents, strict=True):
             if content != contents[places[docid]]:
                 raise SchemaError(f"The corpus has two different passages with the docid {docid!r}.")
-    refuse_missing([docid for docid in needed if docid not in places], len(needed), "documents", "corpus")
+    _refuse_missing([docid for docid in needed if docid not in places], len(needed), "documents", "corpus")
     return passages, places
 
 
@@ -108,16 +108,16 @@ def _parts_of_corpus(corpus: GivenRows, needed: Mapping[str, None]) -> Iterator[
     if isinstance(corpus, Dataset):
         for table in _tables_of(corpus):
             columns = _columns_of(table)
-            docids = read(value_in(columns, DOCID_NAMES, "corpus"), flat.ID, "docid")
+            docids = read(_value_in(columns, DOCID_NAMES, "corpus"), flat.ID, "docid")
             here = pa.array([docid in needed for docid in docids.to_pylist()], pa.bool_())
-            texts = value_in(columns, ("text",), "corpus").filter(here)
+            texts = _value_in(columns, ("text",), "corpus").filter(here)
             titles = columns["title"].filter(here) if "title" in columns else [None] * len(texts)
             yield _structs_of(docids.filter(here), titles, texts)
         return
-    for batch in batches_of(records(corpus, "corpus")):
-        ids = read([value_in(row, DOCID_NAMES, "corpus") for row in batch], flat.ID, "docid").to_pylist()
+    for batch in batches_of(_records(corpus, "corpus")):
+        ids = read([_value_in(row, DOCID_NAMES, "corpus") for row in batch], flat.ID, "docid").to_pylist()
         found = [(docid, row) for docid, row in zip(ids, batch, strict=True) if docid in needed]
-        texts = [value_in(row, ("text",), "corpus") for _, row in found]
+        texts = [_value_in(row, ("text",), "corpus") for _, row in found]
         docids = pa.array([docid for docid, _ in found], pa.string())
         yield _structs_of(docids, [row.get("title") for _, row in found], texts)
 
@@ -128,7 +128,7 @@ def _structs_of(docids: pa.Array, titles: Values, texts: Values) -> pa.Array:
     return pa.StructArray.from_arrays(arrays, fields=list(CORPUS_TYPE))
 
 
-def contents_of(passages: pa.Array) -> Integers:
+def _contents_of(passages: pa.Array) -> Integers:
     """A number for each passage, equal where title and text are."""
     titles, texts = (
         field_of(passages, name, pa.large_string()).dictionary_encode().indices.to_numpy(zero_copy_only=False)
@@ -138,12 +138,7 @@ def contents_of(passages: pa.Array) -> Integers:
     return contents
 
 
-def refuse_missing(missing: list[str], total: int, what: str, where: str) -> None:
-    """Refuse ids that are not where they belong.
-
-    Raises:
-        SchemaError: there are some.
-    """
+def _refuse_missing(missing: list[str], total: int, what: str, where: str) -> None:
     if missing:
         first = ", ".join(map(repr, missing[:NAMED_AT_MOST])) + (", ..." if len(missing) > NAMED_AT_MOST else "")
         raise SchemaError(
@@ -155,19 +150,15 @@ def refuse_missing(missing: list[str], total: int, what: str, where: str) -> Non
 # --- the rows that are given -----------------------------------------------------------------------------------------
 
 
-def value_in(row: Mapping[str, Any], names: tuple[str, ...], part: str) -> Any:
-    """The value of the first of the columns that a row of a part has.
-
-    Raises:
-        SchemaError: it has none of them.
-    """
+def _value_in(row: Mapping[str, Any], names: tuple[str, ...], part: str) -> Any:
+    """The value of the first of the columns that a row of a part has."""
     column = first_of(names, row)
     if column is None:
         raise SchemaError(f"The columns of the {part} are {sorted(row)}; one of {', '.join(names)} was expected.")
     return row[column]
 
 
-def records(given: GivenRows, part: str) -> Iterator[Mapping[str, Any]]:
+def _records(given: GivenRows, part: str) -> Iterator[Mapping[str, Any]]:
     """The rows of a part as Python objects."""
     from datasets import Dataset
 
@@ -233,8 +224,8 @@ def tables_of_parts(parts: Mapping[str, GivenRows | None], max_negatives: int | 
     retrieved = _retrieved(retrieved_by, "negatives" if run is None else "run")
     wanted = {query_id: retrieved.get(query_id, []) for query_id in texts}
     needed = dict.fromkeys(chain.from_iterable([*positives[query_id], *wanted[query_id]] for query_id in texts))
-    passages, places = passages_in(corpus, needed)
-    contents = contents_of(passages).tolist()
+    passages, places = _passages_in(corpus, needed)
+    contents = _contents_of(passages).tolist()
 
     def sides(query_id: str) -> tuple[list[int], list[int]]:
         labelled = [places[docid] for docid in positives[query_id]]
@@ -285,14 +276,14 @@ def _retrieved(run: GivenRows, name: str) -> dict[str, list[str]]:
 
 def _texts_of(queries: GivenRows, positives: Mapping[str, list[str]]) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for batch in batches_of(records(queries, "queries")):
-        query_ids = read([value_in(row, QUERY_KEY_NAMES, "queries") for row in batch], flat.ID, QUERY_ID).to_pylist()
+    for batch in batches_of(_records(queries, "queries")):
+        query_ids = read([_value_in(row, QUERY_KEY_NAMES, "queries") for row in batch], flat.ID, QUERY_ID).to_pylist()
         labelled = [(query_id, row) for query_id, row in zip(query_ids, batch, strict=True) if query_id in positives]
-        found = read([value_in(row, QUERY_TEXT_NAMES, "queries") for _, row in labelled], flat.QUERY_TEXT, "text")
+        found = read([_value_in(row, QUERY_TEXT_NAMES, "queries") for _, row in labelled], flat.QUERY_TEXT, "text")
         for (query_id, _), text in zip(labelled, found.to_pylist(), strict=True):
             if texts.setdefault(query_id, text) != text:
                 raise SchemaError(f"The queries have two different texts with the id {query_id!r}.")
-    refuse_missing([key for key in positives if key not in texts], len(positives), "query ids", "queries")
+    _refuse_missing([key for key in positives if key not in texts], len(positives), "query ids", "queries")
     return texts
 
 
@@ -301,8 +292,8 @@ def _by_query(
 ) -> dict[str, list[tuple[float, str]]]:
     """For each query its documents, each behind its number."""
     found: dict[str, list[tuple[float, str]]] = {}
-    for batch in batches_of(records(given, part)):
-        query_ids = read([value_in(row, QUERY_ID_NAMES, part) for row in batch], flat.ID, QUERY_ID).to_pylist()
+    for batch in batches_of(_records(given, part)):
+        query_ids = read([_value_in(row, QUERY_ID_NAMES, part) for row in batch], flat.ID, QUERY_ID).to_pylist()
         lists = [_column(row, RUN_DOCID_NAMES, part) for row in batch]
         docids = iter(read(list(chain.from_iterable(lists)), flat.DOCID, "docid").to_pylist())
         for row, query_id, own in zip(batch, query_ids, lists, strict=True):
@@ -318,8 +309,8 @@ def _by_query(
 
 
 def _column(row: Mapping[str, Any], names: tuple[str, ...], name: str) -> list[Any]:
-    """The values of the first of the columns that is there: one row a document, or lists of them."""
-    value = value_in(row, names, name)
+    """The same as a list: there is one row a document, or lists of them."""
+    value = _value_in(row, names, name)
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -23,13 +23,7 @@ logger = logging.getLogger(__name__)
 
 LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 RESHARDED_FILES = 1000  # more take too long to look into first
-UNPUBLISHED: Mapping[str, Any] = {
-    "revision": None,
-    "license": None,
-    "languages": [],
-    "private": None,
-    "gated": None,
-}
+UNPUBLISHED: Mapping[str, Any] = {"revision": None, "license": None, "languages": [], "private": None, "gated": None}
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Where load_dataset keeps a dataset of the Hub, and map what was made of it: USER___NAME/CONFIG/VERSION/COMMIT.
@@ -64,6 +58,16 @@ class Input:
     revision: str | None = None
     limit: int | None = None
     shard: Shard | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is on this disk, if it is there."""
+        return Path(self.name).expanduser()
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the name can only be that of a dataset of the Hub."""
+        return not self.path.exists() and self.path.suffix not in LOADERS and bool(_HUB_ID.fullmatch(self.name))
 
 
 def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], dict[str, Any]]:
@@ -110,8 +114,7 @@ def stream(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]] |
     """
     from datasets import load_dataset
 
-    path = Path(source.name).expanduser()
-    if path.exists() or path.suffix in LOADERS or not _HUB_ID.fullmatch(source.name):
+    if not source.is_published:
         return None
     published = _hub_facts(source)
     try:
@@ -151,21 +154,14 @@ def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, An
             f"source is {source!r}; the id of a dataset on the Hub was expected, user/name or user/name@revision."
         )
     published = dict(UNPUBLISHED) if name is None else _hub_facts(Input(name=name, revision=revision))
-    return {
-        "name": name or "rows in memory",
-        "kind": "memory" if name is None else "hub",
-        "config": None,
-        **published,
-        "split": None,
-        "limit": None,
-        "rows": {},
-        "fingerprints": {n: rows._fingerprint for n, rows in splits.items() if hasattr(rows, "_fingerprint")},
-    }
+    where = _provenance(Input(name=name or "rows in memory"), "memory" if name is None else "hub", published)
+    prints = {split: rows._fingerprint for split, rows in splits.items() if hasattr(rows, "_fingerprint")}
+    return {**where, "fingerprints": prints}
 
 
 def stamp_of(source: Input) -> list[Any]:
     """What changes when the files of an input do: their names, sizes and times; nothing of a dataset of the Hub."""
-    path = Path(source.name).expanduser()
+    path = source.path
     files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
     return [[found.relative_to(path).as_posix(), (s := found.stat()).st_size, s.st_mtime_ns] for found in files]
 
@@ -183,25 +179,22 @@ def _provenance(source: Input, kind: str, published: Mapping[str, Any]) -> dict[
 
 
 def _splits_of(loaded: Any, source: Input) -> dict[str, Any]:
-    if isinstance(loaded, dict):
-        splits = dict(loaded)
-    else:  # of save_to_disk it may have another name of its own
-        splits = {source.split if source.split and source.split == str(loaded.split) else "train": loaded}
-    if source.split and source.split in splits:
-        return {source.split: splits[source.split]}
-    if source.split:
-        raise InputError(f"{source.name} has no split {source.split!r}; its splits are {sorted(splits)}.")
-    return splits
+    wanted = source.split
+    if not isinstance(loaded, dict):  # of save_to_disk it may have another name of its own
+        loaded = {wanted if wanted and wanted == str(loaded.split) else "train": loaded}
+    if wanted and wanted not in loaded:
+        raise InputError(f"{source.name} has no split {wanted!r}; its splits are {sorted(loaded)}.")
+    return {wanted: loaded[wanted]} if wanted else dict(loaded)
 
 
 def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
     """The dataset, the kind of its source, and what that says of itself: revision, licence, languages, visibility."""
     from datasets import load_dataset, load_from_disk
 
-    path = Path(source.name).expanduser()
+    path = source.path
     if path.is_file() and path.suffix not in LOADERS:
         raise InputError(f"{path} is no {', '.join(LOADERS)} file; convert it, or name one of these.")
-    if not path.exists() and (not _HUB_ID.fullmatch(source.name) or path.suffix in LOADERS):
+    if not path.exists() and not source.is_published:
         raise InputError(
             f"There is nothing at {source.name}. Expected a {', '.join(LOADERS)} file, a folder of them, a folder "
             "written by save_to_disk, or the id of a dataset on the Hub (user/name)."
@@ -238,7 +231,7 @@ def reading(source: Input) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        path = Path(source.name).expanduser()
+        path = source.path
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise InputError(f"{source.name} holds no rows; nothing can be refined. Name another input.") from error
         cause: BaseException = error
@@ -307,12 +300,7 @@ def _tagged(info: Any, name: str) -> list[str]:
 def folder_or_repository(
     name: str | os.PathLike[str], revision: str | None = None, token: str | None = None
 ) -> tuple[Path, str | None]:
-    """A folder as it is; else the files of the repository of that name, and the commit that they are of.
-
-    Raises:
-        ConfigurationError: a revision was named, of a folder.
-        InputError: there is neither, or the repository cannot be downloaded.
-    """
+    """A folder as it is, for which there is no revision; else what :func:`downloaded` gives."""
     if not Path(name).is_dir():
         return downloaded(os.fspath(name), revision, token)
     if revision is not None:

@@ -14,9 +14,7 @@ from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.rows.arrow import lengths_in
 from arhn_datasets.rows.records import DECISION, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
-from arhn_datasets.runs.preparing import prepare
-from arhn_datasets.runs.splits import Loaded
-from arhn_datasets.runs.stages import Stages, through
+from arhn_datasets.runs.preparing import Stages, prepare, through
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -84,10 +82,9 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
         raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
     stages.annotator.identity("snippets")
     prepared = prepare(source, stages, streamed=False)
-    splits = {name: split.dataset for name, split in prepared.splits.items() if isinstance(split, Loaded)}
     stages, annotator = prepared.stages, prepared.stages.annotator
-    rows, passages = _size(splits)
-    drawn = list(_drawn(splits, sample))
+    rows, passages = _size(prepared.datasets)
+    drawn = list(_drawn(prepared.datasets, sample))
     before, started = annotator.statistics(), time.monotonic()
     refined = [row for table in drawn for row in through(table, stages.transforms).to_pylist()]
     seconds, after = time.monotonic() - started, annotator.statistics()

@@ -19,7 +19,7 @@ from typing import Any
 
 from arhn_datasets.annotators.client import store_file
 from arhn_datasets.rows.background import every
-from arhn_datasets.runs.stages import Stages
+from arhn_datasets.runs.preparing import Stages
 
 logger = logging.getLogger(__name__)
 
