@@ -29,11 +29,9 @@ import pyarrow as pa
 from arhn_datasets.annotators.client import store
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
-from arhn_datasets.folder.writer import Refinement
-from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs.preparing import Position, Prepared, Stages
 from arhn_datasets.runs.ray_replies import at_home, first_line, handing_over, start_keeper
-from arhn_datasets.runs.refine import Engine, annotated, refine
+from arhn_datasets.runs.refine import Engine, Opened, annotated
 from arhn_datasets.runs.signals import kept_handlers
 
 BLOCK_ROWS = 1024  # each block ends with slots that have nothing left to do
@@ -42,30 +40,21 @@ SLICE_ROWS = 16  # of a block: the first slices are ranked while the last ones a
 TELL_SECONDS = 1.0
 
 
-def refine_on_ray(
-    source: Input,
-    output: str | os.PathLike[str],
-    stages: Stages,
-    *,
-    address: str | None = None,
-    actors: int | None = None,
-) -> Refinement:
-    """What :func:`arhn_datasets.runs.refine.refine` does, on a pool of Ray actors; the rows are the same.
+def on_ray(address: str | None = None, actors: int | None = None) -> Opened:
+    """The engine of :func:`arhn_datasets.runs.refine.refine` that works on a pool of Ray actors; the rows are the same.
 
     Args:
-        source: The input, read on this machine.
-        output: A folder that does not exist, is empty, or holds an earlier run, which is replaced; written here.
-        stages: The configured transforms.
-        address: See :func:`running`.
-        actors: See :func:`running`.
+        address: Of a Ray cluster that this machine belongs to, ``HOST:PORT``, ``"auto"`` or ``"local"``; by default
+            ``RAY_ADDRESS``, else the Ray that runs here, else one of its own that ends with the run.
+        actors: Processes of the pool; by default one for each node, or one for each CPU where nothing is waited for.
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        ClusterError: the cluster cannot be reached, or Ray has ended the run.
-        ArhnError: as without Ray.
+        ConfigurationError: ``address`` is of a kind that cannot work; when it is opened.
+        ClusterError: the cluster cannot be reached, or Ray has ended the run; when it is opened.
     """
-    library()
-    return refine(source, output, stages, opened=partial(running, address=address, actors=actors))
+    _library()
+    return partial(_running, address=address, actors=actors)
 
 
 class Pool(Engine):
@@ -154,18 +143,8 @@ class Pool(Engine):
 
 
 @contextmanager
-def running(prepared: Prepared, *, address: str | None = None, actors: int | None = None) -> Iterator[Pool]:
-    """The pool of a run, which ends with the block.
-
-    Args:
-        prepared: Canonical rows, in files on this machine, and the stages.
-        address: Of a Ray cluster that this machine belongs to, ``HOST:PORT``, ``"auto"`` or ``"local"``; by default
-            ``RAY_ADDRESS``, else the Ray that runs here, else one of its own that ends with the run.
-        actors: Processes of the pool; by default one for each node, or one for each CPU where nothing is waited for.
-
-    Raises:
-        MissingDependencyError, ConfigurationError, ClusterError: as :func:`connected`, or Ray has ended the run.
-    """
+def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> Iterator[Pool]:
+    """The pool of a run, which ends with the block."""
     folders: list[Path] = []
 
     def noted(folder: Path) -> Path:
@@ -174,9 +153,9 @@ def running(prepared: Prepared, *, address: str | None = None, actors: int | Non
 
     stages = prepared.stages.asking(prepared.stages.annotator.kept_at(noted))
     with ExitStack() as stack:
-        stack.enter_context(connected(address))
+        stack.enter_context(_connected(address))
         stack.enter_context(_quiet())
-        count = pool_size(stages.annotator, actors, sum(map(len, prepared.datasets.values())))
+        count = _pool_size(stages.annotator, actors, sum(map(len, prepared.datasets.values())))
         keeper = start_keeper(sorted(set(folders)))
         stack.enter_context(handing_over(keeper))
         shared = stages.asking(stages.annotator.shared_by(count))
@@ -186,15 +165,9 @@ def running(prepared: Prepared, *, address: str | None = None, actors: int | Non
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to Ray: the one that there is in this process, or one that ends with the block.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ConfigurationError: ``address`` is that of a Ray client.
-        ClusterError: the cluster cannot be reached.
-    """
-    ray = library()
+def _connected(address: str | None) -> Iterator[None]:
+    """A connection to Ray: the one that there is in this process, or one that ends with the block."""
+    ray = _library()
     if address is not None and "://" in address:
         raise ConfigurationError(
             f"{address!r} is not the address of a Ray cluster that this machine belongs to; HOST:PORT, auto or local "
@@ -222,7 +195,7 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def pool_size(annotator: Annotator, wanted: int | None, rows: int) -> int:
+def _pool_size(annotator: Annotator, wanted: int | None, rows: int) -> int:
     """How many actors: as wanted, or as the cluster is; no more than the endpoint takes requests, or there are rows."""
     import ray
 
@@ -310,7 +283,7 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def library() -> Any:
+def _library() -> Any:
     """Ray; a MissingDependencyError where it is not installed."""
     try:
         import ray

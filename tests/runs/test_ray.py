@@ -105,7 +105,7 @@ def same_rows(folder, other):
 
 
 def refined(given, output, stages, actors=ACTORS):
-    return cluster.refine_on_ray(Input(name=str(given)), output, stages, actors=actors)
+    return refine(Input(name=str(given)), output, stages, opened=cluster.on_ray(actors=actors))
 
 
 def test_the_command(on_ray, plain, tmp_path, capsys, monkeypatch):
