@@ -21,7 +21,7 @@ from arhn_datasets.rules.rule import GUARDS
 
 if TYPE_CHECKING:
     from arhn_datasets.folder.writer import Refinement
-    from arhn_datasets.inputs.sources import Input, Shard
+    from arhn_datasets.inputs.sources import Input
     from arhn_datasets.runs.preparing import Stages
 
 ENGINES = ("process", "ray")
@@ -251,7 +251,7 @@ def _flag(name: str) -> str:
 
 
 def _refine(options: argparse.Namespace) -> int:
-    from arhn_datasets.inputs.sources import Input
+    from arhn_datasets.inputs.sources import Input, Shard
     from arhn_datasets.runs.refine import refine
 
     if not options.estimate:
@@ -263,13 +263,16 @@ def _refine(options: argparse.Namespace) -> int:
     stages = configured_stages(options)
     if stages.annotator.baseline:
         print(BASELINE_WARNING, file=sys.stderr)
+    shard = (options.shard_index, options.num_shards)
+    if None in shard and shard != (None, None):
+        raise ConfigurationError("--shard-index I and --num-shards N go together; give both, or neither.")
     source = Input(
         name=options.input,
         config=options.config,
         split=options.split,
         revision=options.revision,
         limit=options.limit,
-        shard=_shard(options),
+        shard=None if shard == (None, None) else Shard(index=options.shard_index, of=options.num_shards),
     )
     if options.estimate:
         return _estimate(source, stages, options)
@@ -285,28 +288,15 @@ def _refine(options: argparse.Namespace) -> int:
     return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
 
 
-def _shard(options: argparse.Namespace) -> Shard | None:
-    from arhn_datasets.inputs.sources import Shard
-
-    given = (options.shard_index, options.num_shards)
-    if given == (None, None):
-        return None
-    if None in given:
-        raise ConfigurationError("--shard-index I and --num-shards N go together; give both, or neither.")
-    return Shard(index=options.shard_index, of=options.num_shards)
-
-
 def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int:
     if source.shard:
         raise ConfigurationError("--estimate reads the whole input and tells of the whole run; leave the shard out.")
-    from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
+    from arhn_datasets.runs.estimate import estimate, format_estimate
 
     sample = options.estimate_rows or ESTIMATED_ROWS
-    per_in, per_out = options.price_per_million or (None, None)
-    prices = Prices(per_hour=options.price_per_hour, per_million_in=per_in, per_million_out=per_out)
     print(f"annotating {sample} rows ...", file=sys.stderr)
-    found = estimate(source, stages, sample=sample, prices=prices)
-    print(format_estimate(found))
+    per_hour, per_million = options.price_per_hour, options.price_per_million
+    print(format_estimate(estimate(source, stages, sample=sample, per_hour=per_hour, per_million=per_million)))
     return DONE
 
 

@@ -7,9 +7,9 @@
     ds = arhn.adapt_dataset(ds, corpus=corpus)     # document ids become passages
     ds = arhn.adapt_dataset(queries=queries, corpus=corpus, qrels=qrels, run=run)
 
-The forms are the modules of ``arhn_datasets/inputs/forms``. What a form holds beside its columns passes through
-untouched. Nothing is guessed: columns that fit no form or two, and rows that a trainer could not read as they
-are meant, raise a ``SchemaError`` that names the row, the column, what was found and what to do.
+What a form of :mod:`~arhn_datasets.inputs.forms` holds beside its columns passes through untouched. Nothing is guessed:
+columns that fit no form or two, and rows that a trainer could not read as they are meant, raise a ``SchemaError`` that
+names the row, the column, what was found and what to do.
 
 A form is read into the flat passages of its two sides, and everything else is computed on those: Arrow arrays in, Arrow
 arrays out. The one loop over passages makes docids where a form has none, a hash for every distinct passage.
@@ -253,11 +253,8 @@ def _adapted_dataset(ds: Dataset | Iterable[object], corpus: GivenRows | None) -
 
 def _with_the_same_columns(given: Iterable[object]) -> list[Row]:
     rows: list[Any] = list(given)
-    for row in rows:
-        if not isinstance(row, Mapping):
-            raise SchemaError(
-                f"Found {flat.found_as(row)} among the rows; a dataset, or one dict per row, was expected."
-            )
+    if odd := [flat.found_as(row) for row in rows if not isinstance(row, Mapping)]:
+        raise SchemaError(f"Found {odd[0]} among the rows; a dataset, or one dict per row, was expected.")
     if not rows:
         raise SchemaError("There are no rows, so there are no columns to recognise a form by.")
     columns = dict.fromkeys(chain.from_iterable(rows))
@@ -359,9 +356,11 @@ def _merged(table: pa.Table, sizes: Integers, numbers: Integers) -> pa.Table:
     begin = starts_of(sizes)[:-1]
     first = table.take(pa.array(begin))
     columns = dict(zip(first.column_names, first.columns, strict=True))
+    lists = [arrow.flat_lists(table, side.passages) for side in LABELLED]
     with naming_rows(columns, QUERY, numbers[begin]):
         try:
-            sides = checked(*(_united(table, side.passages, begin) for side in LABELLED))
+            united = [(np.add.reduceat(counts, begin), flat.fields_in(structs)) for counts, structs in lists]
+            sides = checked(*(FlatPassages(counts=counts, fields=fields) for counts, fields in united))
         except BrokenRow as broken:
             raise BrokenRow(broken.row, f"after grouping its {sizes[broken.row]} rows, {broken}") from None
         for name in table.column_names:
@@ -370,11 +369,6 @@ def _merged(table: pa.Table, sizes: Integers, numbers: Integers) -> pa.Table:
     for side, passages in zip(LABELLED, sides, strict=True):
         columns[side.passages] = passages.lists(table.schema.field(side.passages).type)
     return pa.Table.from_arrays(list(columns.values()), schema=table.schema)
-
-
-def _united(table: pa.Table, column: str, begin: Integers) -> FlatPassages:
-    counts, structs = arrow.flat_lists(table, column)
-    return FlatPassages(counts=np.add.reduceat(counts, begin), fields=flat.fields_in(structs))
 
 
 def _refuse_differing(values: pa.ChunkedArray, sizes: Integers, name: str) -> None:

@@ -146,14 +146,13 @@ def reading_of(columns: tuple[str, ...]) -> Reading:
             f"The columns fit more than one form: {sorted(columns)}. Remove those of the other form first, with "
             f"ds.remove_columns(...). Known forms:\n{lines}"
         )
-    if recognised and not readings:
-        raise SchemaError(f"The columns {sorted(columns)} {recognised[0]}")
     if not readings:
-        raise SchemaError(
+        unknown = (
             f"The columns fit no known form: {sorted(columns)}. Rename them to those of one of the known forms, with "
             f"ds.rename_columns({{...}}):\n{lines}"
         )
-    reading = readings[0]
+        raise SchemaError(f"The columns {sorted(columns)} {recognised[0]}" if recognised else unknown)
+    [reading] = readings
     shadowed = [name for name in CANONICAL[1:] if name in columns and name not in (reading.query, *reading.consumed)]
     if shadowed:
         raise SchemaError(

@@ -32,11 +32,7 @@ _HUB_CACHE = re.compile(r".*[/\\]([\w.-]+?)___([\w.-]+)[/\\][^/\\]+[/\\][\d.]+[/
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A contiguous part of each split: number ``index``, from 0, of ``of`` parts.
-
-    Raises:
-        ConfigurationError: there is no such part.
-    """
+    """A contiguous part of each split: number ``index``, from 0, of ``of`` parts; refused where there is none."""
 
     index: int
     of: int
@@ -133,10 +129,8 @@ def _by_groups(split: IterableDataset) -> IterableDataset:
 
     The scanner of a parquet file reads far ahead of a slow consumer, but not beyond its part.
     """
-    if not hasattr(split, "reshard") or split.num_shards > RESHARDED_FILES:
-        return split
-    groups: IterableDataset = split.reshard()
-    return groups
+    groups: Any = split
+    return groups.reshard() if hasattr(split, "reshard") and split.num_shards <= RESHARDED_FILES else split
 
 
 def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, Any]:
@@ -200,7 +194,14 @@ def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
             "written by save_to_disk, or the id of a dataset on the Hub (user/name)."
         )
     saved = path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    _check_options(source, path, saved)
+    kind = "a file" if path.is_file() else "a folder of save_to_disk" if saved else "a folder"
+    # What would be ignored must not stand in `run.json`.
+    if source.config is not None and (saved or path.is_file()):
+        raise ConfigurationError(f"--config names a part of a Hub dataset, and {path} is {kind}; leave it out.")
+    if source.revision is not None and path.exists():
+        raise ConfigurationError(f"--revision names a state of a Hub dataset, and {path} is {kind}; leave it out.")
+    if path.is_file() and not path.stat().st_size:
+        raise InputError(f"{path} is empty; rows were expected. Name another file, or make this one again.")
     with reading(source):
         if path.is_file():
             return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", UNPUBLISHED
@@ -210,17 +211,6 @@ def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
             return load_dataset(str(path), source.config), "folder", UNPUBLISHED
         published = _hub_facts(source)
         return load_dataset(source.name, source.config, revision=published["revision"]), "hub", published
-
-
-def _check_options(source: Input, path: Path, saved: bool) -> None:
-    """Refuse what would be ignored and yet stand in ``run.json``, and a file without content."""
-    kind = "a file" if path.is_file() else "a folder of save_to_disk" if saved else "a folder"
-    if source.config is not None and (saved or path.is_file()):
-        raise ConfigurationError(f"--config names a part of a Hub dataset, and {path} is {kind}; leave it out.")
-    if source.revision is not None and path.exists():
-        raise ConfigurationError(f"--revision names a state of a Hub dataset, and {path} is {kind}; leave it out.")
-    if path.is_file() and not path.stat().st_size:
-        raise InputError(f"{path} is empty; rows were expected. Name another file, or make this one again.")
 
 
 @contextmanager
@@ -289,8 +279,7 @@ def _tagged(info: Any, name: str) -> list[str]:
     tags = [str(tag) for tag in getattr(info, "tags", None) or []]
     if found := [tag.removeprefix(f"{name}:") for tag in tags if tag.startswith(f"{name}:")]:
         return found
-    card = getattr(info, "card_data", None)
-    stated = card.get(name) if card is not None else None
+    stated = (getattr(info, "card_data", None) or {}).get(name)
     return [str(one) for one in (stated if isinstance(stated, list) else [stated]) if one]
 
 
@@ -300,27 +289,24 @@ def _tagged(info: Any, name: str) -> list[str]:
 def folder_or_repository(
     name: str | os.PathLike[str], revision: str | None = None, token: str | None = None
 ) -> tuple[Path, str | None]:
-    """A folder as it is, for which there is no revision; else what :func:`downloaded` gives."""
-    if not Path(name).is_dir():
-        return downloaded(os.fspath(name), revision, token)
-    if revision is not None:
-        raise ConfigurationError(f"{name} is a folder, and a revision ({revision}) goes with a repository.")
-    return Path(name), None
-
-
-def downloaded(repo_id: str, revision: str | None = None, token: str | None = None) -> tuple[Path, str]:
-    """The files of a repository, and the commit that they are of.
+    """A folder as it is; else the files of the repository of that name, and the commit that they are of.
 
     Raises:
-        InputError: there is no such repository, or it cannot be downloaded.
+        ConfigurationError: a revision was named, of a folder.
+        InputError: there is neither, or the repository cannot be downloaded.
     """
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ConfigurationError(f"{name} is a folder, and a revision ({revision}) goes with a repository.")
+        return Path(name), None
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    repository = os.fspath(name)
     try:
         # The commit first: a download alone would fall back to a cached copy where access is denied or there is no net.
-        commit = str(HfApi(token=token).dataset_info(repo_id, revision=revision).sha)
-        return Path(snapshot_download(repo_id, repo_type="dataset", revision=commit, token=token)), commit
+        commit = str(HfApi(token=token).dataset_info(repository, revision=revision).sha)
+        return Path(snapshot_download(repository, repo_type="dataset", revision=commit, token=token)), commit
     except Exception as error:  # no public name covers what the transports of hub 0.x, 1.x and 2.x raise
         hint = "Check the name, the --revision, and the --token where it is private."
         if not isinstance(error, HFValidationError) and getattr(error, "response", None) is None:
@@ -329,6 +315,6 @@ def downloaded(repo_id: str, revision: str | None = None, token: str | None = No
                 f"{constants.HF_HUB_CACHE} (HF_HOME), then run this again: what was downloaded is kept."
             )
         raise InputError(
-            f"{repo_id}{f' at {revision}' if revision else ''} is no folder and cannot be downloaded: "
+            f"{name}{f' at {revision}' if revision else ''} is no folder and cannot be downloaded: "
             f"{type(error).__name__}: {shorten(' '.join(str(error).split()), 300).rstrip('.')}. {hint}"
         ) from error

@@ -26,15 +26,6 @@ MILLION = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prices:
-    """Money in one currency: an hour of all endpoints, or a million tokens in and out."""
-
-    per_hour: float | None = None
-    per_million_in: float | None = None
-    per_million_out: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Interval:
     """A share with its 95 % interval, by resampling rows."""
 
@@ -67,14 +58,22 @@ class Estimate:
     errors: int
 
 
-def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices | None = None) -> Estimate:
+def estimate(
+    source: Input,
+    stages: Stages,
+    *,
+    sample: int = 32,
+    per_hour: float | None = None,
+    per_million: tuple[float, float] | None = None,
+) -> Estimate:
     """Annotate ``sample`` rows, drawn at random, and extrapolate.
 
     Args:
         source: The input of the run.
         stages: The configured transforms of the run.
         sample: Rows to annotate.
-        prices: To turn time or tokens into money.
+        per_hour: Money for an hour of all endpoints.
+        per_million: Or else for a million tokens in, and out.
 
     Raises:
         InputError, SchemaError, EndpointError: as the run itself.
@@ -98,6 +97,11 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
     tokens_in, tokens_out = (round(count / known * requests) if known and count else None for count in tokens)
     duration = max(0, requests - known) / rate if rate else None
     endpoints = len(getattr(annotator, "urls", ())) or 1
+    price = None
+    if per_hour is not None:
+        price = None if duration is None else per_hour * duration / 3600
+    elif per_million is not None and tokens_in is not None and tokens_out is not None:
+        price = (per_million[0] * tokens_in + per_million[1] * tokens_out) / MILLION
     return Estimate(
         rows=rows,
         sampled_rows=len(refined),
@@ -108,7 +112,7 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
         requests_per_second=rate,
         seconds=duration,
         gpu_hours=None if duration is None else duration / 3600 * endpoints,
-        price=_price(prices or Prices(), duration, tokens_in, tokens_out),
+        price=price,
         relabelled=_interval(refined, "relabelled"),
         filtered=_interval(refined, "filtered"),
         errors=spent["failures"],
@@ -172,14 +176,6 @@ def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:
         first += len(dataset)
         if own:
             yield dataset.select(own).with_format("arrow")[:]
-
-
-def _price(prices: Prices, seconds: float | None, tokens_in: int | None, tokens_out: int | None) -> float | None:
-    if prices.per_hour is not None:
-        return None if seconds is None else prices.per_hour * seconds / 3600
-    if prices.per_million_in is None or tokens_in is None or tokens_out is None:
-        return None
-    return (prices.per_million_in * tokens_in + (prices.per_million_out or 0.0) * tokens_out) / MILLION
 
 
 def _interval(rows: Sequence[Row], moved: str) -> Interval:

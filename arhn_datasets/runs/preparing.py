@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
@@ -46,7 +47,7 @@ class Stages:
     ranks: Ranks
     relabel: Relabel
 
-    @property
+    @cached_property
     def annotator(self) -> Annotator:
         """Who gives the evidence."""
         return self.snippets.configured
@@ -189,7 +190,7 @@ class Prepared:
     provenance: Mapping[str, Any]
     seconds: Mapping[str, float]
 
-    @property
+    @cached_property
     def datasets(self) -> dict[str, Dataset]:
         """The splits that are no streams."""
         return {name: split.dataset for name, split in self.splits.items() if isinstance(split, Loaded)}

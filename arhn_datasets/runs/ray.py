@@ -29,7 +29,7 @@ import pyarrow as pa
 from arhn_datasets.annotators.client import store
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
-from arhn_datasets.runs.preparing import Position, Prepared, Stages
+from arhn_datasets.runs.preparing import Position, Prepared, Stages, through
 from arhn_datasets.runs.ray_replies import at_home, first_line, handing_over, start_keeper
 from arhn_datasets.runs.refine import Engine, Opened, annotated
 from arhn_datasets.runs.signals import kept_handlers
@@ -262,7 +262,7 @@ def relabelled(stages: Stages, table: pa.Table) -> pa.Table:
     """The rows through all stages; while the last of them are annotated, the first ones are ranked already."""
     *asking, relabel = stages.transforms
     if not stages.annotator.awaits or not table.num_rows:
-        return relabel(asking[1](asking[0](table)))
+        return through(table, stages.transforms)
     parts = (table.slice(start, SLICE_ROWS) for start in range(0, table.num_rows, SLICE_ROWS))
     return relabel(pa.concat_tables([part for part, _ in annotated(((part, None) for part in parts), asking)]))
 
