@@ -30,7 +30,7 @@ from arhn_datasets.checks.truth import Truth, read_truth
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError
 from arhn_datasets.folder.reading import Folder, open_folder
 from arhn_datasets.folder.report import ALL, NO_SUBSET, format_table
-from arhn_datasets.inputs.download import folder_or_repository
+from arhn_datasets.inputs.sources import folder_or_repository
 from arhn_datasets.rules.arhn import POLICIES, Relabel
 from arhn_datasets.rules.moves import check_origins
 

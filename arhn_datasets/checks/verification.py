@@ -50,7 +50,7 @@ from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, Fol
 from arhn_datasets.folder.readme import PUBLISHED, metadata_of
 from arhn_datasets.folder.report import ALL, OTHER_SUBSETS, Report, Tally
 from arhn_datasets.folder.run import RUN_FILE, Run, WrittenFile, read_run
-from arhn_datasets.inputs.download import folder_or_repository
+from arhn_datasets.inputs.sources import folder_or_repository
 from arhn_datasets.rows.arrow import (
     Integers,
     field_of,

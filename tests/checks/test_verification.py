@@ -34,7 +34,7 @@ from arhn_datasets.checks.verification import verify, verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.reading import open_folder, read_rows, read_tables, sha256_of
 from arhn_datasets.hub.publication import build_publication
-from arhn_datasets.inputs.download import downloaded
+from arhn_datasets.inputs.sources import folder_or_repository
 from arhn_datasets.rows.records import PASSAGE_TYPE, SNIPPET_TYPE
 from arhn_datasets.runs.refine import Input, Stages, refine
 from arhn_datasets.testing import Fault
@@ -654,7 +654,7 @@ def test_a_download_that_stops(hub, monkeypatch):
     hub.commit("writer/rows", {"README.md": b"# Mine"})
     monkeypatch.setattr("huggingface_hub.snapshot_download", timed_out)
     with pytest.raises(InputError, match="ReadTimeout: The read operation timed out. Check the connection to http"):
-        downloaded("writer/rows")
+        folder_or_repository("writer/rows")
 
 
 @pytest.mark.skipif(not hasattr(datasets, "Json"), reason="these datasets have no type for values of several types")
