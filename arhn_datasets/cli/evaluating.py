@@ -53,11 +53,9 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from arhn_datasets.checks.evaluation import evaluate, format_evaluation
+    from arhn_datasets.checks.evaluation import check_plot, draw_curves, evaluate, format_evaluation
 
     if options.plot:
-        from arhn_datasets.checks.curves import check_plot
-
         check_plot(options.plot)  # before a long run, not after it
     found = evaluate(
         options.dataset,
@@ -72,8 +70,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     if options.plot:
-        from arhn_datasets.checks.curves import draw_curves
-
         draw_curves(found, options.plot)
         print(f"drawn     {options.plot}", file=sys.stderr)
     print(
