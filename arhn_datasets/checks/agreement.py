@@ -229,24 +229,10 @@ def _share(judged: Sequence[StratumAnswers]) -> Estimate:
     return Estimate(value=share, low=low, high=high, rows=int(size.sum()))
 
 
-def cohen_kappa(
-    one: Any,
-    other: Any,
-    *,
-    labels: Sequence[Any] | None = None,
-    weights: str | None = None,
-    sample_weight: Any = None,
-) -> float | None:
-    """Cohen's kappa of two lists of labels (Educational and Psychological Measurement 20, 1960).
+def cohen_kappa(one: Any, other: Any, *, sample_weight: Any = None, **options: Any) -> float | None:
+    """Cohen's kappa (Educational and Psychological Measurement 20, 1960) of two lists of labels.
 
-    None where all are one and the same, so that there is no chance to disagree.
-
-    Args:
-        one: A label for each thing.
-        other: Another one.
-        labels: All that there are, in their order, where some may not occur.
-        weights: ``linear`` or ``quadratic``, for labels that are grades.
-        sample_weight: How often each thing counts.
+    None where all are one and the same, so that there is no chance to disagree; options are those of scikit-learn.
 
     Raises:
         MissingDependencyError: scikit-learn is not installed.
@@ -258,7 +244,7 @@ def cohen_kappa(
     there = slice(None) if sample_weight is None else sample_weight > 0
     if len(np.union1d(one[there], other[there])) < 2:
         return None
-    kappa = float(cohen_kappa_score(one, other, labels=labels, weights=weights, sample_weight=sample_weight))
+    kappa = float(cohen_kappa_score(one, other, sample_weight=sample_weight, **options))
     return None if math.isnan(kappa) else kappa
 
 

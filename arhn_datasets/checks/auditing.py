@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from arhn_datasets.checks import audit_sheet
 from arhn_datasets.checks.agreement import KEPT, LABELS, RELABELLED, Audit, Stratum, summarize
+from arhn_datasets.checks.row_checks import check_relabelled
 from arhn_datasets.errors import ConfigurationError, OutputError, SchemaError
 from arhn_datasets.folder.card import audit_sentence
 from arhn_datasets.folder.place import replace_files
@@ -268,29 +269,19 @@ def _negatives(folder: Folder) -> Iterator[tuple[Stratum, Any, Any]]:
     key, columns = _key(f"run {folder.run.id}"), [SUBSET, *(side.origins for side in SIDES)]
     subsets: dict[str, int] = {}
     for number, split in enumerate(folder.splits):
-        first = 0
+        first = number << _ROW_BITS
         for table in folder.tables(split, part=DATA, columns=columns):
-            _check_columns(table)
+            check_relabelled(table)
             named = (counted_as(name, subsets) for name in strings_of(table, SUBSET).to_pylist())
             numbers = np.array([subsets.setdefault(name, len(subsets)) for name in named], np.int64)
             names = list(subsets)
             for label, side in SIDE_OF.items():
                 rows, positions = _positions(table, side.origins)
-                places = (
-                    (np.uint64(number) << np.uint64(_ROW_BITS + _POSITION_BITS))
-                    | ((rows + first).astype(np.uint64) << np.uint64(_POSITION_BITS))
-                    | positions.astype(np.uint64)
-                )
+                places = ((rows + first).astype(np.uint64) << np.uint64(_POSITION_BITS)) | positions.astype(np.uint64)
                 for subset in np.unique(numbers[rows]):
                     members = places[numbers[rows] == subset]
                     yield (label, names[subset]), members, _hashed(members ^ key)
             first += table.num_rows
-
-
-def _check_columns(table: pa.Table) -> None:
-    missing = [side.origins for side in SIDES if side.origins not in table.column_names]
-    if missing:
-        raise SchemaError(f"The rows lack the columns {missing}; rows that arhn.relabel has written were expected.")
 
 
 def _positions(table: pa.Table, column: str) -> tuple[Integers, Integers]:
@@ -312,16 +303,16 @@ def _shown_pairs(
 ) -> Iterator[tuple[SampledPair, tuple[str, str, bool]]]:
     """Query and passage of each pair, its sentence marked, and whether the passage was cut."""
     columns = [QUERY, *(side.column(kind) for side in SIDES for kind in ("passages", "snippets", "origins"))]
-    by_split: dict[int, dict[int, list[SampledPair]]] = defaultdict(lambda: defaultdict(list))
+    by_row: dict[int, list[SampledPair]] = defaultdict(list)
     for pair in wanted:
-        row = pair.place >> _POSITION_BITS & (1 << _ROW_BITS) - 1
-        by_split[pair.place >> _ROW_BITS + _POSITION_BITS][row].append(pair)
+        by_row[pair.place >> _POSITION_BITS].append(pair)
+    splits = {at >> _ROW_BITS for at in by_row}
     for number, split in enumerate(folder.splits):
-        first, rows = 0, by_split[number]
-        for table in folder.tables(split, part=DATA, columns=columns) if rows else ():
-            for at in sorted(row for row in rows if first <= row < first + table.num_rows):
+        first = number << _ROW_BITS
+        for table in folder.tables(split, part=DATA, columns=columns) if number in splits else ():
+            for at in sorted(by_row.keys() & range(first, first + table.num_rows)):
                 row = table.slice(at - first, 1).to_pylist()[0]
-                for pair in rows[at]:
+                for pair in by_row[at]:
                     side, position = SIDE_OF[pair.stratum[0]], pair.place & (1 << _POSITION_BITS) - 1
                     origins = [(one["label"], one["position"]) for one in row[side.origins]]
                     i = origins.index((NEGATIVE.label, position))

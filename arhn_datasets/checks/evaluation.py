@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from arhn_datasets.checks.pairs import COLUMNS, EITHER, QUALITIES, SIGNALS, STAT
 from arhn_datasets.checks.truth import Truth, read_truth
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError, OutputError
 from arhn_datasets.folder.chart import BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, THEMES
-from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.reading import open_folder
 from arhn_datasets.folder.report import ALL, NO_SUBSET, format_table
 from arhn_datasets.inputs.download import folder_or_repository
 from arhn_datasets.rules.arhn import POLICIES, Relabel
@@ -102,13 +103,15 @@ def evaluate(
         raise MissingDependencyError.of("scikit-learn", "evaluation", "An evaluation") from error
     if samples < 0:
         raise ConfigurationError(f"samples is {samples}; a number from 0 was expected.")
-    opened = _opened(dataset, revision, token)
+    tables, rule = _opened(dataset, revision, token)
     known = read_truth(truth, relevant_from=relevant_from)
-    reader = Reader(known, _policies_of(opened) if curves else ())
-    for table in _tables(opened):
+    # Each policy, over the evidence and with the other options of the run.
+    options = {one.name: rule[one.name] for one in fields(Relabel) if one.name in rule and one.name != "policy"}
+    reader = Reader(known, [Relabel(policy=policy, **options) for policy in POLICIES] if curves else ())
+    for table in tables:
         check_origins(table)
         reader.read(table)
-    pairs = reader.pairs("The dataset" if isinstance(opened, list) else dataset)
+    pairs = reader.pairs(dataset if isinstance(dataset, (str, os.PathLike)) else "The dataset")
     levels, bootstrap = measures.levels_of(known.grades[known.relevant >= 0]), Bootstrap(samples, seed)
     subsets = {
         f"{name} (subset)" if name == ALL else name: measures.measures_of(
@@ -140,9 +143,7 @@ def evaluate(
 def format_evaluation(evaluation: Evaluation) -> str:
     """The evaluation as tables for a terminal."""
     rows, total = evaluation.rows(), evaluation.total
-    header: tuple[str, ...] = (
-        *("subset", "way", "moved", "of them false", "precision", "recall", "F1", "true lost per false"),
-    )
+    header = ["subset", "way", "moved", "of them false", "precision", "recall", "F1", "true lost per false"]
     lines: list[tuple[str, ...]] = [
         (
             name if way == measures.WAYS[0] else "",
@@ -172,7 +173,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
         lines = [(name, *_shown_all(finding, measures.RATES)) for name, finding in evaluation.policies.items()]
         parts.append(format_table(("policy on this evidence", "precision", "recall", "F1"), lines))
     if total.snippets is not None:
-        header = ("subset", "known answers", "a snippet", "exact", "contains", "token F1", "offsets")
+        header = ["subset", "known answers", "a snippet", "exact", "contains", "token F1", "offsets"]
         known = [(name, of.snippets) for name, of in rows if of.snippets is not None]
         lines = [(name, f"{quality.pairs:,}", *_shown_all(quality, QUALITIES)) for name, quality in known]
         parts.append(format_table(header, lines))
@@ -223,13 +224,12 @@ def _notes(total: Measures, truth: Truth) -> list[str]:
     return notes
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | list[Any]:
-    """A folder, or the splits of a dataset in memory."""
+def _opened(dataset: Any, revision: str | None, token: str | None) -> tuple[Iterator[pa.Table], Mapping[str, Any]]:
+    """The rows of a folder or of a dataset in memory, and the options of the rule of the run, where these are known."""
     if isinstance(dataset, (str, os.PathLike)):
-        return open_folder(folder_or_repository(dataset, revision, token)[0])
+        folder = open_folder(folder_or_repository(dataset, revision, token)[0])
+        tables = (folder.tables(split, _BATCH_ROWS, columns=COLUMNS) for split in folder.splits)
+        return chain.from_iterable(tables), folder.run.relabel
     if not hasattr(dataset, "select_columns"):
         raise InputError(
             f"evaluate got {type(dataset).__name__}; expected a folder of arhn-refine, the name of a repository, or a "
@@ -241,25 +241,8 @@ def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | l
             "evaluate got a stream that has no column names, as after map; a relabelled Dataset or DatasetDict was "
             "expected. Take its rows into memory: Dataset.from_list(list(stream))."
         )
-    return splits
-
-
-def _policies_of(opened: Folder | list[Any]) -> list[Relabel]:
-    """Each policy, over the evidence and with the other options of the run."""
-    given = opened.run.relabel if isinstance(opened, Folder) else {}
-    known = {option.name for option in fields(Relabel)} - {"policy"}
-    options = {name: value for name, value in given.items() if name in known}
-    return [Relabel(policy=policy, **options) for policy in POLICIES]
-
-
-def _tables(opened: Folder | list[Any]) -> Iterator[pa.Table]:
-    if isinstance(opened, Folder):
-        for split in opened.splits:
-            yield from opened.tables(split, _BATCH_ROWS, columns=COLUMNS)
-        return
-    for dataset in opened:
-        columns = [column for column in COLUMNS if column in dataset.column_names]
-        yield from dataset.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)
+    read = (split.select_columns([column for column in COLUMNS if column in split.column_names]) for split in splits)
+    return chain.from_iterable(split.with_format("arrow").iter(_BATCH_ROWS) for split in read), {}
 
 
 # --- the plot ---------------------------------------------------------------------------------------------------------

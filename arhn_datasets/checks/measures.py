@@ -18,7 +18,8 @@ from arhn_datasets.checks.pairs import EITHER, GRADE, QUALITIES, RANK, SIGNALS, 
 from arhn_datasets.rows.arrow import Mask, Numbers
 from arhn_datasets.rows.records import FILTERED
 
-Interval = tuple[float, float]
+Interval = list[float]
+"""From low to high."""
 
 WAYS = (RELABELLED, FILTERED.label, EITHER)
 RATES = ("precision", "recall", "f1")
@@ -49,7 +50,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Precision, recall, F1 and their intervals."""
-        return {**{name: getattr(self, name) for name in RATES}, "ci": listed(self.ci)}
+        return {**{name: getattr(self, name) for name in RATES}, "ci": dict(self.ci)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class SnippetQuality:
 
     def to_json(self) -> dict[str, Any]:
         """Every measure."""
-        return {"pairs": self.pairs, **{name: getattr(self, name) for name in QUALITIES}, "ci": listed(self.ci)}
+        return {"pairs": self.pairs, **{name: getattr(self, name) for name in QUALITIES}, "ci": dict(self.ci)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ class Measures:
             **{name: getattr(self, name) for name in ("kappa", "kappa_weights", "kappas", "auc", "aucs")},
             "snippets": None if self.snippets is None else self.snippets.to_json(),
             "counts": dict(self.counts),
-            "ci": listed(self.ci),
+            "ci": dict(self.ci),
         }
 
 
@@ -163,8 +164,7 @@ class Bootstrap(NamedTuple):
             for name, values in measure(resampled(sums, self.samples, self.seed)).items():
                 defined = values[~np.isnan(values)]
                 if point[name] is not None and len(defined):
-                    low, high = np.percentile(defined, LEVEL)
-                    ci[name] = (float(low), float(high))
+                    ci[name] = np.percentile(defined, LEVEL).tolist()
         return point, ci
 
     def interval(self, query: Any, columns: Sequence[Any], measure: Callable[[Numbers], Numbers]) -> Interval | None:
@@ -191,13 +191,9 @@ def resampled(sums: Numbers, samples: int, seed: int) -> Numbers:
 def measures_of(
     pairs: Pairs, counts: Mapping[str, int], levels: Sequence[float] | None, bootstrap: Bootstrap
 ) -> Measures:
-    """All measures of some pairs.
+    """All measures of some pairs, undecided ones among them; ``counts`` is what else was counted.
 
-    Args:
-        pairs: Undecided ones among them.
-        counts: What else was counted.
-        levels: The grades of the truth, ascending, where it is a graded one.
-        bootstrap: How intervals are made.
+    ``levels`` are the grades of the truth, ascending, where it is a graded one.
     """
     undecided = int(((pairs.relevant < 0) & pairs.negative).sum())
     pairs = pairs.where(pairs.relevant >= 0)
@@ -281,11 +277,6 @@ def levels_of(grades: Numbers) -> list[float] | None:
     """The grades of a graded truth: three or more, and one for every decided pair."""
     levels = np.unique(grades)
     return None if np.isnan(levels).any() or len(levels) < 3 else [float(level) for level in levels]
-
-
-def listed(intervals: Mapping[str, Interval | None]) -> dict[str, list[float] | None]:
-    """Intervals as JSON has them."""
-    return {name: None if interval is None else list(interval) for name, interval in intervals.items()}
 
 
 def _agreement(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.checks.agreement import RELABELLED
-from arhn_datasets.checks.row_checks import among, with_one_field
+from arhn_datasets.checks.row_checks import among, check_relabelled, with_one_field
 from arhn_datasets.checks.truth import Truth
 from arhn_datasets.errors import InputError, SchemaError
 from arhn_datasets.folder.report import counted_as
@@ -91,24 +91,16 @@ class Reader:
         self._truth, self._evidence = truth, evidence
         self._parts: list[dict[str, Any]] = []
         self._seen = np.zeros(len(truth), bool)
-        self._counted: dict[str, Counter[int]] = {
-            name: Counter() for name in ("rows", "rows_without_truth", "unjudged")
-        }
+        self._counted: dict[str, Counter[int]] = {of: Counter() for of in ("rows", "rows_without_truth", "unjudged")}
         self._example: dict[str, str] = {}
 
     def read(self, table: pa.Table) -> None:
         """Take what is known of a table's passages."""
-        arrow.check_canonical(table.column_names)
-        missing = [side.origins for side in SIDES if side.origins not in table.column_names]
-        if missing:
-            raise SchemaError(
-                f"The rows lack the columns {missing}: they were not relabelled. Run ds.map(arhn.relabel), or name "
-                "what arhn-refine has written."
-            )
+        check_relabelled(table)
         if not table.num_rows:
             return
         query_ids = arrow.strings_of(table, records.QUERY_ID)
-        queries = self._truth.query_numbers(query_ids)
+        queries = np.array([self._truth.queries.get(id, -1) for id in query_ids.to_pylist()], np.int64)
         subsets, known = self._subsets_of(table, queries), queries >= 0
         if not known.all():
             self._example.setdefault("query", str(query_ids[int(np.argmin(known))]))
@@ -179,9 +171,7 @@ class Reader:
         )
         joined = {name: values[starts] for name, values in joined.items()}
         return Pairs(
-            subset=joined["subset"],
-            query=joined["query"],
-            negative=joined["negative"],
+            **{name: joined[name] for name in ("subset", "query", "negative")},
             relevant=self._truth.relevant[joined["pair"]],
             relabelled=relabelled,
             filtered=filtered,
@@ -281,9 +271,8 @@ def _qualities(
         return qualities
     place = at[asked]
     snippets = _along(table, side.snippets, arrow.lengths_in(table, side.passages)[0], place).to_pylist()
-    texts = {
-        name: field_of(passages, name, pa.string()).take(pa.array(place)).to_pylist() for name in ("text", "title")
-    }
+    asked_of = passages.take(pa.array(place))
+    texts = {name: field_of(asked_of, name, pa.string()).to_pylist() for name in ("text", "title")}
     for i, number in enumerate(asked):
         snippet, known = snippets[i] or {}, answers[number]
         words = snippet.get("snippet") if snippet.get("status") == GROUNDED else None

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arhn_datasets.errors import SchemaError
 from arhn_datasets.rows import arrow, records
 from arhn_datasets.rows.arrow import Integers, Mask, field_of, flat_lists, is_null, one_array, rows_of
 from arhn_datasets.rows.records import DECISION, EVIDENCE_KINDS, FURTHER_KINDS, GROUNDED, KINDS, RANKING, SIDES
@@ -17,9 +18,6 @@ from arhn_datasets.rules.rule import Decision
 SNIPPET_COLUMNS = tuple(side.snippets for side in SIDES)
 RANK_COLUMNS = tuple(side.ranks for side in SIDES)
 OPTIONAL = (*RANK_COLUMNS, RANKING)  # of a policy that needs no ranks
-# What stands on a passage with a status, and what the judgements among it are.
-WITH_STATUS = tuple(kind for kind in EVIDENCE_KINDS if KINDS[kind].statuses)
-JUDGEMENTS = tuple(kind for kind in WITH_STATUS if KINDS[kind].values)
 
 Fault = tuple[int, str]
 """A row of the batch, and what is wrong with it."""
@@ -37,6 +35,20 @@ def with_one_field(rows: pa.Table, column: str, name: str) -> pa.Array:
     absent = is_null(one_array(rows.column(column)))
     structs = pa.StructArray.from_arrays([field_of(values, name, pa.string())], [name])
     return arrow.lists_of(counts, structs, absent=absent if absent.any() else None)
+
+
+def check_relabelled(table: pa.Table) -> None:
+    """Whether rows have origins.
+
+    Raises:
+        SchemaError: they have not.
+    """
+    missing = [side.origins for side in SIDES if side.origins not in table.column_names]
+    if missing:
+        raise SchemaError(
+            f"The rows lack the columns {missing}: they were not relabelled. Run ds.map(arhn.relabel), or name what "
+            "arhn-refine has written."
+        )
 
 
 def misplaced_passages(rows: pa.Table, optional: Sequence[str] = OPTIONAL) -> Iterator[Fault]:
@@ -91,14 +103,15 @@ def _since(first: Mask) -> Integers:
 
 def unknown_statuses(rows: pa.Table, *, unranked: bool) -> Iterator[Fault]:
     """Rows with a status that there is not; ``unranked`` allows rows without a ranking."""
-    for kind in WITH_STATUS:
+    for kind in (kind for kind in EVIDENCE_KINDS if KINDS[kind].statuses):
+        judged = bool(KINDS[kind].values)
         for column in (side.column(kind) for side in SIDES if side.column(kind) in rows.column_names):
             counts, values = flat_lists(rows, column)
             row = rows_of(counts)
             # A passage that was not judged at all, as the positives that others are compared with, is null.
             statuses = field_of(values, "status", pa.string())
-            wrong = _wrong_values(column, kind, values) if kind in JUDGEMENTS else ()
-            for at, message in (*_unknown(column, statuses, KINDS[kind].statuses, kind in JUDGEMENTS), *wrong):
+            wrong = _wrong_values(column, kind, values) if judged else ()
+            for at, message in (*_unknown(column, statuses, KINDS[kind].statuses, judged), *wrong):
                 yield int(row[at]), message
     for column, of_row in ((RANKING, records.RANKING_STATUSES), (DECISION, records.DECISION_STATUSES)):
         if column in rows.column_names:

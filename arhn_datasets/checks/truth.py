@@ -44,7 +44,6 @@ Judgement = tuple[int, float, tuple[str, ...]]  # relevant (1, 0, or -1 where un
 _ROWS_AT_ONCE = 1000
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Truth:
     """What is known, pair by pair; the pairs of a query stand together.
 
@@ -52,23 +51,24 @@ class Truth:
     ``subsets`` of the queries. ``contradictory`` counts the pairs that are judged both ways, which decides nothing.
     """
 
-    name: str
-    form: str
-    queries: Mapping[str, int]
-    starts: Integers
-    docids: pa.Array
-    relevant: Integers
-    grades: Any
-    answers: Sequence[tuple[str, ...]]
-    subsets: Sequence[str | None]
-    contradictory: int = 0
+    def __init__(self, read: _Judgements, form: str) -> None:
+        for query_id, docid in read.contradicted:
+            read.found[query_id][docid] = (-1, math.nan, ())
+        judgements = [judgement for pairs in read.found.values() for judgement in pairs.values()]
+        if not judgements:
+            raise InputError(f"{read.name} holds no judged pair of a query and a docid. {EXPECTED}")
+        relevant, grades, answers = zip(*judgements, strict=True)
+        self.name, self.form = read.name, form
+        self.queries = {query_id: number for number, query_id in enumerate(read.found)}
+        self.starts = starts_of(np.array([len(pairs) for pairs in read.found.values()], np.int64))
+        self.docids = pa.array([docid for pairs in read.found.values() for docid in pairs], pa.string())
+        self.relevant, self.grades = np.array(relevant, np.int64), np.array(grades, np.float64)
+        self.answers: Sequence[tuple[str, ...]] = answers
+        self.subsets = [read.subsets.get(query_id) for query_id in read.found]
+        self.contradictory = len(read.contradicted)
 
     def __len__(self) -> int:
         return len(self.relevant)
-
-    def query_numbers(self, query_ids: pa.Array) -> Integers:
-        """The number of each query, -1 where nothing is known of it."""
-        return np.array([self.queries.get(query_id, -1) for query_id in query_ids.to_pylist()], np.int64)
 
     def find(self, queries: Integers, docids: pa.Array) -> Integers:
         """The pair of each query number and docid, -1 where nothing is known of it."""
@@ -157,26 +157,6 @@ class _Judgements:
     def _relevant(self, grade: float) -> int:
         return -1 if math.isnan(grade) else int(grade >= self.relevant_from)
 
-    def truth(self, form: str) -> Truth:
-        for query_id, docid in self.contradicted:
-            self.found[query_id][docid] = (-1, math.nan, ())
-        judgements = [judgement for pairs in self.found.values() for judgement in pairs.values()]
-        if not judgements:
-            raise InputError(f"{self.name} holds no judged pair of a query and a docid. {EXPECTED}")
-        relevant, grades, answers = zip(*judgements, strict=True)
-        return Truth(
-            name=self.name,
-            form=form,
-            queries={query_id: number for number, query_id in enumerate(self.found)},
-            starts=starts_of(np.array([len(pairs) for pairs in self.found.values()], np.int64)),
-            docids=pa.array([docid for pairs in self.found.values() for docid in pairs], pa.string()),
-            relevant=np.array(relevant, np.int64),
-            grades=np.array(grades, np.float64),
-            answers=answers,
-            subsets=[self.subsets.get(query_id) for query_id in self.found],
-            contradictory=len(self.contradicted),
-        )
-
     def of_file(self, path: Path) -> Truth:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -222,7 +202,7 @@ class _Judgements:
             canonical = {QUERY_ID, POSITIVE.passages, NEGATIVE.passages} <= {*rows.column_names}
             for table in (rows if canonical else adapt_dataset(rows)).with_format("arrow").iter(_ROWS_AT_ONCE):
                 self._add_table(table)
-        return self.truth(LABELLED_DATASET)
+        return Truth(self, LABELLED_DATASET)
 
     def _add_table(self, table: pa.Table) -> None:
         query_ids = strings_of(table, QUERY_ID)
@@ -247,7 +227,7 @@ class _Judgements:
                 form = self._add_row(row)
             except (ValueError, TypeError) as error:
                 raise InputError(f"{self.name}: row {number} {error}. {EXPECTED}") from error
-        return self.truth(form)
+        return Truth(self, form)
 
     def _add_row(self, row: Mapping[str, Any]) -> str:
         """Add what a row says, and tell its form.
@@ -300,19 +280,18 @@ class _Judgements:
 
     def _of_lines(self, lines: Iterable[str]) -> Truth:
         """Qrels as text: three columns or TREC's four, with or without a header."""
-        places, separator = None, None
+        places: tuple[int, ...] = ()
+        separator = None
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                if places is None:
+                if not places:
                     separator = _separator_of(line)
                 fields = _fields_of(line, separator)
-                if places is None:
-                    places = _header(fields)
-                    if places is not None:
-                        continue
-                    places = {3: (0, 1, 2), 4: (0, 2, 3)}.get(len(fields), ())
+                if not places and (places := _header(fields)):
+                    continue
+                places = places or {3: (0, 1, 2), 4: (0, 2, 3)}.get(len(fields), ())
                 if len(fields) <= max(places, default=len(fields)):
                     raise ValueError(f"{len(fields)} columns")
                 query_id, docid, grade = (fields[place] for place in places)
@@ -320,7 +299,7 @@ class _Judgements:
             except (ValueError, csv.Error) as error:
                 found = f"{self.name}: line {number} is {shorten(line, 80)!r} ({error})"
                 raise InputError(f"{found}; a query, a docid and a grade were expected. {EXPECTED}") from error
-        return self.truth(QRELS)
+        return Truth(self, QRELS)
 
 
 def _separator_of(line: str) -> str | None:
@@ -344,7 +323,7 @@ def _fields_of(line: str, separator: str | None) -> list[str]:
     return [field.strip() for field in fields]
 
 
-def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
+def _header(fields: Sequence[str]) -> tuple[int, ...]:
     """Where query, docid and grade stand, when this line is a header; nowhere when it names them in no known way."""
     try:
         float(fields[-1])
@@ -352,8 +331,8 @@ def _header(fields: Sequence[str]) -> tuple[int, ...] | None:
         named = [name.strip("#\"' ").lower() for name in fields]
         places = {name: named.index(name) for name in named}
         known = [_named(places, names) for names in (QUERY_ID_NAMES, DOCID_NAMES, GRADE_NAMES)]
-        return tuple(known) if None not in known else None
-    return None
+        return tuple(known) if None not in known else ()
+    return ()
 
 
 def _keys(queries: Integers, docids: pa.Array) -> pa.Array:

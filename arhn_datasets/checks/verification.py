@@ -38,22 +38,20 @@ from arhn_datasets.rows.records import DECISION, EVIDENCE_TYPES, GROUNDED, SIDES
 from arhn_datasets.rules.registry import rule_of
 from arhn_datasets.rules.rule import Decision
 
-FILES, ROWS, PASSAGES, STATUSES = "files", "rows", "passages", "statuses"
-SNIPPETS, RANKS, LABELS, COUNTS, FORMATS = "snippets", "ranks", "labels", "counts", "formats"
-
 CHECKS: Mapping[str, str] = {
-    FILES: "files as they were written",
-    ROWS: "rows, as many as the source had",
-    PASSAGES: "passages of the source, each in one list",
-    STATUSES: "statuses known",
-    SNIPPETS: "snippets word for word in their passage",
-    RANKS: "ranks in order",
-    LABELS: "rows labelled as the policy says",
-    COUNTS: "counts in run.json and card",
-    FORMATS: "rows of trainers' formats",
+    "files": "files as they were written",
+    "rows": "rows, as many as the source had",
+    "passages": "passages of the source, each in one list",
+    "statuses": "statuses known",
+    "snippets": "snippets word for word in their passage",
+    "ranks": "ranks in order",
+    "labels": "rows labelled as the policy says",
+    "counts": "counts in run.json and card",
+    "formats": "rows of trainers' formats",
 }
 """What each check counts."""
 
+FILES, ROWS, PASSAGES, STATUSES, SNIPPETS, RANKS, LABELS, COUNTS, FORMATS = CHECKS
 MOST_KEPT = 100
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".tsv", ".csv", ".arrow")
 FORMAT_ROWS = 100  # rows at once to make a format of, which can be many times as long
@@ -70,8 +68,7 @@ class Violation:
     query_id: str | None = None
 
     def __str__(self) -> str:
-        place = [] if self.split is None else [f"split {self.split}"]
-        place += [] if self.row is None else [f"row {self.row}"]
+        place = [f"{name} {at}" for name, at in (("split", self.split), ("row", self.row)) if at is not None]
         where = ", ".join(place) + (f" (query_id {self.query_id!r})" if self.row is not None else "")
         return f"{self.check}: {f'{where}: ' if where else ''}{self.message}"
 
@@ -268,14 +265,12 @@ def _in_the_wrong_part(table: pa.Table, numbers: Integers, kept: int) -> Iterato
 
 def _check_sizes(folder: Folder, split: str, rows: int, passages: int, record: Verification) -> None:
     """Nothing was lost since the source, and there is evidence of nothing else."""
-    import pyarrow.parquet as pq
-
     record.checks[ROWS] += rows
     expected = folder.run.source.rows.get(split)
     if expected != rows:
         record.violated(ROWS, f"{rows:,} rows; {RUN_FILE} says that the source had {expected}.", split=split)
     if folder.layout == reading.PUBLISHED:
-        evidence = sum(pq.read_metadata(path).num_rows for path in folder.shards(split, EVIDENCE))
+        evidence = folder.count(split, EVIDENCE)
         if evidence != passages:
             message = f"{evidence:,} rows of evidence; the passages make {passages:,}."
             record.violated(PASSAGES, message, split=split)
@@ -385,14 +380,12 @@ class _Formats:
         ]
 
     def begin(self, split: str) -> None:
-        """Start a split."""
         self._split = split
         for writer in self._writers:
             writer.begin(split)
         self._stored = [self._stored_in(name) for name in self._tables]
 
     def write(self, rows: pa.Table) -> None:
-        """Make the formats of further rows, and compare those that follow from a row alone."""
         for writer in self._writers:
             writer.write(rows)
         for start in range(0, rows.num_rows, FORMAT_ROWS):
@@ -400,14 +393,12 @@ class _Formats:
                 self._compare(stored, table_of(stored.name, rows.slice(start, FORMAT_ROWS), self._options)[0])
 
     def end(self) -> None:
-        """End the split: a format has no more rows than were made."""
         for writer in self._writers:
             writer.end()
         for stored in self._stored:
             self._compare(stored, None)
 
     def close(self) -> None:
-        """Compare what was written again."""
         tables: dict[tuple[str, str], list[Path]] = {}
         for path in (path for writer in self._writers for path, _ in writer.close().files):
             made, there = self._scratch / path, self._folder.path / path
@@ -439,8 +430,7 @@ class Stored:
     def __init__(self, name: str, paths: Sequence[Path]) -> None:
         self.name, self.rows = name, 0
         self._tables = (table for path in paths for table in read_tables(path))
-        self._rest: pa.Table | None = None
-        self._differs = False
+        self._rest, self._differs = pa.table({}), False
 
     def difference(self, made: pa.Table | None) -> str | None:
         """How the next rows differ from these, or with ``None`` from none at all; said once, the first time."""
@@ -461,17 +451,12 @@ class Stored:
 
     def _take(self, count: int) -> pa.Table:
         """The next rows; fewer at the end."""
-        taken: list[pa.Table] = []
-        while count > 0:
-            if self._rest is None or not self._rest.num_rows:
-                self._rest = next(self._tables, None)
-                if self._rest is None:
-                    break
-            taken.append(self._rest.slice(0, count))
-            self._rest = self._rest.slice(taken[-1].num_rows)
-            count -= taken[-1].num_rows
-            self.rows += taken[-1].num_rows
-        return pa.concat_tables(taken) if taken else pa.table({})
+        while self._rest.num_rows < count and (table := next(self._tables, None)) is not None:
+            self._rest = pa.concat_tables([self._rest, table]) if self._rest.num_rows else table
+        count = min(count, self._rest.num_rows)  # or a table without columns would seem to have so many rows
+        taken, self._rest = self._rest.slice(0, count), self._rest.slice(count)
+        self.rows += count
+        return taken
 
 
 def _first_difference(found: pa.Table, made: pa.Table) -> tuple[int, str, str]:

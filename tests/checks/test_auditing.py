@@ -33,6 +33,7 @@ from arhn_datasets.checks.audit_sheet import (
     sheet_of,
 )
 from arhn_datasets.checks.auditing import choose_pairs, draw_audit, read_audit, shares, with_audit
+from arhn_datasets.checks.row_checks import check_relabelled
 from arhn_datasets.checks.verification import verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.folder import report
@@ -499,6 +500,7 @@ def unknown(rows):
         (lambda rows: rows[2].update(id="12"), r"line \d+: the id is '12'; one as it was drawn was expected"),
         (lambda rows: rows[2].update(id=""), r"line \d+: the id is ''"),
         (lambda rows: rows[2].update(id=unknown(rows)), r"line \d+: the id is of no pair of this run"),
+        (lambda rows: rows[2].update(id=rows[2]["id"][:7] + "z" * 15), r"line \d+: the id is of no pair of this run"),
         (lambda rows: rows.append({**rows[0], "answers": "no"}), r"line \d+: the answer is 'no', and in line \d+"),
         (lambda rows: [row.update(answers="") for row in rows], "answers nothing: of 10 rows"),
         (lambda rows: rows.clear(), "answers nothing: of 0 rows"),
@@ -922,7 +924,7 @@ def test_places_that_are_none_are_refused(whole):
     """A damaged folder is told, not drawn from."""
     table = next(open_folder(whole).tables("train"))
     with pytest.raises(SchemaError, match="lack the columns"):
-        auditing._check_columns(table.drop_columns(["filtered_origins"]))
+        check_relabelled(table.drop_columns(["filtered_origins"]))
     broken = table.drop_columns(["negative_origins"]).append_column(
         "negative_origins",
         [[[{"label": "negative", "position": -1} for _ in one] for one in table["negative_origins"].to_pylist()]],
