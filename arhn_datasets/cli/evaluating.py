@@ -53,8 +53,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from arhn_datasets.checks.curves import check_plot, draw_curves
-    from arhn_datasets.checks.evaluation import evaluate, format_evaluation
+    from arhn_datasets.checks.evaluation import check_plot, draw_curves, evaluate, format_evaluation
 
     if options.plot:
         check_plot(options.plot)  # before a long run, not after it

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -101,7 +101,7 @@ class Tally:
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table; of its columns only statuses, origins and the subset are read."""
         names, groups = _subsets_of(table)
-        tallies = [self._of(str(name) if name else NO_SUBSET) for name in names]
+        tallies = [self._of(name) for name in names]
         _add(tallies, "rows", np.bincount(groups, minlength=len(tallies)))
         decisions = table.column(DECISION)
         _count(tallies, groups, field_of(decisions, "status", pa.string()), _keys("decisions"))
@@ -135,10 +135,14 @@ class Tally:
         tally._subsets = {name: Counter(counted) for name, counted in value.items()}
         return tally
 
-    def _of(self, name: str) -> Counter[str]:
-        if name not in self._subsets and len(self._subsets) >= MOST_SUBSETS:
-            name = OTHER_SUBSETS
-        return self._subsets.setdefault(name, Counter())
+    def _of(self, name: Any) -> Counter[str]:
+        return self._subsets.setdefault(counted_as(name, self._subsets), Counter())
+
+
+def counted_as(name: Any, seen: Collection[str]) -> str:
+    """The subset that a row counts to: its own, or beside :data:`MOST_SUBSETS` that were seen, that of all others."""
+    name = str(name) if name else NO_SUBSET
+    return OTHER_SUBSETS if name not in seen and len(seen) >= MOST_SUBSETS else name
 
 
 def format_report(report: Report) -> str:

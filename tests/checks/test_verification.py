@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.checks.format_checks import Stored
 from arhn_datasets.checks.row_checks import (
     impossible_ranks,
     misplaced_passages,
@@ -30,7 +29,7 @@ from arhn_datasets.checks.row_checks import (
     unknown_statuses,
     wrong_labels,
 )
-from arhn_datasets.checks.verification import verify, verify_folder
+from arhn_datasets.checks.verification import Stored, verify, verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.reading import open_folder, read_rows, read_tables, sha256_of
 from arhn_datasets.hub.publication import build_publication
