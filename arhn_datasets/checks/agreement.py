@@ -19,7 +19,7 @@ import numpy as np
 
 from arhn_datasets.checks.audit_sheet import NO, UNSURE, YES
 from arhn_datasets.errors import InputError, MissingDependencyError
-from arhn_datasets.folder.run import Estimate
+from arhn_datasets.folder.run import Agreement
 from arhn_datasets.rows.records import FILTERED
 
 RELABELLED, KEPT = "relabelled", "kept"
@@ -54,12 +54,12 @@ class Audit:
     what is not as it should be.
     """
 
-    kappa: Estimate
-    relabelled_kappa: Estimate
-    weighted_kappa: Estimate
-    answering: Mapping[str, Estimate]
+    kappa: Agreement
+    relabelled_kappa: Agreement
+    weighted_kappa: Agreement
+    answering: Mapping[str, Agreement]
     strata: Sequence[StratumAnswers]
-    between_annotators: Mapping[tuple[int, int], Estimate]
+    between_annotators: Mapping[tuple[int, int], Agreement]
     annotators: int
     unanswered: int
     date: str
@@ -140,7 +140,7 @@ def summarize(
     )
 
 
-def _notes(answered: Sequence[StratumAnswers], populations: Mapping[Stratum, int], kappa: Estimate) -> tuple[str, ...]:
+def _notes(answered: Sequence[StratumAnswers], populations: Mapping[Stratum, int], kappa: Agreement) -> tuple[str, ...]:
     notes = []
     there = {(one.label, one.subset) for one in answered}
     if without := [stratum for stratum, size in populations.items() if size and stratum not in there]:
@@ -165,14 +165,14 @@ def _pooled(verdicts: Sequence[str]) -> str:
     return UNSURE if yes or UNSURE in verdicts else ""
 
 
-def _kappa(judged: Sequence[StratumAnswers], seed: int, *, weighted: bool = False) -> Estimate:
+def _kappa(judged: Sequence[StratumAnswers], seed: int, *, weighted: bool = False) -> Agreement:
     """Cohen's kappa of answers and labels; the interval is of a bootstrap within the strata.
 
     Of a stratum only the number that says yes differs between resamples, and that is binomial.
     """
     yes, no = np.array([one.yes for one in judged]), np.array([one.no for one in judged])
     if not len(judged):
-        return Estimate()
+        return Agreement()
     size = yes + no
     weights = np.array([one.population for one in judged]) / size if weighted else np.ones(len(judged))
     positive = np.array([one.label != KEPT for one in judged])
@@ -186,12 +186,12 @@ def _kappa(judged: Sequence[StratumAnswers], seed: int, *, weighted: bool = Fals
     return _estimate(value, resampled, int(size.sum()))
 
 
-def _kappa_between(one: Mapping[int, str], other: Mapping[int, str], seed: int) -> Estimate:
+def _kappa_between(one: Mapping[int, str], other: Mapping[int, str], seed: int) -> Agreement:
     """Cohen's kappa of two annotators on the pairs that both judged."""
     pairs = Counter((one[code], other[code]) for code in one if {one[code], other.get(code)} <= {YES, NO})
     total = sum(pairs.values())
     if not total:
-        return Estimate()
+        return Agreement()
     cells = [(YES, YES), (YES, NO), (NO, YES), (NO, NO)]
     counts = np.array([pairs[cell] for cell in cells])
     ours, theirs = np.array(cells).T == YES
@@ -200,23 +200,23 @@ def _kappa_between(one: Mapping[int, str], other: Mapping[int, str], seed: int) 
     return _estimate(value, kappas_of(*drawn.T), total)
 
 
-def _estimate(value: float | None, resampled: Any, rows: int) -> Estimate:
+def _estimate(value: float | None, resampled: Any, rows: int) -> Agreement:
     defined = resampled[np.isfinite(resampled)]
     if value is None or not len(defined):
-        return Estimate(value=value, rows=rows)
+        return Agreement(value=value, rows=rows)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high), rows=rows)
+    return Agreement(value=value, low=float(low), high=float(high), rows=rows)
 
 
-def _share(judged: Sequence[StratumAnswers]) -> Estimate:
+def _share(judged: Sequence[StratumAnswers]) -> Agreement:
     """The share of a label's passages that answer: a weighted mean over the subsets.
 
     The interval is Wilson's (1927), which is none of zero width where all answers are equal, for the number of rows
     that an unweighted sample as exact would have (Kish 1965).
     """
     if not judged:
-        return Estimate()
+        return Agreement()
     size = np.array([one.yes + one.no for one in judged])
     weights = np.array([one.population for one in judged], dtype=float)
     weights /= weights.sum()
@@ -226,7 +226,7 @@ def _share(judged: Sequence[StratumAnswers]) -> Estimate:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-    return Estimate(value=share, low=low, high=high, rows=int(size.sum()))
+    return Agreement(value=share, low=low, high=high, rows=int(size.sum()))
 
 
 def cohen_kappa(one: Any, other: Any, *, sample_weight: Any = None, **options: Any) -> float | None:

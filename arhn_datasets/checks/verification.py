@@ -49,7 +49,7 @@ CHECKS: Mapping[str, str] = {
 }
 """What each check counts."""
 
-FILES, ROWS, PASSAGES, STATUSES, SNIPPETS, RANKS, LABELS, COUNTS, FORMATS = CHECKS
+FILES, ROWS, PASSAGES, STATUSES, SNIPPETS, RANKS, LABEL_CHECK, COUNTS, FORMATS = CHECKS
 MOST_KEPT = 100
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".tsv", ".csv", ".arrow")
 FORMAT_ROWS = 100  # rows at once to make a format of, which can be many times as long
@@ -176,7 +176,7 @@ def _check_contents(folder: Folder, record: Verification, progress: bool) -> Non
     try:
         rule = rule_of(folder.run.relabel)
     except (ConfigurationError, TypeError) as error:
-        record.violated(LABELS, f"the relabel parameters in {RUN_FILE} are none: {error}")
+        record.violated(LABEL_CHECK, f"the relabel parameters in {RUN_FILE} are none: {error}")
     rank_by = folder.run.parameters.get("ranks", {}).get("rank_by", "snippet")
     with tempfile.TemporaryDirectory(prefix="arhn-verify-", ignore_cleanup_errors=True) as scratch:
         formats, tally, whole = _Formats(folder, Path(scratch), record), Tally(), True
@@ -242,9 +242,9 @@ def _check_rows(
     record.checks[RANKS] += sum(len(pc.drop_null(values)) for values in ranks)
     found(RANKS, row_checks.impossible_ranks(table, rank_by))
     if rule is not None:
-        record.checks[LABELS] += table.num_rows
-        found(LABELS, row_checks.wrong_labels(table, rule))
-    found(LABELS, _in_the_wrong_part(table, first + numbers, kept))
+        record.checks[LABEL_CHECK] += table.num_rows
+        found(LABEL_CHECK, row_checks.wrong_labels(table, rule))
+    found(LABEL_CHECK, _in_the_wrong_part(table, first + numbers, kept))
     return table
 
 
@@ -362,7 +362,7 @@ class _Formats:
 
     def __init__(self, folder: Folder, scratch: Path, record: Verification) -> None:
         self._folder, self._scratch, self._record = folder, scratch, record
-        self._split, self._stored = "", list[Stored]()
+        self._split, self._stored = "", list[StoredRows]()
         published = folder.run.published or Published()
         try:
             self._options = Options(**published.options)
@@ -412,17 +412,17 @@ class _Formats:
                 self._compare(stored, table)
             self._compare(stored, None)
 
-    def _stored_in(self, name: str) -> Stored:
-        return Stored(name, sorted((self._folder.path / name).glob(f"{self._split}-*-of-*.parquet")))
+    def _stored_in(self, name: str) -> StoredRows:
+        return StoredRows(name, sorted((self._folder.path / name).glob(f"{self._split}-*-of-*.parquet")))
 
-    def _compare(self, stored: Stored, made: pa.Table | None) -> None:
+    def _compare(self, stored: StoredRows, made: pa.Table | None) -> None:
         before = stored.rows
         if difference := stored.difference(made):
             self._record.violated(FORMATS, difference, split=self._split)
         self._record.checks[FORMATS] += stored.rows - before
 
 
-class Stored:
+class StoredRows:
     """The rows of a format as they are in the folder, to be compared from the first to the last."""
 
     def __init__(self, name: str, paths: Sequence[Path]) -> None:

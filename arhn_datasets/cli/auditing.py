@@ -14,7 +14,7 @@ from arhn_datasets.folder.report import format_table
 if TYPE_CHECKING:
     from arhn_datasets.checks.agreement import Audit
     from arhn_datasets.checks.auditing import Drawn
-    from arhn_datasets.folder.run import Estimate
+    from arhn_datasets.folder.run import Agreement
 
 ROWS = 100
 # What the share of answering passages is called, by label.
@@ -112,7 +112,7 @@ def _print_audit(audit: Audit) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _line(name: str, found: Estimate) -> tuple[str, str, str, str]:
+def _line(name: str, found: Agreement) -> tuple[str, str, str, str]:
     value = "not defined" if found.value is None else f"{found.value:.3f}"
     interval = "" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
     return name, value, interval, f"{found.rows:,}"

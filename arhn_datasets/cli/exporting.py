@@ -10,7 +10,7 @@ from typing import Any
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, whole
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.folder.report import format_table
-from arhn_datasets.formats.format import LABELS, SHORT, known_formats
+from arhn_datasets.formats.format import LABEL_CHOICES, SHORT, known_formats
 
 MOST_NEGATIVES = 1000  # each is a column, and the longest rows have some hundred
 
@@ -68,7 +68,7 @@ def add_format_options(parser: argparse.ArgumentParser, *, required: bool, each:
     )
     parser.add_argument(
         "--labels",
-        choices=LABELS,
+        choices=LABEL_CHOICES,
         default="hard",
         help=f"soft: the scores of the passages in {', '.join(scored)} and {last}; default: hard",
     )

@@ -27,7 +27,7 @@ from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row,
 from arhn_datasets.rows.stage import Transform
 
 BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"
-KINDS = (BI_ENCODER, CROSS_ENCODER)
+MODEL_KINDS = (BI_ENCODER, CROSS_ENCODER)
 PAIRS_AT_ONCE = 8192
 SIMILARITIES = ("cosine", "dot")
 REPLACE, MEAN, RRF = "replace", "mean", "rrf"
@@ -112,7 +112,7 @@ class Scores(Transform):
             if len(columns) != 2:
                 raise ConfigurationError(f"columns is {self.columns!r}; the names of two columns were expected.")
             object.__setattr__(self, "columns", columns)
-        check_choice("kind", self.kind, KINDS, optional=True)
+        check_choice("kind", self.kind, MODEL_KINDS, optional=True)
         check_choice("similarity", self.similarity, SIMILARITIES, optional=True)
         check_choice("dtype", self.dtype, DTYPES, optional=True)
         check_choice("fuse", self.fuse, FUSIONS)
@@ -269,7 +269,7 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-class Loaded:
+class LoadedModel:
     """A loaded model."""
 
     def __init__(self, found: Model, device: str | None, dtype: str | None) -> None:
@@ -336,14 +336,14 @@ _PARENT = os.getpid()
 
 
 @lru_cache(maxsize=2)
-def load(found: Model, device: str | None, dtype: str | None, process: int) -> Loaded:
+def load(found: Model, device: str | None, dtype: str | None, process: int) -> LoadedModel:
     """The model of a process, whose two last are kept."""
     if process != _PARENT:
         # A forked worker of num_proc has none of its parent's threads: a parallel region would wait for them for ever.
         import torch
 
         torch.set_num_threads(1)
-    return Loaded(found, device, dtype)
+    return LoadedModel(found, device, dtype)
 
 
 def model_of(model: str, revision: str | None, kind: str | None) -> Model:

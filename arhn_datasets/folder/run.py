@@ -65,7 +65,7 @@ class WrittenFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Agreement:
     """A share or a kappa, with its interval, from a number of judged pairs; None where it cannot be computed."""
 
     value: float | None = None
@@ -82,7 +82,7 @@ class RunAudit:
     kappa: float | None = None
     low: float | None = None
     high: float | None = None
-    answering: Mapping[str, Estimate] = field(default_factory=dict)
+    answering: Mapping[str, Agreement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from arhn_datasets.rows.options import check_choices
 from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY_ID, SCORE_TYPE, Side
 
 SHORT = ("repeat", "drop")
-LABELS = ("hard", "soft")
+LABEL_CHOICES = ("hard", "soft")
 DROPPED_ROW, NO_SCORE = "dropped by a guard", "a passage without a score"
 
 TEXT, SCORES = pa.string(), pa.list_(SCORE_TYPE)
@@ -64,7 +64,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.negatives < 1:
             raise ConfigurationError(f"negatives is {self.negatives}; a number from 1 was expected.")
-        check_choices(self, {"short": SHORT, "labels": LABELS})
+        check_choices(self, {"short": SHORT, "labels": LABEL_CHOICES})
         if self.soft and self.grades:
             raise ConfigurationError("Labels are either soft or grades; leave one of them out.")
 

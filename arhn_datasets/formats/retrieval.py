@@ -21,7 +21,7 @@ from arhn_datasets.formats.writers import Distinct, Lines, SplitRows, TabbedLine
 from arhn_datasets.rows.arrow import merged, rows_of, taken
 from arhn_datasets.rows.records import FILTERED, NEGATIVE, POSITIVE, QUERY_ID
 
-GRADES = {POSITIVE: 2, FILTERED: 1}
+QREL_GRADES = {POSITIVE: 2, FILTERED: 1}
 ALL_SIDES = (POSITIVE, NEGATIVE, FILTERED)
 
 
@@ -43,10 +43,10 @@ def _judged_queries(rows: pa.Table, options: Options) -> Made:
 
 
 def _judgements(rows: pa.Table, options: Options) -> Made:
-    sides = [Passages(rows, side) for side in GRADES]
+    sides = [Passages(rows, side) for side in QREL_GRADES]
     counts, order = merged([side.counts for side in sides])
     row = rows_of(counts)
-    grades = np.repeat(np.array(list(GRADES.values()), np.int32), [len(side.values) for side in sides])[order]
+    grades = np.repeat(np.array(list(QREL_GRADES.values()), np.int32), [len(side.values) for side in sides])[order]
     kept = sides[0].counts[row] > 0
     columns = {
         "query-id": taken(query_ids(rows), row[kept]),

@@ -1,6 +1,6 @@
 """What stands in the columns of an input: values of a kind, lists of them, and passages, as flat Arrow arrays.
 
-Each :class:`Kind` of value is read in one way, from an array: one of Arrow, or one made of Python objects. Where these
+Each :class:`ValueKind` of value is read in one way, from an array: one of Arrow, or one made of Python objects. Where these
 have several types, or one is not of the kind, each is read by itself, which finds the one to name in the message.
 """
 
@@ -76,7 +76,7 @@ def in_lists(counts: Integers) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class ValueKind:
     """What values mean: ``array`` reads an array, or gives None where a value in it is not what was ``expected``."""
 
     array: Callable[[pa.Array], pa.Array | None]
@@ -86,7 +86,7 @@ class Kind:
     type: pa.DataType = STRING
 
 
-def read(values: Values, kind: Kind, column: str) -> pa.Array:
+def read(values: Values, kind: ValueKind, column: str) -> pa.Array:
     """A column of values of a kind; a :class:`BrokenRow` where one is not of it."""
     array = None
     try:
@@ -103,7 +103,7 @@ def read(values: Values, kind: Kind, column: str) -> pa.Array:
     return pa.concat_arrays([pa.nulls(0, kind.type), *each(values, lambda value: read([value], kind, column))])
 
 
-def read_lists(values: Values, kind: Kind, column: str) -> tuple[Integers, pa.Array]:
+def read_lists(values: Values, kind: ValueKind, column: str) -> tuple[Integers, pa.Array]:
     """A column of lists of values of a kind: their lengths, and the values of all; a :class:`BrokenRow` as of one."""
     if not isinstance(values, list) and arrow.is_list(values.type):
         counts, flat = flat_lists(pa.table({column: values}), column)
@@ -250,17 +250,17 @@ def _numbers(values: pa.Array) -> pa.Array | None:
 _PASSAGE = "where the text of one passage was expected"
 _ID = "a string or an integer was expected"
 
-TEXT = Kind(array=_strings, expected=_PASSAGE, needed=True, plural="texts")
-TITLE = Kind(array=_titles, expected="as a title; a string or null was expected")
+TEXT = ValueKind(array=_strings, expected=_PASSAGE, needed=True, plural="texts")
+TITLE = ValueKind(array=_titles, expected="as a title; a string or null was expected")
 """A title, empty where there is none."""
-OPTIONAL_TEXT = Kind(array=_optional_texts, expected=_PASSAGE)
+OPTIONAL_TEXT = ValueKind(array=_optional_texts, expected=_PASSAGE)
 """A text, null where there is none or an empty one."""
-QUERY_TEXT = Kind(array=_queries, expected="where the text of a query was expected")
-ID = Kind(array=_ids, expected=f"as an id; {_ID}")
+QUERY_TEXT = ValueKind(array=_queries, expected="where the text of a query was expected")
+ID = ValueKind(array=_ids, expected=f"as an id; {_ID}")
 """An id as a string, null where there is none."""
-DOCID = Kind(array=_ids, expected=f"as a docid; {_ID}, no null or empty docid", needed=True, plural="docids")
+DOCID = ValueKind(array=_ids, expected=f"as a docid; {_ID}, no null or empty docid", needed=True, plural="docids")
 """An id that has to be there."""
-NUMBER = Kind(array=_numbers, expected="where a number was expected", plural="numbers", type=pa.float64())
+NUMBER = ValueKind(array=_numbers, expected="where a number was expected", plural="numbers", type=pa.float64())
 """A number or null."""
 
 

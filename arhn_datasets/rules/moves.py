@@ -30,7 +30,7 @@ from arhn_datasets.rows.stage import ColumnTransform
 Names = Callable[[Integers], Sequence[Any]]
 """The names of some rows, by their numbers."""
 
-LABELS = tuple(side.label for side in LABELLED)
+SOURCE_LABELS = tuple(side.label for side in LABELLED)
 ORIGINS = tuple(side.origins for side in SIDES)
 _ITSELF, _PLACE = "itself", "place"  # in place of a field's name, and beside it in a table of objects
 
@@ -200,7 +200,7 @@ class Undecided:
             labels = np.repeat(np.arange(len(LABELLED)), [self._counts[side].sum() for side in LABELLED])
             positions = np.concatenate([arrow.within(self._counts[side]) for side in LABELLED]).astype(np.int32)
             for side, at in sources.items():
-                fields = [words_of(LABELS, labels[at]), pa.array(positions[at])]
+                fields = [words_of(SOURCE_LABELS, labels[at]), pa.array(positions[at])]
                 values = pa.StructArray.from_arrays(fields, fields=list(records.ORIGIN_TYPE))
                 columns[side.origins] = arrow.lists_of(counts[side], values)
             columns[records.DECISION] = decision
@@ -280,7 +280,7 @@ class Undecided:
         rows, (lists, lengths) = arrow.rows_of(counts), self._lists(column)
         _check_lengths(self._table, column, lengths, side, counts, (lengths != counts) & self._decided)
         values = arrow.aligned(lists.flatten(), lengths, counts)
-        named = pc.index_in(arrow.field_of(values, "label", pa.string()), value_set=_array_of(LABELS))
+        named = pc.index_in(arrow.field_of(values, "label", pa.string()), value_set=_array_of(SOURCE_LABELS))
         labels, positions = (
             pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
             for found in (named, arrow.field_of(values, "position", pa.int32()))
@@ -290,7 +290,7 @@ class Undecided:
         if (at := arrow.first_of(wrong)) is not None:
             raise SchemaError(
                 f"Column {column!r} names no place in the source for a passage (query "
-                f"{self._table.column(QUERY)[int(rows[at])].as_py()!r}); a label of {', '.join(LABELS)} and a position "
+                f"{self._table.column(QUERY)[int(rows[at])].as_py()!r}); a label of {', '.join(SOURCE_LABELS)} and a position "
                 "from 0 were expected. Take the rows as arhn.relabel has written them."
             )
         labels = np.where(decided, labels, own if side in LABELLED else -1)

@@ -57,7 +57,7 @@ def on_ray(address: str | None = None, actors: int | None = None) -> Opened:
     return partial(_running, address=address, actors=actors)
 
 
-class Pool(Engine):
+class ActorPool(Engine):
     """The engine of a run on a pool of actors: the relabelled rows, and what it has asked so far."""
 
     def __init__(self, prepared: Prepared, actors: int, keeper: Any) -> None:
@@ -143,7 +143,7 @@ class Pool(Engine):
 
 
 @contextmanager
-def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> Iterator[Pool]:
+def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> Iterator[ActorPool]:
     """The pool of a run, which ends with the block."""
     folders: list[Path] = []
 
@@ -159,7 +159,7 @@ def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> 
         keeper = start_keeper(sorted(set(folders)))
         stack.enter_context(handing_over(keeper))
         shared = stages.asking(stages.annotator.shared_by(count))
-        pool = Pool(replace(prepared, stages=shared), count, keeper)
+        pool = ActorPool(replace(prepared, stages=shared), count, keeper)
         stack.callback(pool.close)
         yield pool
 

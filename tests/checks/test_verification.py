@@ -29,7 +29,7 @@ from arhn_datasets.checks.row_checks import (
     unknown_statuses,
     wrong_labels,
 )
-from arhn_datasets.checks.verification import Stored, verify, verify_folder
+from arhn_datasets.checks.verification import StoredRows, verify, verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.reading import open_folder, read_rows, read_tables, sha256_of
 from arhn_datasets.hub.publication import build_publication
@@ -697,7 +697,7 @@ def test_stored_rows_are_compared_across_files(rows, takes, tmp_path_factory):
     for i, count in enumerate(rows):
         paths.append(folder / f"{i}.parquet")
         pq.write_table(pa.table({"x": pa.array([next(numbers) for _ in range(count)], pa.int64())}), paths[-1])
-    stored, first, total = Stored("x", paths), 0, sum(rows)
+    stored, first, total = StoredRows("x", paths), 0, sum(rows)
     for take in takes:
         made = pa.table({"x": pa.array(range(first, first + take), pa.int64())})
         difference = stored.difference(made)

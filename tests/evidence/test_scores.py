@@ -134,13 +134,13 @@ def test_each_text_goes_through_the_model_once(bi_encoder, sample, monkeypatch):
     """Passages that several rows share are encoded once, and all texts of a call together."""
     scores = arhn.Scores(bi_encoder, device="cpu")
     shown = []
-    encode = score_models.Loaded._encode
+    encode = score_models.LoadedModel._encode
 
     def seen(self, role, texts, *rest):
         shown.append((role, list(texts)))
         return encode(self, role, texts, *rest)
 
-    monkeypatch.setattr(score_models.Loaded, "_encode", seen)
+    monkeypatch.setattr(score_models.LoadedModel, "_encode", seen)
     table = Dataset.from_list([*sample[:5], *sample[:5]]).data.table
     found = scores(table).to_pylist()
     assert [role for role, _ in shown] == ["query", "document"]
