@@ -1,7 +1,7 @@
 """What stands in the columns of an input: values of a kind, lists of them, and passages, as flat Arrow arrays.
 
-Each :class:`ValueKind` of value is read in one way, from an array: one of Arrow, or one made of Python objects. Where these
-have several types, or one is not of the kind, each is read by itself, which finds the one to name in the message.
+Each :class:`ValueKind` is read in one way, from an array: one of Arrow, or one made of Python objects. Where these have
+several types, or one is not of the kind, each is read by itself, which finds the one to name in the message.
 """
 
 from __future__ import annotations

@@ -290,8 +290,8 @@ class Undecided:
         if (at := arrow.first_of(wrong)) is not None:
             raise SchemaError(
                 f"Column {column!r} names no place in the source for a passage (query "
-                f"{self._table.column(QUERY)[int(rows[at])].as_py()!r}); a label of {', '.join(SOURCE_LABELS)} and a position "
-                "from 0 were expected. Take the rows as arhn.relabel has written them."
+                f"{self._table.column(QUERY)[int(rows[at])].as_py()!r}); a label of {', '.join(SOURCE_LABELS)} and a "
+                "position from 0 were expected. Take the rows as arhn.relabel has written them."
             )
         labels = np.where(decided, labels, own if side in LABELLED else -1)
         return rows, labels, np.where(decided, positions, arrow.within(counts))

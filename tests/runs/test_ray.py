@@ -249,7 +249,7 @@ def test_blocks_go_to_their_splits(sample):
     prepared = Prepared(
         splits={name: Loaded(one) for name, one in splits.items()}, stages=lexical, provenance={}, seconds={}
     )
-    pool = cluster.Pool(prepared, 1, None)
+    pool = cluster.ActorPool(prepared, 1, None)
     pool._blocks = (table.slice(start, 4) for start in (0, 4, 8))
     found = {name: list(pool.relabelled(name, None)) for name in splits}
     assert {name: [at.rows for _, at in tables] for name, tables in found.items()} == {
