@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.requests import SnippetRequest
+from arhn_datasets.annotators.interface import SnippetRequest
 from arhn_datasets.checks.measures import WAYS, Interval, Measures
 from arhn_datasets.checks.truth import read_truth
 from arhn_datasets.inputs.sources import Input, load_input, silent

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.requests import Ranking, RankingRequest, Snippet, SnippetRequest, Verdict, VerdictRequest
+from arhn_datasets.annotators.interface import Ranking, RankingRequest, Snippet, SnippetRequest, Verdict, VerdictRequest
 from arhn_datasets.folder.report import format_table
 from arhn_datasets.inputs.sources import Input, load_input, silent
 from arhn_datasets.rows.records import DECISION, GROUNDED, JUDGED, NO_ANSWER, RANKED, text_of

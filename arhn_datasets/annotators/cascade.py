@@ -9,10 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import LLMAnnotator
-from arhn_datasets.annotators.prompts import Prompts
-from arhn_datasets.annotators.requests import (
+from arhn_datasets.annotators.interface import (
+    Annotator,
     Grade,
     GradeRequest,
     Ranking,
@@ -22,6 +20,8 @@ from arhn_datasets.annotators.requests import (
     Verdict,
     VerdictRequest,
 )
+from arhn_datasets.annotators.llm import LLMAnnotator
+from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import JUDGED, NO_ANSWER, NO_MATCH, shorten
@@ -116,30 +116,24 @@ class Cascade(Annotator):
         self, positives: Sequence[SnippetRequest], negatives: Sequence[SnippetRequest]
     ) -> list[Snippet | None] | None:
         """For each negative that covers too little a snippet that says so; None where the screen does not measure."""
-        if self.floor is None:
-            return None
-        held = [self.cheap.coverage(request) for request in (*positives, *negatives)]
-        if any(coverage is None for coverage in held):
-            return None
+        held = [] if self.floor is None else [self.cheap.coverage(request) for request in (*positives, *negatives)]
         covered = [coverage for coverage in held if coverage is not None]
+        if self.floor is None or len(covered) < len(held):
+            return None
         best = max(covered[: len(positives)], default=0.0)
-        return [
-            None
-            if coverage >= self.floor * best
-            else _marked(
-                Snippet(status=NO_ANSWER, detail=f"coverage {coverage:.3f}, that of the best positive is {best:.3f}")
-            )
-            for coverage in covered[len(positives) :]
-        ]
+        uncovered: list[Snippet | None] = []
+        for coverage in covered[len(positives) :]:
+            detail = f"coverage {coverage:.3f}, that of the best positive is {best:.3f}"
+            low = coverage < self.floor * best
+            uncovered.append(_marked(Snippet(status=NO_ANSWER, detail=detail)) if low else None)
+        return uncovered
 
     async def screened_grades(
         self, positives: Sequence[GradeRequest], negatives: Sequence[GradeRequest]
     ) -> list[Grade | None]:
         """The screen's grades of the negatives that it grades 0; positives are always asked about."""
-        ruled_out: list[Grade | None] = [
-            _marked(grade) if grade.status == JUDGED and grade.grade == 0 else None
-            for grade in await self._all(self.cheap.grade(request) for request in negatives)
-        ]
+        grades = await self._all(self.cheap.grade(request) for request in negatives)
+        ruled_out = [_marked(one) if one.status == JUDGED and one.grade == 0 else None for one in grades]
         return self._counted([*[None] * len(positives), *ruled_out])
 
     async def snippet(self, request: SnippetRequest) -> Snippet:

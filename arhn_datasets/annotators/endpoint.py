@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from arhn_datasets.annotators.client.connection import CONNECTION, ConnectionOptions, Option, documented
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo, base_url, shown_url
-from arhn_datasets.annotators.client.http import HttpTransport
+from arhn_datasets.annotators.client.contract import (
+    CONNECTION,
+    ChatRequest,
+    Completion,
+    ConnectionOptions,
+    Option,
+    ServerInfo,
+    base_url,
+    documented,
+    shown_url,
+)
+from arhn_datasets.annotators.client.http import ChatTransport, HttpTransport
 from arhn_datasets.annotators.client.hub import HubTransport
-from arhn_datasets.annotators.client.pool import Pool, Transport
+from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, stored_replies
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, shared
 from arhn_datasets.errors import ConfigurationError, EndpointError
 from arhn_datasets.rows import background
 
@@ -23,7 +32,6 @@ if TYPE_CHECKING:
 
 
 SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
-_FROM_STORE = dict.fromkeys(("stored", "stored_prompt_tokens", "stored_completion_tokens"), 0)
 
 
 @documented
@@ -97,9 +105,9 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         """The roots of the servers."""
         return () if self.url is None else (self.url,) if isinstance(self.url, str) else self.url
 
-    async def complete(self, request: ChatRequest) -> Completion:
+    def complete(self, request: ChatRequest) -> Coroutine[Any, Any, Completion]:
         """The reply of one of the servers."""
-        return await self._pool().chat(request)
+        return self._pool().chat(request)
 
     async def model_identity(self) -> dict[str, Any]:
         """Model and revision, as configured or as the servers name them."""
@@ -145,7 +153,7 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
         async def read() -> dict[str, Any]:
             pool = self._pool()
             sent = sum(server.limit.in_flight for server in pool.servers)
-            return {**asdict(pool.statistics), "in_flight": sent, **_FROM_STORE, **stored_replies()}
+            return {**asdict(pool.statistics), "in_flight": sent, **shared().from_store}
 
         return background.run(read())
 
@@ -172,27 +180,24 @@ class Endpoint(LLMAnnotator, ConnectionOptions):
 
     def _most_under_way(self) -> int:
         slots = self._pool().slots
-        return super()._most_under_way() if slots is None else int(int(SLOTS_AHEAD * slots))
+        return super()._most_under_way() if slots is None else int(SLOTS_AHEAD * slots)
 
     def _pool(self) -> Pool:
+        """The pool of all annotators with these servers and options."""
         api_key = self.api_key or os.environ.get("ARHN_API_KEY")  # a notebook may set another one
         known: WeakKeyDictionary[Endpoint, tuple[str | None, Pool]] = background.resource("pools", WeakKeyDictionary)
         found = known.get(self)
         if found is None or found[0] != api_key:
-            found = known[self] = api_key, self._shared_pool(api_key)
+            options = ConnectionOptions(**{**self.connection(), "api_key": (api_key or "").strip() or None})
+
+            def make() -> Pool:
+                here: list[ChatTransport] = [HttpTransport(url, options, self.model) for url in self.urls]
+                return Pool(here if self.client is None else [HubTransport(self.client, self.model)], options)
+
+            client = None if self.client is None else id(self.client)
+            key = ("pool", self.urls, client, self.model, *options.connection().values())
+            found = known[self] = api_key, background.resource(key, make)
         return found[1]
-
-    def _shared_pool(self, api_key: str | None) -> Pool:
-        """The pool of all annotators with these servers and options."""
-        options = ConnectionOptions(**{**self.connection(), "api_key": (api_key or "").strip() or None})
-        client = None if self.client is None else id(self.client)
-        key = ("pool", self.urls, client, self.model, *options.connection().values())
-        return background.resource(key, lambda: Pool(self._transports(options), options))
-
-    def _transports(self, options: ConnectionOptions) -> list[Transport]:
-        if self.client is not None:
-            return [HubTransport(self.client, self.model)]
-        return [HttpTransport(url, options, self.model) for url in self.urls]
 
 
 def urls_of_environment() -> tuple[str, ...]:

@@ -1,24 +1,115 @@
-"""The interface of an annotator: who gives snippets and rankings, and perhaps verdicts and grades."""
+"""The interface of an annotator, what it is asked and what it gives, and those that commands can name."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from arhn_datasets.annotators.client.connection import Option
-from arhn_datasets.annotators.requests import (
-    Grade,
-    GradeRequest,
-    Ranking,
-    RankingRequest,
-    Snippet,
-    SnippetRequest,
-    Verdict,
-    VerdictRequest,
-)
+from arhn_datasets import annotators
+from arhn_datasets.annotators.client.contract import Option
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.rows.records import Passage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A question to an annotator about a query, which is a ``task`` of the prompts.
+
+    ``background`` holds the texts of all passages of the row, for annotators that need term statistics.
+    """
+
+    query: str
+    task: str
+    background: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnippetRequest(Request):
+    """Which words of this passage answer the query?"""
+
+    passage: Passage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snippet:
+    """The words that answer: what :data:`~arhn_datasets.rows.records.SNIPPET_TYPE` stores."""
+
+    snippet: str | None = None
+    start: int | None = None
+    end: int | None = None
+    field: str | None = None
+    status: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingRequest(Request):
+    """In which order do these candidates answer the query?"""
+
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """One listwise ranking.
+
+    ``tiers`` are positions into the candidates, best tier first; the positions of one tier are equally good.
+    A position that the annotator did not give stands in no tier.
+    """
+
+    status: str
+    tiers: tuple[tuple[int, ...], ...] = ()
+    detail: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictRequest(Request):
+    """Which candidates answer the query, as well as the positives or less well?
+
+    ``positives`` and ``candidates`` are texts of passages; all of them belong to one row.
+    """
+
+    positives: tuple[str, ...]
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One candidate beside the positives: what :data:`~arhn_datasets.rows.records.VERDICT_TYPE` stores.
+
+    ``verdict`` is ``better`` (at least as good as the positives), ``worse``, ``no_match``, or None where the reply
+    does not plainly say one. ``status`` is ``judged``, ``partial`` (the reply is wrong elsewhere), ``unparsed``,
+    ``error`` or ``skipped`` (nothing to compare with).
+    """
+
+    verdict: str | None = None
+    status: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradeRequest(Request):
+    """How relevant is this passage to the query, from 0 to 3?"""
+
+    passage: Passage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """The relevance of one passage: what :data:`~arhn_datasets.rows.records.GRADE_TYPE` stores.
+
+    ``grade`` is 0 to 3, or None where the reply does not plainly say one; ``status`` is ``judged``, ``unparsed`` or
+    ``error``.
+    """
+
+    grade: int | None = None
+    status: str
+    detail: str | None = None
 
 
 class Annotator(ABC):
@@ -149,3 +240,18 @@ class Annotator(ABC):
     def description(self) -> dict[str, Any]:
         """What a reader of the card or of ``run.json`` has to know; at least ``annotator``, a name."""
         return {"annotator": type(self).__name__, "baseline": self.baseline}
+
+
+def registered() -> dict[str, type[Annotator]]:
+    """The classes that have a ``NAME``, by it: of the files of this folder, and of what a user has imported."""
+    for module in pkgutil.iter_modules(annotators.__path__, f"{annotators.__name__}."):
+        if not module.ispkg:
+            importlib.import_module(module.name)
+    return {cls.NAME: cls for cls in sorted(_named(Annotator), key=lambda cls: cls.NAME)}
+
+
+def _named(parent: type[Any]) -> Iterator[type[Annotator]]:
+    for cls in parent.__subclasses__():
+        if vars(cls).get("NAME"):
+            yield cls
+        yield from _named(cls)

@@ -10,10 +10,8 @@ from functools import cached_property, lru_cache
 from itertools import groupby, pairwise
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from arhn_datasets.annotators.cues import cue_of
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.prompts import one_line
-from arhn_datasets.annotators.requests import (
+from arhn_datasets.annotators.interface import (
+    Annotator,
     Grade,
     GradeRequest,
     Ranking,
@@ -23,7 +21,8 @@ from arhn_datasets.annotators.requests import (
     Verdict,
     VerdictRequest,
 )
-from arhn_datasets.annotators.words import scaffold, sentences, sequence, stemmer, terms
+from arhn_datasets.annotators.prompts import one_line
+from arhn_datasets.annotators.words import cue_of, scaffold, sentences, sequence, stemmer, terms
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows import records
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE, Passage, digest, passages_of, text_of
@@ -108,12 +107,11 @@ class Lexical(Annotator):
 
     def fitted_on(self, rows: Iterable[Mapping[str, Any]]) -> Lexical:
         """The same baseline with the term statistics of ``rows``."""
-        return self.fitted(rows, threshold=self.threshold, of_best=self.of_best, language=self.language)
+        return self.fitted(rows, **self._parameters())
 
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The sentence of the highest figure; the first of equals."""
-        row, name = self._row(request), _field_of(request.passage)
-        text = str(request.passage.get(name) or "")
+        row, (name, text) = self._row(request), _shown(request.passage)
         figure, start, end = row.best_in(text)
         detail = f"coverage {figure:.3f}"
         if not self._answers(figure, text_of(request.passage), row):
@@ -132,7 +130,7 @@ class Lexical(Annotator):
 
     def coverage(self, request: SnippetRequest | GradeRequest) -> float:
         """The figure of the best sentence of the passage."""
-        return self._row(request).best_in(str(request.passage.get(_field_of(request.passage)) or "")).figure
+        return self._row(request).best_in(_shown(request.passage)[1]).figure
 
     async def verdicts(self, request: VerdictRequest) -> tuple[Verdict, ...]:
         """A candidate with a snippet is ``better`` where its figure is that of the best positive or above it."""
@@ -140,18 +138,12 @@ class Lexical(Annotator):
         figures = {text: row.figure_of(text) for text in (*request.positives, *request.candidates)}
         answers = {text for text, figure in figures.items() if self._answers(figure, text, row)}
         best = max((figures[text] for text in request.positives if text in answers), default=0.0)
-        return tuple(
-            Verdict(
-                status=records.JUDGED,
-                verdict=records.NO_MATCH
-                if text not in answers
-                else records.BETTER
-                if figures[text] >= best
-                else records.WORSE,
-                detail=f"coverage {figures[text]:.3f}",
-            )
-            for text in request.candidates
-        )
+        verdicts = []
+        for text in request.candidates:
+            verdict = records.BETTER if figures[text] >= best else records.WORSE
+            said = verdict if text in answers else records.NO_MATCH
+            verdicts.append(Verdict(status=records.JUDGED, verdict=said, detail=f"coverage {figures[text]:.3f}"))
+        return tuple(verdicts)
 
     async def grade(self, request: GradeRequest) -> Grade:
         """0 without a snippet, else 1 to 3 by the third of the way from the threshold to the full figure."""
@@ -164,25 +156,15 @@ class Lexical(Annotator):
     def identity(self, stage: str) -> dict[str, Any]:
         """The parameters, and a hash of the term statistics."""
         statistics = None if self.frequencies is None else digest([dict(self.frequencies), self.documents])
-        return {
-            "annotator": "lexical",
-            "version": VERSION,
-            "threshold": self.threshold,
-            "of_best": self.of_best,
-            "language": self.language,
-            "statistics": statistics,
-        }
+        return {"annotator": "lexical", "version": VERSION, **self._parameters(), "statistics": statistics}
 
     def description(self) -> dict[str, Any]:
         """The parameters, for the card."""
-        return {
-            "annotator": "lexical baseline",
-            "baseline": True,
-            "threshold": self.threshold,
-            "of_best": self.of_best,
-            "language": self.language,
-            "fitted_on_passages": self.documents or None,
-        }
+        own = {"annotator": "lexical baseline", "baseline": True}
+        return {**own, **self._parameters(), "fitted_on_passages": self.documents or None}
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"threshold": self.threshold, "of_best": self.of_best, "language": self.language}
 
     def _row(self, request: SnippetRequest | RankingRequest | VerdictRequest | GradeRequest) -> _Row:
         return _row(self, request.query, request.background)
@@ -300,5 +282,7 @@ def _idf(held: int, documents: int) -> float:
     return math.log(1 + (documents - held + 0.5) / (held + 0.5))
 
 
-def _field_of(passage: Passage) -> str:
-    return "text" if str(passage.get("text") or "").strip() else "title"
+def _shown(passage: Passage) -> tuple[str, str]:
+    """The field that is read, and what stands there."""
+    name = "text" if str(passage.get("text") or "").strip() else "title"
+    return name, str(passage.get(name) or "")

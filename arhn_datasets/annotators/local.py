@@ -9,13 +9,14 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from arhn_datasets.annotators.client.connection import Option
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
 from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options
-from arhn_datasets.annotators.model_files import hash_of_folder
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.rows import background
 from arhn_datasets.rows.options import check_integer
+from arhn_datasets.rows.records import digest
+
+TAIL_BYTES = 1 << 20
 
 
 class _Asked(NamedTuple):
@@ -171,13 +172,13 @@ class _Engine:
         return text
 
     def _generate(self, prompts: Sequence[str], max_tokens: int) -> list[Completion | PromptTooLong]:
-        torch, tokenizer, model = self._loaded
+        _, tokenizer, model = self._loaded
         room = getattr(model.config, "max_position_embeddings", None)
         encoded = tokenizer(list(prompts), add_special_tokens=not tokenizer.chat_template)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         fits = [room is None or length + max_tokens <= room for length in lengths]
         shown = [prompt for prompt, ok in zip(prompts, fits, strict=True) if ok]
-        replies = iter(self._generate_fitting(torch, tokenizer, model, shown, max_tokens) if shown else ())
+        replies = iter(self._generate_fitting(shown, max_tokens) if shown else ())
         return [
             next(replies)
             if ok
@@ -188,9 +189,8 @@ class _Engine:
             for ok, length in zip(fits, lengths, strict=True)
         ]
 
-    def _generate_fitting(
-        self, torch: Any, tokenizer: Any, model: Any, prompts: Sequence[str], max_tokens: int
-    ) -> list[Completion]:
+    def _generate_fitting(self, prompts: Sequence[str], max_tokens: int) -> list[Completion]:
+        torch, tokenizer, model = self._loaded
         encoded = tokenizer(
             list(prompts), return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template
         )
@@ -210,22 +210,18 @@ class _Engine:
             if len(prompts) == 1:
                 raise
             torch.cuda.empty_cache()
-            half = len(prompts) // 2
-            return [
-                *self._generate_fitting(torch, tokenizer, model, prompts[:half], max_tokens),
-                *self._generate_fitting(torch, tokenizer, model, prompts[half:], max_tokens),
-            ]
-        start = encoded["input_ids"].shape[1]
-        return [_completion(tokenizer, ids[start:].tolist(), max_tokens) for ids in output]
+            halves = prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]
+            return [reply for half in halves for reply in self._generate_fitting(half, max_tokens)]
+        replies = []
+        for given in output:
+            ids = given[encoded["input_ids"].shape[1] :].tolist()
+            ended = tokenizer.eos_token_id in ids or len(ids) < max_tokens
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            replies.append(Completion(text=text, finish_reason="stop" if ended else "length"))
+        return replies
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _completion(tokenizer: Any, ids: Sequence[int], max_tokens: int) -> Completion:
-    ended = tokenizer.eos_token_id in ids
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    return Completion(text=text, finish_reason="stop" if ended or len(ids) < max_tokens else "length")
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -245,3 +241,14 @@ def _identify(model: str, revision: str | None) -> dict[str, Any]:
     _, transformers = _libraries()
     config = transformers.AutoConfig.from_pretrained(model, revision=revision)
     return {"model": model, "revision": getattr(config, "_commit_hash", None) or revision}
+
+
+def hash_of_folder(folder: Path) -> str:
+    """A hash of names, sizes and the last mebibyte of every file: a retrained model differs there."""
+    parts = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(max(0, size - TAIL_BYTES))
+            parts.append([path.relative_to(folder).as_posix(), size, digest(file.read().hex())])
+    return digest(parts)[:16]

@@ -155,22 +155,13 @@ class Prompts:
 
     def snippet_messages(self, query: str, passage: Passage, task: str) -> list[Message]:
         """The messages that ask for the answer snippet of one passage."""
-        prompt = self.tasks[task]
-        content = (
-            f"{prompt.snippet_instructions}{prompt.query_label}: {one_line(neutralise(query))}\n\n"
-            f"<passage>\n{_body(passage)}\n</passage>\n\nCopied text, or {NO_ANSWER_MARKER}:"
-        )
-        return [{"role": "user", "content": content}]
+        shown = f"<passage>\n{_body(passage)}\n</passage>\n\nCopied text, or {NO_ANSWER_MARKER}:"
+        return self._messages("snippet", task, one_line(neutralise(query)), shown)
 
     def ranking_messages(self, query: str, candidates: Sequence[str], task: str) -> list[Message]:
         """The messages that ask for a listwise ranking; candidate ``i`` is shown as ``[i + 1]``."""
-        prompt = self.tasks[task]
-        listed = _listed(candidates)
-        content = (
-            f"{prompt.ranking_instructions}{prompt.query_label}: {listed_text(query)}\n\n"
-            f"Candidates:\n{listed}\n\nRanking of all {len(candidates)} candidates, best first:"
-        )
-        return [{"role": "user", "content": content}]
+        asked = f"Ranking of all {len(candidates)} candidates, best first:"
+        return self._messages("ranking", task, listed_text(query), f"{_listed(candidates)}\n\n{asked}")
 
     def verdict_messages(
         self, query: str, positives: Sequence[str], candidates: Sequence[str], task: str
@@ -180,16 +171,10 @@ class Prompts:
         Raises:
             ConfigurationError: the task has no instructions for verdicts.
         """
-        prompt = self.tasks[task]
-        instructions = self._instructions(prompt.verdict_instructions, "verdict_instructions", task)
         references = "\n".join(f"- {listed_text(text)}" for text in positives)
-        listed = _listed(candidates)
-        content = (
-            f"{instructions}{prompt.query_label}: {listed_text(query)}\n\n"
-            f"References:\n{references}\n\nCandidates:\n{listed}\n\n"
-            f"Better and worse among all {len(candidates)} candidates:"
-        )
-        return [{"role": "user", "content": content}]
+        asked = f"Better and worse among all {len(candidates)} candidates:"
+        shown = f"References:\n{references}\n\n{_listed(candidates)}\n\n{asked}"
+        return self._messages("verdict", task, listed_text(query), shown, optional=True)
 
     def grade_messages(self, query: str, passage: Passage, task: str) -> list[Message]:
         """The messages that ask how relevant one passage is.
@@ -197,21 +182,19 @@ class Prompts:
         Raises:
             ConfigurationError: the task has no instructions for grades.
         """
-        prompt = self.tasks[task]
-        instructions = self._instructions(prompt.grade_instructions, "grade_instructions", task)
-        content = (
-            f"{instructions}{prompt.query_label}: {one_line(neutralise(query))}\n\n"
-            f"<passage>\n{_body(passage)}\n</passage>\n\nGrade from 0 to 3:"
-        )
-        return [{"role": "user", "content": content}]
+        shown = f"<passage>\n{_body(passage)}\n</passage>\n\nGrade from 0 to 3:"
+        return self._messages("grade", task, one_line(neutralise(query)), shown, optional=True)
 
-    def _instructions(self, instructions: str, name: str, task: str) -> str:
-        if not instructions:
+    def _messages(self, kind: str, task: str, query: str, shown: str, *, optional: bool = False) -> list[Message]:
+        """The instructions, then the query, then what is shown; ``optional`` instructions have to be there now."""
+        prompt, name = self.tasks[task], f"{kind}_instructions"
+        instructions = getattr(prompt, name)
+        if optional and not instructions:
             raise ConfigurationError(
                 f"The prompts of version {self.version!r} have no {name} for the task {task!r}; write them into its "
                 f"TaskPrompt, or take those of arhn.PROMPTS: dataclasses.replace(arhn.PROMPTS.tasks[{task!r}], ...)."
             )
-        return instructions
+        return [{"role": "user", "content": f"{instructions}{prompt.query_label}: {query}\n\n{shown}"}]
 
     def hash_of(self, stage: str) -> str:
         """Hash of everything constant in the prompts of a stage, and of how structure in texts is neutralised.
@@ -252,7 +235,7 @@ def listed_text(text: str) -> str:
 
 
 def _listed(candidates: Sequence[str]) -> str:
-    return "\n".join(f"[{i}] {listed_text(text)}" for i, text in enumerate(candidates, 1))
+    return "\n".join(["Candidates:", *(f"[{i}] {listed_text(text)}" for i, text in enumerate(candidates, 1))])
 
 
 def task_of(subset: str | None, tasks: str | Mapping[str, str] | None = None) -> str:
@@ -274,15 +257,11 @@ def task_of(subset: str | None, tasks: str | Mapping[str, str] | None = None) ->
 
 
 def check_tasks(tasks: str | Mapping[str, str] | None) -> None:
-    """Refuse unknown task names.
-
-    Raises:
-        ConfigurationError: names the tasks there are.
-    """
+    """Raise a ConfigurationError, which names the tasks there are, where ``tasks`` names another one."""
     if not (tasks is None or isinstance(tasks, (str, Mapping))):
         raise ConfigurationError(f"tasks is {tasks!r}; a task or a mapping from subset to task was expected.")
-    named = [tasks] if isinstance(tasks, str) else list((tasks or {}).values())
-    unknown = sorted({task for task in named if task not in TASKS})
+    named = [tasks] if isinstance(tasks, str) else (tasks or {}).values()
+    unknown = sorted(set(named) - set(TASKS))
     if unknown:
         raise ConfigurationError(f"Unknown task {', '.join(map(repr, unknown))}; the tasks are {', '.join(TASKS)}.")
 
@@ -299,17 +278,17 @@ def _plain(name: str) -> str:
 
 def _task(label: str, **words: str) -> TaskPrompt:
     """The prompts of a task: its words in the four layouts."""
-    enough = words["sufficiency"]
+
+    def filled(layout: str, who: str) -> str:
+        enough = words["sufficiency"].replace("The copied text has", f"{who} has")
+        return layout.format(**{**words, "marker": NO_ANSWER_MARKER, "sufficiency": enough})
+
     return TaskPrompt(
         query_label=label,
-        snippet_instructions=_SNIPPET_LAYOUT.format(marker=NO_ANSWER_MARKER, **words),
-        ranking_instructions=_RANKING_LAYOUT.format(**words),
-        verdict_instructions=_VERDICT_LAYOUT.format(
-            **{**words, "sufficiency": enough.replace("The copied text has", "A candidate has")}
-        ),
-        grade_instructions=_GRADE_LAYOUT.format(
-            **{**words, "sufficiency": enough.replace("The copied text has", "For a 2 or a 3 the passage has")}
-        ),
+        snippet_instructions=filled(_SNIPPET_LAYOUT, "The copied text"),
+        ranking_instructions=filled(_RANKING_LAYOUT, "A candidate"),
+        verdict_instructions=filled(_VERDICT_LAYOUT, "A candidate"),
+        grade_instructions=filled(_GRADE_LAYOUT, "For a 2 or a 3 the passage"),
     )
 
 

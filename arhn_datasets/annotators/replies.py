@@ -10,12 +10,12 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from arhn_datasets.annotators.interface import Grade, Ranking, Snippet, Verdict
 from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
-from arhn_datasets.annotators.requests import Grade, Ranking, Snippet, Verdict
 from arhn_datasets.rows import records
 from arhn_datasets.rows.records import Passage, shorten
 
@@ -55,10 +55,11 @@ def parse_snippet(reply: str, passage: Passage) -> Snippet:
     if not _worded(said):
         return Snippet(status=records.UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
     said = _json_text(said) or said
-    bare = _unwrapped(said).replace("\\_", "_")
+    unwrapped = _unwrapped(said)
+    bare = unwrapped.replace("\\_", "_")
     if _MARKER.match(bare):
         return Snippet(status=records.NO_ANSWER)
-    for form in _forms(said):
+    for form in (said, unwrapped, unwrapped.rstrip(".…")):  # from the plain reading to the most unwrapped
         for name in ("text", "title"):
             original = str(passage.get(name) or "")
             span = ground(form, original)
@@ -98,26 +99,23 @@ def parse_verdicts(reply: str, candidates: int) -> tuple[Verdict, ...]:
     """
     said = after_thinking(reply)
     groups = _groups(said)
-    if groups is None:
-        nothing = Verdict(status=records.UNPARSED, detail=shorten(f"not the two lists that were asked for: {said}"))
-        return (nothing,) * candidates
-    times = Counter(number for numbers in groups.values() for number in numbers)
-    plain = all(1 <= number <= candidates and count == 1 for number, count in times.items())
+    times = Counter(number for numbers in (groups or {}).values() for number in numbers)
+    in_range = [1 <= number <= candidates for number in times]
+    if groups is None or (times and not any(in_range)):
+        why = "not the two lists that were asked for" if groups is None else "no identifier in range"
+        return (Verdict(status=records.UNPARSED, detail=shorten(f"{why}: {said}")),) * candidates
+    plain = all(in_range) and all(count == 1 for count in times.values())
     of = {number: verdict for verdict, numbers in groups.items() for number in numbers}
-    if times and not any(1 <= number <= candidates for number in times):
-        return (Verdict(status=records.UNPARSED, detail=shorten(f"no identifier in range: {said}")),) * candidates
     found = []
     for number in range(1, candidates + 1):
-        if times[number] > 1:
-            found.append(
-                Verdict(status=records.UNPARSED, detail=shorten(f"[{number}] is given {times[number]} times: {said}"))
-            )
-        elif plain:
-            found.append(Verdict(status=records.JUDGED, verdict=of.get(number, records.NO_MATCH)))
+        verdict = of.get(number, records.NO_MATCH)
+        if plain:
+            found.append(Verdict(status=records.JUDGED, verdict=verdict))
+        elif times[number] > 1:
+            detail = shorten(f"[{number}] is given {times[number]} times: {said}")
+            found.append(Verdict(status=records.UNPARSED, detail=detail))
         else:
-            found.append(
-                Verdict(status=records.PARTIAL, verdict=of.get(number, records.NO_MATCH), detail=shorten(said))
-            )
+            found.append(Verdict(status=records.PARTIAL, verdict=verdict, detail=shorten(said)))
     return tuple(found)
 
 
@@ -239,13 +237,6 @@ def _worded(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
-def _forms(said: str) -> Iterator[str]:
-    """The readings of a snippet reply, from the plain one to the most unwrapped."""
-    yield said
-    yield (bare := _unwrapped(said))
-    yield bare.rstrip(".…")
-
-
 def _json(text: str, opening: str, **options: Any) -> Any:
     """The JSON that a reply is, which opens with one of these characters; None where it is none."""
     if text[:1] not in tuple(opening) or len(text) > MOST_JSON:
@@ -286,9 +277,11 @@ def _identifiers(said: str) -> list[int] | None:
     text = _unfenced(unicodedata.normalize("NFKC", said).strip()).strip(" \t\r\n`*.")
     if _LISTED.fullmatch(text):
         return _numbers(text)
-    listed = _json_ranking(text)
-    if listed is not None:
-        return listed
+    value = _json(text, "[{")
+    if isinstance(value, dict) and len(value) == 1:
+        value = next(iter(value.values()))
+    if value and _is_numbers(value):
+        return list(value)
     chains = {tuple(numbers) for line in text.splitlines() if (numbers := _chain_of(line))}
     return list(chains.pop()) if len(chains) == 1 else None
 
@@ -305,13 +298,6 @@ def _chain_of(line: str) -> list[int] | None:
     return _numbers(chain) if _CHAIN.fullmatch(chain) else None
 
 
-def _json_ranking(text: str) -> list[int] | None:
-    value = _json(text, "[{")
-    if isinstance(value, dict) and len(value) == 1:
-        value = next(iter(value.values()))
-    return value if value and _is_numbers(value) else None
-
-
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in _BRACKETED_ID.findall(text)]
 
@@ -321,24 +307,17 @@ def _groups(said: str) -> dict[str, list[int]] | None:
     text = _unfenced(said.strip()).strip()
     value = _json_object(text)
     if value:
-        lists = [value.get(name) for name in (records.BETTER, records.WORSE)]
-        if len(value) == 2 and all(_is_numbers(numbers) for numbers in lists):
-            return dict(zip((records.BETTER, records.WORSE), lists, strict=True))  # type: ignore[arg-type]
-        return None
+        two = value.keys() == {records.BETTER, records.WORSE} and all(map(_is_numbers, value.values()))
+        return value if two else None
     lines = [line for line in text[:MOST_JSON].splitlines() if line.strip()]
-    named = [_GROUP.fullmatch(line.strip()) for line in lines]
-    if len(text) > MOST_JSON or len(lines) != 2 or not all(named):
+    if len(text) > MOST_JSON or len(lines) != 2:
         return None
     groups: dict[str, list[int]] = {}
-    for line in named:
-        assert line is not None
-        listed = line[2].strip(" \t*_`.")
-        if listed.lower() in _EMPTY:
-            groups[line[1].lower()] = []
-        elif _GROUPED.fullmatch(listed):
-            groups[line[1].lower()] = [int(number) for number in re.findall(r"\d+", listed)]
-        else:
-            return None
+    for line in lines:
+        named = _GROUP.fullmatch(line.strip())
+        listed = named[2].strip(" \t*_`.") if named else ""
+        if named and (listed.lower() in _EMPTY or _GROUPED.fullmatch(listed)):
+            groups[named[1].lower()] = [int(number) for number in re.findall(r"\d+", listed)]
     return groups if len(groups) == 2 else None
 
 

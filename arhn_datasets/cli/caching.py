@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arhn_datasets.annotators.client import store_upkeep
-from arhn_datasets.annotators.client.store import directory_of
-from arhn_datasets.annotators.client.store_file import FILE_NAME
+from arhn_datasets.annotators.client.store import FILE_NAME, directory_of
 from arhn_datasets.cli.running import DONE, command_parser, guarded, not_negative
 from arhn_datasets.errors import ConfigurationError
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arhn_datasets.annotators.client.connection import DEFAULTS
+from arhn_datasets.annotators.client.contract import DEFAULTS
 from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
-from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.interface import Annotator, registered
 from arhn_datasets.annotators.prompts import TASKS
-from arhn_datasets.annotators.registry import registered
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED

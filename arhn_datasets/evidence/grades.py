@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from arhn_datasets.annotators.requests import Grade, GradeRequest
+from arhn_datasets.annotators.interface import Grade, GradeRequest
 from arhn_datasets.evidence.stage import AnnotatedTransform, unparsed
 from arhn_datasets.rows import records
 from arhn_datasets.rows.records import Passage, Row

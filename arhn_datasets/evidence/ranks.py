@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.interface import Annotator, Ranking, RankingRequest
 from arhn_datasets.annotators.prompts import one_line
-from arhn_datasets.annotators.requests import Ranking, RankingRequest
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, unparsed
 from arhn_datasets.rows import records

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotators.model_files import hash_of_folder
+from arhn_datasets.annotators.local import hash_of_folder
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
 from arhn_datasets.evidence.stage import check_source
 from arhn_datasets.rows import records

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from operator import index
 from typing import ClassVar
 
-from arhn_datasets.annotators.requests import Snippet, SnippetRequest
+from arhn_datasets.annotators.interface import Snippet, SnippetRequest
 from arhn_datasets.evidence.stage import AnnotatedTransform, unparsed
 from arhn_datasets.rows import records
 from arhn_datasets.rows.records import Passage, Row, shorten

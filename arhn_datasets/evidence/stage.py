@@ -8,12 +8,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from arhn_datasets.annotators.client.connection import ConnectionOptions, documented
-from arhn_datasets.annotators.client.contract import shown_url
+from arhn_datasets.annotators.client.contract import ConnectionOptions, documented, shown_url
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
-from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.interface import Annotator, Reply
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
-from arhn_datasets.annotators.requests import Reply
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows import records
 from arhn_datasets.rows.background import gathered
@@ -156,7 +154,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         replies = iter(await gathered(asked, concurrently=annotator.awaits))
         given = [next(replies) if one is None else one for one in known]
         found = [checked(reply, passage) for reply, passage in zip(given, passages, strict=True)]
-        values = [reply.to_struct() for reply in found]
+        values = [dict(vars(reply)) for reply in found]
         return {POSITIVE.column(self.NAME): values[:first], NEGATIVE.column(self.NAME): values[first:]}
 
     def task(self, row: Row) -> str:

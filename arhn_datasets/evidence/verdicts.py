@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from arhn_datasets.annotators.cascade import Cascade
-from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.annotators.interface import Annotator, Verdict, VerdictRequest
 from arhn_datasets.annotators.prompts import one_line
-from arhn_datasets.annotators.requests import Verdict, VerdictRequest
 from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator, unparsed
 from arhn_datasets.rows import records
 from arhn_datasets.rows.background import gathered
@@ -82,7 +81,7 @@ class Verdicts(AnnotatedTransform):
             verdicts = dict.fromkeys(negatives, skipped)
         return {
             POSITIVE.verdicts: [None] * len(positives),
-            NEGATIVE.verdicts: [verdicts[text].to_struct() for text in negatives],
+            NEGATIVE.verdicts: [dict(vars(verdicts[text])) for text in negatives],
         }
 
     async def _judged(self, row: Row, positives: Sequence[str], negatives: Sequence[str]) -> dict[str, Verdict]:

@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from arhn_datasets.annotators.client import store_file
+from arhn_datasets.annotators.client import store_upkeep
+from arhn_datasets.annotators.client.store import Stored
 from arhn_datasets.rows.background import every
 from arhn_datasets.runs.preparing import Stages
 
@@ -44,9 +45,9 @@ class Keeper:
         """The driver's node, a name of the run, and the folders of its stores."""
         return self._node, self._run, self._folders
 
-    def page(self, folder: Path, after: int) -> tuple[list[store_file.Stored], int]:
+    def page(self, folder: Path, after: int) -> tuple[list[Stored], int]:
         """What a store of the driver holds beyond so many."""
-        return store_file.page(folder, after, PAGE)
+        return store_upkeep.page(folder, after, PAGE)
 
     def gather(self) -> int:
         """Take over what is new in the stores of the other nodes; how many replies were new here."""
@@ -72,7 +73,7 @@ class Keeper:
             page, last = ray.get(asked.remote(folder, self._gathered.get((node, folder), 0)), timeout=60)
             if not page:
                 return new
-            new += store_file.add_replies(folder, page)[0]
+            new += store_upkeep.add_replies(folder, page)[0]
             self._gathered[node, folder] = last
 
     def tell(self, actor: str, statistics: Mapping[str, Any]) -> None:
@@ -151,7 +152,7 @@ def at_home(stages: Stages, keeper: Any) -> Stages:
             after = found["after"] if found["run"] == run else 0
         page, after = ray.get(keeper.page.remote(folder, after))
         while page:
-            store_file.add_replies(noted.parent, page)
+            store_upkeep.add_replies(noted.parent, page)
             noted.write_text(json.dumps({"run": run, "after": after}), encoding="utf-8")
             page, after = ray.get(keeper.page.remote(folder, after))
     return stages.asking(stages.annotator.kept_at(on_this_node))
@@ -162,8 +163,8 @@ def on_this_node(folder: Path) -> Path:
     return folder / "nodes" / platform.node()
 
 
-def _page_of_node(folder: Path, after: int) -> tuple[list[store_file.Stored], int]:
-    return store_file.page(on_this_node(folder), after, PAGE)
+def _page_of_node(folder: Path, after: int) -> tuple[list[Stored], int]:
+    return store_upkeep.page(on_this_node(folder), after, PAGE)
 
 
 def first_line(error: BaseException) -> str:

@@ -11,9 +11,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER
-from arhn_datasets.annotators.requests import (
+from arhn_datasets.annotators.interface import (
+    Annotator,
     GradeRequest,
     Ranking,
     RankingRequest,
@@ -22,6 +21,7 @@ from arhn_datasets.annotators.requests import (
     Verdict,
     VerdictRequest,
 )
+from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import BETTER, ERROR, WORSE
 from arhn_datasets.testing.problems import batch_failed

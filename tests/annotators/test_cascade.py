@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.requests import Ranking, Snippet, SnippetRequest
+from arhn_datasets.annotators.interface import Ranking, Snippet, SnippetRequest
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.records import GROUNDED, NO_ANSWER, SNIPPET_STATUSES
 from arhn_datasets.runs.estimate import estimate

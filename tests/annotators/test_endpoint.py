@@ -20,8 +20,8 @@ from datasets import Dataset
 import arhn_datasets as arhn
 from arhn_datasets import errors
 from arhn_datasets.annotators.client.store import Replies, default_directory
+from arhn_datasets.annotators.interface import RankingRequest, SnippetRequest
 from arhn_datasets.annotators.llm import ranking_tokens
-from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import (
     ERROR,
@@ -245,7 +245,7 @@ def test_a_reply_is_stored(copying, tmp_path, cache, requests):
         assert ask(endpoint(copying, cache=cache), REQUEST).snippet == TEXT
         background.close()
     assert copying.stats.requests == requests
-    assert (tmp_path / "replies" / "replies.sqlite3").exists() == (cache == str(tmp_path / "replies"))
+    assert (tmp_path / "replies" / "answers.sqlite3").exists() == (cache == str(tmp_path / "replies"))
 
 
 def test_the_first_reply_is_stored(copying):
@@ -294,7 +294,7 @@ def test_errors_and_empty_replies_are_not_stored(reply):
 
 def test_a_store_that_cannot_be_used_ends_the_run(copying, tmp_path):
     """A foreign file is refused before anything is asked."""
-    (tmp_path / "replies.sqlite3").write_text("my notes\n" * 100)
+    (tmp_path / "answers.sqlite3").write_text("my notes\n" * 100)
     with pytest.raises(errors.StoreError, match="not a database"):
         Dataset.from_list(passages(3)).map(arhn.Snippets(annotator=endpoint(copying, cache=tmp_path)))
     assert not copying.stats.requests

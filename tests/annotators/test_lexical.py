@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.cues import cue_of
+from arhn_datasets.annotators.interface import RankingRequest, SnippetRequest
 from arhn_datasets.annotators.lexical import OF_BEST, THRESHOLD
 from arhn_datasets.annotators.prompts import one_line
-from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
-from arhn_datasets.annotators.words import sentences, terms
+from arhn_datasets.annotators.words import cue_of, sentences, terms
 from arhn_datasets.errors import ConfigurationError
 
 QUERY = "At what temperature does tin melt?"
@@ -299,7 +298,7 @@ def test_the_same_in_any_process():
         "texts = 'tin melts', 'red gold', 'a'\n"
         "rows = [{'positive_passages': [{'text': text}], 'negative_passages': []} for text in texts]\n"
         "a = arhn.Lexical.fitted(rows[::int(sys.argv[1])])\n"
-        "ask = arhn.annotators.requests.SnippetRequest\n"
+        "ask = arhn.annotators.interface.SnippetRequest\n"
         "requests = [ask(query='red tin gold melts', passage={'text': text}, task='question',\n"
         "    background=texts) for text in texts]\n"
         "print(json.dumps([a.identity('ranks'), [a.coverage(request) for request in requests]]))"

@@ -8,8 +8,8 @@ import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.annotators.client.connection import Option
-from arhn_datasets.annotators.registry import registered
+from arhn_datasets.annotators.client.contract import Option
+from arhn_datasets.annotators.interface import registered
 
 
 @pytest.fixture

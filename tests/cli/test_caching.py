@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from arhn_datasets import cli
-from arhn_datasets.annotators.client import store_file, store_upkeep
-from arhn_datasets.annotators.client.store import Replies
-from arhn_datasets.annotators.client.store_file import APPLICATION_ID, FILE_NAME
+from arhn_datasets.annotators.client import store as store_module
+from arhn_datasets.annotators.client import store_upkeep
+from arhn_datasets.annotators.client.store import APPLICATION_ID, FILE_NAME, Replies
 from arhn_datasets.rows.records import digest
 
 ROOT = Path(__file__).parents[2]
@@ -29,12 +29,12 @@ KEY, TEXT = "0" * 32, {"text": "a"}
 
 def fill(folder, numbers, model="qwen", revision="r1", text="x" * 300, age=0):
     """Store a reply for each number, so many days ago."""
-    new, _ = store_file.add_replies(
+    new, _ = store_upkeep.add_replies(
         folder,
         [
-            store_file.Stored(
+            store_module.Stored(
                 bytes.fromhex(digest(number))[:16],
-                store_file.Origin(model, revision, "chat") if model else None,
+                store_module.Origin(model, revision, "chat") if model else None,
                 int(time.time() - age * DAY),
                 json.dumps({"text": f"{number} {text}"}),
             )
@@ -52,7 +52,7 @@ def cache(folder, *arguments):
 
 def content(folder):
     """Every reply of a store."""
-    return {stored.key: stored for stored in store_file.read_replies(folder)}
+    return {stored.key: stored for stored in store_upkeep.read_replies(folder)}
 
 
 def test_info(tmp_path, capsys):
@@ -146,12 +146,12 @@ def test_prune_while_a_run_goes_on(tmp_path, capsys):
     reader = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM replies")
-    seconds_before = store_file.BUSY_SECONDS
-    store_file.BUSY_SECONDS = 0.2
+    seconds_before = store_module.BUSY_SECONDS
+    store_module.BUSY_SECONDS = 0.2
     try:
         assert cache(tmp_path, "prune", "--max-size", "0.1") == 0
     finally:
-        store_file.BUSY_SECONDS = seconds_before
+        store_module.BUSY_SECONDS = seconds_before
         reader.close()
     assert "did not shrink" in capsys.readouterr().err
     store.put(digest("new"), TEXT)
@@ -324,7 +324,7 @@ def test_an_interrupted_export_leaves_no_file(tmp_path, capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(store_upkeep, "_exported", interrupt)
+    monkeypatch.setattr(store_upkeep, "reply_of", interrupt)
     assert cache(tmp_path / "store", "export", tmp_path / "replies.jsonl") == 1
     assert "Interrupted. The store is whole" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["store"]

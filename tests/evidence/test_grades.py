@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.requests import Grade, Ranking, Snippet
+from arhn_datasets.annotators.interface import Grade, Ranking, Snippet
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.records import GRADE_TYPE
 from arhn_datasets.testing import Emulator

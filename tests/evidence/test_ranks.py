@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.requests import Ranking
+from arhn_datasets.annotators.interface import Ranking
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.ranks import Order, consensus, windows
 from arhn_datasets.rows.records import ERROR, PARTIAL, RANKED, UNPARSED

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.requests import Ranking, Snippet
+from arhn_datasets.annotators.interface import Ranking, Snippet
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows.records import SNIPPET_STATUSES, SNIPPET_TYPE
 

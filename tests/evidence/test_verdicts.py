@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.requests import Ranking, Snippet, Verdict
+from arhn_datasets.annotators.interface import Ranking, Snippet, Verdict
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows.records import VERDICT_TYPE
 from arhn_datasets.testing import Emulator

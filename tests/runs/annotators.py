@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.requests import Ranking, Snippet
+from arhn_datasets.annotators.interface import Annotator, Ranking, Snippet
 from arhn_datasets.rows.records import NO_ANSWER, RANKED
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pyarrow as pa
 import pytest
 
-from arhn_datasets.annotators.requests import Snippet
+from arhn_datasets.annotators.interface import Snippet
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.records import NO_ANSWER
 from arhn_datasets.runs import refine as engine

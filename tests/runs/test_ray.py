@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.client import store_file
+from arhn_datasets.annotators.client import store_upkeep
+from arhn_datasets.annotators.client.store import Stored
 from arhn_datasets.cli import refine_command
 from arhn_datasets.errors import AccessDenied
 from arhn_datasets.folder import parquet, writer
@@ -129,9 +130,9 @@ def test_the_command(on_ray, plain, tmp_path, capsys, monkeypatch):
     run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert run["engine"] == {"engine": "ray", "version": ray_version(), "actors": ACTORS, "nodes": 2}
     assert run["requests"]["replies"] == again.run["requests"]["stored"] == first.requests
-    assert len(list(store_file.read_replies(tmp_path / "cache"))) == first.requests
+    assert len(list(store_upkeep.read_replies(tmp_path / "cache"))) == first.requests
     [other] = (tmp_path / "cache" / "nodes").iterdir()  # that of the second node, on the same host
-    assert 0 < len(list(store_file.read_replies(other))) <= first.requests
+    assert 0 < len(list(store_upkeep.read_replies(other))) <= first.requests
 
     printed = capsys.readouterr()
     assert f"{first.requests:,} replies" in printed.out
@@ -167,12 +168,12 @@ def test_a_new_actor_knows_what_was_answered(on_ray, tmp_path):
     stages = stages_of(arhn.Endpoint("http://127.0.0.1:9", cache=tmp_path))
     keeper = ray_replies.start_keeper([tmp_path])
     key = bytes(32)
-    store_file.add_replies(ray_replies.on_this_node(tmp_path), [store_file.Stored(key, None, 0, "{}")])
+    store_upkeep.add_replies(ray_replies.on_this_node(tmp_path), [Stored(key, None, 0, "{}")])
     here = ray_replies.there(ray.get_runtime_context().get_node_id())
     actor = ray.remote(cluster._Refiner).options(num_cpus=0, scheduling_strategy=here).remote(stages, keeper)
     try:
         ray.get(actor.__ray_ready__.remote())
-        assert [reply.key for reply in store_file.read_replies(tmp_path)] == [key]
+        assert [reply.key for reply in store_upkeep.read_replies(tmp_path)] == [key]
     finally:
         ray.kill(actor)
         ray.kill(keeper)

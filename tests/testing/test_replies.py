@@ -8,10 +8,10 @@ import re
 import pytest
 
 from arhn_datasets import Annotator, Lexical
+from arhn_datasets.annotators.interface import GradeRequest, Ranking, RankingRequest, Snippet, SnippetRequest
 from arhn_datasets.annotators.llm import GRADE_SCHEMA, VERDICT_SCHEMA
 from arhn_datasets.annotators.prompts import PROMPTS
 from arhn_datasets.annotators.replies import parse_grade, parse_ranking, parse_snippet, parse_verdicts
-from arhn_datasets.annotators.requests import GradeRequest, Ranking, RankingRequest, Snippet, SnippetRequest
 from arhn_datasets.rows.records import ERROR
 from arhn_datasets.testing import Emulator, Latency
 from arhn_datasets.testing.grammar import read_grammar

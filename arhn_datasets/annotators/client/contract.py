@@ -1,4 +1,7 @@
-"""What is said to LLM servers and what they say: shapes, traps and errors, without any I/O.
+"""The options of a connection, what is said to LLM servers and what they say: shapes, traps and errors, no I/O.
+
+A field more in ``ConnectionOptions`` is an option of ``arhn.Endpoint``, of every stage and, where it has a metavar or
+choices, of the commands.
 
 Server contract: TGI 3.3 Messages API, ``POST /v1/chat/completions``; ``GET /info`` names model, revision and limits.
 The traps that shape the request body: ``temperature`` 0 is greedy and its absence samples at 1.0; ``top_p`` 1.0 is
@@ -8,14 +11,16 @@ adapter, never parses thinking, and takes its own shape of constrained output.
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import json
 import math
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field, fields
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -29,7 +34,10 @@ from arhn_datasets.errors import (
     PromptTooLong,
     RequestRejected,
 )
+from arhn_datasets.rows.options import check_choice, check_integer, check_seconds
 from arhn_datasets.rows.retries import seconds_of
+
+T = TypeVar("T")
 
 TGI, OPENAI = "tgi", "openai"
 APIS = (TGI, OPENAI)
@@ -49,9 +57,114 @@ _TOO_LONG = re.compile(
     r"|maximum (?:sequence|input|model) length|room for \d+",
     re.IGNORECASE,
 )
-_GRAMMAR = re.compile(r"grammar|response_format|guided|json_schema|structured", re.IGNORECASE)
-
 _KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """An option as people read it; with a metavar, choices or as a switch it is one of the commands, too."""
+
+    help: str
+    metavar: str | None = None
+    choices: Sequence[str] | None = None
+    switch: bool = False
+    repeatable: bool = False
+
+
+def _check_key(name: str, value: str | None) -> None:
+    key = (value or "").strip()
+    if not (key.isprintable() and key.isascii()):
+        raise ConfigurationError(
+            "The API key holds a character that no HTTP header can carry. Expected one line of plain characters; "
+            f"look at ARHN_API_KEY, {name}= or --api-key."
+        )
+
+
+def _option(default: object, check: Callable[[str, Any], None], help: str, *, repr: bool = True, **words: Any) -> Any:
+    return field(default=default, repr=repr, metadata={"check": check, "option": Option(help=help, **words)})
+
+
+_count = partial(check_integer, least=1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ConnectionOptions:
+    """How to reach servers; none of it changes a reply, so none of it enters an identity.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
+    api_key: str | None = _option(
+        None,
+        _check_key,
+        "sent to the endpoint alone, as a bearer token; by default ARHN_API_KEY",
+        metavar="KEY",
+        repr=False,
+    )
+    api: str | None = _option(
+        None,
+        partial(check_choice, choices=APIS, optional=True),
+        "what the endpoint speaks; by default it is asked",
+        choices=APIS,
+    )
+    # 0 would be no limit at all, and a request that hangs would hang the run.
+    timeout: float = _option(300.0, check_seconds, "seconds for each attempt", metavar="SECONDS")
+    deadline: float = _option(
+        3600.0, check_seconds, "seconds for all attempts of a request, waiting for a busy or absent server included"
+    )
+    give_up_after: float = _option(
+        600.0, check_seconds, "seconds without any endpoint that answers before the run ends", metavar="SECONDS"
+    )
+    concurrency: int | None = _option(
+        None,
+        partial(check_integer, least=1, optional=True),
+        "requests in flight for each server; by default just below the server's own limit",
+        metavar="N",
+    )
+    processes: int = _option(
+        1,
+        _count,
+        "how many processes share the servers, on one machine or on many: each takes that part of the requests in "
+        "flight, rounded down, and at least one",
+    )
+    attempts: int = _option(
+        6, _count, "tries for each request, the first included; a busy or absent server uses up none"
+    )
+    backoff: float = _option(
+        0.5, partial(check_seconds, above_zero=False), "seconds before the second try, doubled and jittered after"
+    )
+
+    def __post_init__(self) -> None:
+        self.check_connection()
+
+    def check_connection(self) -> None:
+        """Raise a ConfigurationError that names the option, what it is and what was expected."""
+        for one in fields(ConnectionOptions):
+            one.metadata["check"](one.name, getattr(self, one.name))
+
+    def connection(self) -> dict[str, Any]:
+        """The options by name: keywords for whatever takes them."""
+        return {one.name: getattr(self, one.name) for one in fields(ConnectionOptions)}
+
+
+CONNECTION: Mapping[str, Option] = {one.name: one.metadata["option"] for one in fields(ConnectionOptions)}
+"""The options by name, in words."""
+DEFAULTS: Mapping[str, Any] = {one.name: one.default for one in fields(ConnectionOptions)}
+
+
+def documented(cls: type[T]) -> type[T]:
+    """The class with the options of the connection in its docstring."""
+    lines = []
+    for name, option in CONNECTION.items():
+        default = "" if DEFAULTS[name] is None else f"; {DEFAULTS[name]:g} by default"
+        said = f"{name}: {option.help[0].upper()}{option.help[1:]}{default}."
+        lines.append(textwrap.fill(said, 100, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Options of the connection:", *lines])
+    return cls
+
+
+documented(ConnectionOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +212,7 @@ class ChatRequest:
 
 
 def base_url(url: str) -> str:
-    """The root of a server from any URL of it that users paste.
-
-    Raises:
-        ConfigurationError: it is no http(s) URL.
-    """
+    """The root of a server from any URL of it that users paste; a ConfigurationError where it is no http(s) URL."""
     try:
         parts = urlsplit(url.strip())
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -114,11 +223,8 @@ def base_url(url: str) -> str:
             f"{url.rpartition('@')[2]!r} is not the URL of an endpoint; expected something like http://localhost:8080."
         )
     path = parts.path.rstrip("/")
-    for route in _KNOWN_ROUTES:
-        if path.endswith(route):
-            path = path[: -len(route)]
-            break
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    known_route = next((route for route in _KNOWN_ROUTES if path.endswith(route)), "")
+    return urlunsplit((parts.scheme, parts.netloc, path.removesuffix(known_route), "", ""))
 
 
 def shown_url(url: str) -> str:
@@ -209,10 +315,7 @@ def parse_models(body: bytes) -> list[str] | None:
 
 def parse_tokens(body: bytes) -> int | None:
     """How many tokens the body of ``/tokenize`` lists, None where it is no list."""
-    try:
-        listed = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+    listed = _json(body)
     return len(listed) if isinstance(listed, list) else None
 
 
@@ -231,17 +334,13 @@ def slots_of(info: ServerInfo) -> int:
 
 
 def parse_generated(body: bytes, secret: str | None = None) -> Completion:
-    """The completion in the body of a 200 of ``/generate``; ``secret`` is left out of the message.
+    """The completion in the body of a 200 of ``/generate``, as :func:`parse_completion` gives it."""
+    return _parsed(body, _generated, secret)
 
-    Raises:
-        EmptyReply: the body is none, or holds no text.
-    """
 
-    def read(reply: Any) -> Completion:
-        details = reply.get("details") or {}
-        return _completion(reply["generated_text"], details.get("finish_reason"), None, details.get("generated_tokens"))
-
-    return _parsed(body, read, secret)
+def _generated(reply: Any) -> tuple[Any, ...]:
+    details = reply.get("details") or {}
+    return reply["generated_text"], details.get("finish_reason"), None, details.get("generated_tokens")
 
 
 def parse_completion(body: bytes, secret: str | None = None) -> Completion:
@@ -250,26 +349,23 @@ def parse_completion(body: bytes, secret: str | None = None) -> Completion:
     Raises:
         EmptyReply: the body is not a chat completion, or holds no text.
     """
-
-    def read(reply: Any) -> Completion:
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
-        tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        return _completion(choice["message"]["content"], choice.get("finish_reason"), *tokens)
-
-    return _parsed(body, read, secret)
+    return _parsed(body, _completed, secret)
 
 
-def _parsed(body: bytes, read: Callable[[Any], Completion], secret: str | None) -> Completion:
+def _completed(reply: Any) -> tuple[Any, ...]:
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return choice["message"]["content"], choice.get("finish_reason"), *tokens
+
+
+def _parsed(body: bytes, read: Callable[[Any], tuple[Any, ...]], secret: str | None) -> Completion:
     try:
-        return read(json.loads(body))
+        text, reason, prompt_tokens, completion_tokens = read(json.loads(body))
+        if not isinstance(text, str):
+            raise TypeError("content is not a text")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = excerpt(without(secret, body))
         raise EmptyReply(f"the server answered 200 without a completion: {said!r}") from error
-
-
-def _completion(text: Any, reason: Any, prompt_tokens: Any, completion_tokens: Any) -> Completion:
-    if not isinstance(text, str):
-        raise TypeError("content is not a text")
     return Completion(
         text=_encodable(text),
         finish_reason=reason if isinstance(reason, str) else None,
@@ -302,21 +398,10 @@ def error_of(status: int, body: bytes, url: str, retry_after: str | None = None)
     return RequestRejected(f"{status}: {said}")
 
 
-def refuses_grammar(error: RequestRejected) -> bool:
-    """Whether a request was refused for its constrained output."""
-    return bool(_GRAMMAR.search(str(error)))
-
-
-def lacks_template(error: RequestRejected) -> bool:
-    """Whether a server has no chat template (TGI reads no chat_template.jinja)."""
-    return "template" in str(error).lower() and "not found" in str(error).lower()
-
-
 def chosen_model(served: Sequence[str], wanted: str | None, url: str) -> str:
-    """The model to ask an OpenAI-compatible server for; some list none, and take the name they were started with.
+    """The model to ask an OpenAI-compatible server for; a ConfigurationError where nothing says which one.
 
-    Raises:
-        ConfigurationError: nothing says which one.
+    Some servers list none, and take the name they were started with.
     """
     if wanted and (wanted in served or not served):
         return wanted
@@ -343,11 +428,15 @@ def proxy_of(url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json(body: bytes) -> Any:
     try:
-        value = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError):
-        return {}
+        return None
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    value = _json(body)
     return value if isinstance(value, dict) else {}
 
 

@@ -1,19 +1,20 @@
-"""Requests to one server over HTTP: aiohttp on the background loop."""
+"""What the pool asks of one server, and how that goes over HTTP: aiohttp on the background loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client import contract
-from arhn_datasets.annotators.client.connection import ConnectionOptions
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo, shown_url
-from arhn_datasets.annotators.client.transport import ChatTransport
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ConnectionOptions, ServerInfo, shown_url
 from arhn_datasets.errors import (
     ConfigurationError,
+    EmptyReply,
     EndpointUnavailable,
     MissingDependencyError,
     PromptTooLong,
@@ -25,7 +26,54 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_GRAMMAR = re.compile(r"grammar|response_format|guided|json_schema|structured", re.IGNORECASE)
+_NO_TEMPLATE = re.compile(r"template.*not found|not found.*template", re.IGNORECASE | re.DOTALL)  # TGI: no .jinja
 _USER_INFO = re.compile(r"//[^/\s]*@")
+
+
+class ChatTransport(ABC):
+    """One server as the pool sees it; each call is one attempt. A subclass sends a request as it stands."""
+
+    name: str
+    _grammar = True
+
+    @abstractmethod
+    async def info(self) -> ServerInfo:
+        """What the server says of itself."""
+
+    @abstractmethod
+    async def probe(self) -> None:
+        """Raise where the server does not answer."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of connections."""
+
+    async def chat(self, info: ServerInfo, request: ChatRequest) -> Completion:
+        """The reply to one request; constrained output is left out where the server refuses it.
+
+        Raises:
+            EndpointError: this attempt failed.
+            AccessDenied: no request can succeed.
+        """
+        if not self._grammar:
+            request = replace(request, schema=None)
+        try:
+            completion = await self._ask(info, request)
+        except RequestRejected as error:
+            if request.schema is None or not _GRAMMAR.search(str(error)):
+                raise
+            if self._grammar:  # those under way at the same time are refused, too
+                logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
+            self._grammar = False
+            completion = await self._ask(info, replace(request, schema=None))
+        if not completion.text.strip():
+            raise EmptyReply("the server answered 200 with an empty text")
+        return completion
+
+    @abstractmethod
+    async def _ask(self, info: ServerInfo, request: ChatRequest) -> Completion:
+        """The reply to one request as it stands."""
 
 
 class HttpTransport(ChatTransport):
@@ -99,7 +147,14 @@ class HttpTransport(ChatTransport):
             self._template_options = False
             return await self._ask(info, request)
         error = self._error_of(status, reply, headers)
-        if info.api == contract.TGI and isinstance(error, RequestRejected) and contract.lacks_template(error):
+        said = str(error).lower()
+        if (
+            info.api == contract.TGI
+            and isinstance(error, RequestRejected)
+            and "template" in said
+            and "not found" in said
+        ):
+            # TGI reads no chat_template.jinja.
             async with self._loading:
                 if self._tokenizer is None:
                     self._tokenizer = await self._load_tokenizer(info)
@@ -143,17 +198,13 @@ class HttpTransport(ChatTransport):
         room = contract.room(info, request.max_tokens)
         if room is None or request.size() <= room:
             return
-        count = await self._count_tokens(request)
-        if count > room:
-            raise PromptTooLong(f"{count} tokens in the prompt, the server has room for {room}", room / count)
-
-    async def _count_tokens(self, request: ChatRequest) -> int:
         text = "\n".join(message["content"] for message in request.messages)
         status, reply, _ = await self._request("POST", "/tokenize", {"inputs": text, "parameters": {}})
-        counted = contract.parse_tokens(reply) if status == 200 else None
-        if counted is not None:
-            return counted
-        return request.size() // 4  # the usual length of a token; where it is wrong the server says so
+        count = contract.parse_tokens(reply) if status == 200 else None
+        if count is None:
+            count = request.size() // 4  # the usual length of a token; where it is wrong the server says so
+        if count > room:
+            raise PromptTooLong(f"{count} tokens in the prompt, the server has room for {room}", room / count)
 
     def _error_of(self, status: int, reply: bytes, headers: Mapping[str, str]) -> Exception:
         reply = contract.without(self._options.api_key, reply)
@@ -165,10 +216,13 @@ class HttpTransport(ChatTransport):
         import aiohttp
 
         headers = {"Authorization": f"Bearer {self._options.api_key}"} if self._options.api_key else {}
-        session = self._open_session()
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._options.timeout)
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+            self._proxy = contract.proxy_of(self.url)
         try:
             # Redirects are refused: they could carry the key to another host.
-            async with session.request(
+            async with self._session.request(
                 method, self.url + path, json=body, headers=headers, allow_redirects=False, proxy=self._proxy
             ) as reply:
                 return reply.status, await reply.read(), reply.headers
@@ -186,14 +240,3 @@ class HttpTransport(ChatTransport):
                 f"no request to {self.name} can be sent: {said}. Check that the API key is one line of plain "
                 "characters, that the URL holds no password beside it, and the proxy."
             ) from error
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        import aiohttp
-
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=self._options.timeout),
-            )
-            self._proxy = contract.proxy_of(self.url)
-        return self._session

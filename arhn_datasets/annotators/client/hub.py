@@ -6,11 +6,11 @@ It costs several times the CPU of our own client and brings neither retries nor 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from arhn_datasets.annotators.client import contract
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
-from arhn_datasets.annotators.client.transport import ChatTransport
+from arhn_datasets.annotators.client.http import ChatTransport
 from arhn_datasets.errors import AccessDenied, ConfigurationError, EmptyReply, EndpointUnavailable
 
 if TYPE_CHECKING:
@@ -55,18 +55,9 @@ class HubTransport(ChatTransport):
         """The client is the user's, and stays open."""
 
     async def _ask(self, info: ServerInfo, request: ChatRequest) -> Completion:
-        options: dict[str, Any] = {}
-        if request.schema is not None:
-            schema = {"name": "reply", "schema": request.schema, "strict": True}
-            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        body = contract.chat_body(info, request, template_options=False)
         try:
-            reply = await self._client.chat_completion(
-                [dict(message) for message in request.messages],
-                model=info.model,
-                max_tokens=request.max_tokens,
-                temperature=0,
-                **options,
-            )
+            reply = await self._client.chat_completion(**body)
         except Exception as error:
             raise _translated(error, self.name, getattr(self._client, "token", None)) from error
         return contract.parse_completion(json.dumps(reply, default=vars).encode())

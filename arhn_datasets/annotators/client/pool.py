@@ -1,25 +1,24 @@
-"""One or several servers of one model: routing, limits, retries, and an end to waiting."""
+"""One or several servers of one model: each with a limit and a breaker; routing, retries, and an end to waiting."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from arhn_datasets.annotators.client.breaker import Breaker
-from arhn_datasets.annotators.client.connection import ConnectionOptions
 from arhn_datasets.annotators.client.contract import (
     DEFAULT_CONCURRENCY,
     ChatRequest,
     Completion,
+    ConnectionOptions,
     ServerInfo,
     slice_of,
     slots_of,
 )
-from arhn_datasets.annotators.client.limits import AdaptiveLimit
 from arhn_datasets.errors import (
     ArhnError,
     ConfigurationError,
@@ -35,8 +34,14 @@ from arhn_datasets.rows import retries
 if TYPE_CHECKING:
     from tenacity import RetryCallState
 
+    from arhn_datasets.annotators.client.http import ChatTransport
+
 logger = logging.getLogger(__name__)
 
+DECREASE = 0.5
+RECOVERY_SECONDS = 1.0  # one burst of 429 comes from one excess: it lowers the limit once
+FAILURES = 5  # in a row, before a server counts as dead
+PROBE_SECONDS, PROBE_SECONDS_MAX = 0.5, 10.0
 BACKOFF_MAX_SECONDS = 10.0
 EMPTY_ATTEMPTS = 2  # an empty or broken 200 is asked again once
 AFFINITY_SLACK = 8  # requests by which the preferred replica may be busier than the idlest one
@@ -45,22 +50,134 @@ WAITING_SECONDS = 1.0  # between two looks at whether all servers have been dead
 RETRYABLE = (EndpointUnavailable, EndpointOverloaded, EndpointFailure)
 
 
-class Transport(Protocol):
-    """One server as the pool sees it; each call is one attempt."""
+class AdaptiveLimit:
+    """A limit of requests in flight that follows the server.
 
-    name: str
+    A 429 halves it, at most once a second; every success raises it by its inverse, so by one each time that all slots
+    were used, up to ``ceiling``. Waiting requests are served in order. Lives on one event loop.
+    """
 
-    async def info(self) -> ServerInfo:
-        """What the server says of itself."""
+    def __init__(self, ceiling: int) -> None:
+        self.ceiling = ceiling
+        self.in_flight = 0
+        self._limit = float(ceiling)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._lowered_at = float("-inf")
+        self._closed_until = float("-inf")
 
-    async def chat(self, info: ServerInfo, request: ChatRequest) -> Completion:
-        """The reply to one request."""
+    @property
+    def current(self) -> int:
+        """Requests that may be in flight now."""
+        return max(1, int(self._limit))
 
-    async def probe(self) -> None:
-        """Raise where the server does not answer."""
+    def resize(self, ceiling: int) -> None:
+        """Take a new ceiling, as the server names it."""
+        self._limit = float(ceiling) if self._limit >= self.ceiling else min(self._limit, float(ceiling))
+        self.ceiling = ceiling
+        self._admit()
 
-    async def close(self) -> None:
-        """Let go of connections."""
+    async def __aenter__(self) -> None:
+        """Take one of the slots, waiting for it in order."""
+        if not self._waiting and self._admits():
+            self.in_flight += 1
+        else:
+            await self._wait()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give the slot back to those that wait."""
+        self.in_flight -= 1
+        self._admit()
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        if self._limit < self.ceiling:
+            self._limit = min(float(self.ceiling), self._limit + 1 / self._limit)
+            self._admit()
+
+    def overloaded(self, retry_after: float | None = None) -> None:
+        """A request was refused for overload; ``retry_after`` seconds nothing more is to be sent."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._lowered_at >= RECOVERY_SECONDS:
+            self._lowered_at = loop.time()
+            self._limit = max(1.0, min(self._limit, float(self.in_flight)) * DECREASE)
+        if retry_after:
+            self._closed_until = max(self._closed_until, loop.time() + retry_after)
+            loop.call_later(retry_after, self._admit)
+
+    async def _wait(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # admitted and cancelled at once: hand the slot on
+                self.in_flight -= 1
+            self._admit()  # leaves out those that nobody waits for any more
+            raise
+
+    def _admit(self) -> None:
+        while self._waiting and (self._waiting[0].done() or self._admits()):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self.in_flight += 1
+                turn.set_result(None)
+
+    def _admits(self) -> bool:
+        return self.in_flight < self.current and asyncio.get_running_loop().time() >= self._closed_until
+
+
+class Breaker:
+    """Closed while the server answers; opened by failures in a row, closed again by a probe that succeeds.
+
+    Lives on one event loop. ``probe`` raises where the server still does not answer.
+    """
+
+    def __init__(self, name: str, probe: Callable[[], Awaitable[object]]) -> None:
+        self.name = name
+        self.opened_at: float | None = None
+        self._probe = probe
+        self._failures = 0
+        self.closed = asyncio.Event()  # set while the server answers
+        self.closed.set()
+        self._probing: asyncio.Task[None] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether the server counts as dead."""
+        return self.opened_at is not None
+
+    def succeeded(self) -> None:
+        """The server answered."""
+        self._failures = 0
+
+    def failed(self, *, dead: bool = False) -> None:
+        """A request to the server failed; ``dead`` opens the breaker at once."""
+        self._failures += 1
+        if not self.open and (dead or self._failures >= FAILURES):
+            self.opened_at = asyncio.get_running_loop().time()
+            self.closed.clear()
+            self._probing = asyncio.get_running_loop().create_task(self._until_it_answers())
+            logger.warning("%s does not answer; waiting for it and asking again", self.name)
+
+    def stop(self) -> None:
+        """Probe no more."""
+        if self._probing is not None:
+            self._probing.cancel()
+
+    async def _until_it_answers(self) -> None:
+        pause = PROBE_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PROBE_SECONDS_MAX)
+            try:
+                await self._probe()
+            except Exception as error:
+                logger.debug("%s: %s", self.name, error)
+                continue
+            self.opened_at, self._failures = None, 0
+            self.closed.set()
+            logger.warning("%s answers again", self.name)
+            return
 
 
 @dataclass
@@ -81,7 +198,7 @@ class Statistics:
 class Server:
     """A server with its limit and its breaker."""
 
-    def __init__(self, transport: Transport, options: ConnectionOptions) -> None:
+    def __init__(self, transport: ChatTransport, options: ConnectionOptions) -> None:
         self.transport = transport
         self.limit = AdaptiveLimit(slice_of(options.concurrency or DEFAULT_CONCURRENCY, options.processes))
         self.breaker = Breaker(transport.name, self._reopen)
@@ -89,16 +206,15 @@ class Server:
         self.expected: ServerInfo | None = None  # the run's model, also where this server was away at first
         self.changed: ConfigurationError | None = None
         self.load = 0
-        self._fixed = options.concurrency is not None
-        self._processes = options.processes
+        self._options = options
 
     async def open(self) -> ServerInfo:
         """Read what the server says of itself."""
         found = await self.transport.info()
         if self.info is None or found.api == self.info.api:  # a gateway may hide /info for a while
             self.info = found
-        if not self._fixed:
-            self.limit.resize(slice_of(slots_of(found), self._processes))
+        if self._options.concurrency is None:
+            self.limit.resize(slice_of(slots_of(found), self._options.processes))
         return found
 
     async def send(self, asking: _Asking) -> Completion:
@@ -127,7 +243,8 @@ class Server:
     async def _reopen(self) -> None:
         await self.transport.probe()
         found, expected = await self.open(), self.expected
-        if expected is not None and _differ(found, expected):
+        revised = expected and found.revision and expected.revision and found.revision != expected.revision
+        if expected is not None and (revised or found.model != expected.model):
             self.changed = ConfigurationError(
                 f"{self.transport.name} serves {found.model}@{found.revision} now, and the run began with "
                 f"{expected.model}@{expected.revision}. One run takes one model: start the run again."
@@ -137,7 +254,7 @@ class Server:
 class Pool:
     """The servers of a run. Make and use it on the background loop."""
 
-    def __init__(self, transports: Sequence[Transport], options: ConnectionOptions) -> None:
+    def __init__(self, transports: Sequence[ChatTransport], options: ConnectionOptions) -> None:
         self.options = options
         self.servers = [Server(transport, options) for transport in transports]
         self.statistics = Statistics()
@@ -207,7 +324,11 @@ class Pool:
                 raise failed.pop()
             return await self._attempt(asking)
 
-        completion: Completion = await AsyncRetrying(**self._policy(asking.is_over, self._count))(attempt)
+        def count(error: BaseException, _: float) -> None:
+            self.statistics.retries += 1
+            self.statistics.overloads += isinstance(error, EndpointOverloaded)
+
+        completion: Completion = await AsyncRetrying(**self._policy(asking.is_over, count))(attempt)
         return completion
 
     def _policy(
@@ -244,7 +365,13 @@ class Pool:
             server.expected = infos[0]
             if server.info is None:
                 server.breaker.failed(dead=True)
-        _check_same([(server.transport.name, server.info) for server in self.servers if server.info])
+        (first_name, first), *others = [(server.transport.name, server.info) for server in self.servers if server.info]
+        for name, info in others:
+            if (info.model, info.revision) != (first.model, first.revision):
+                raise ConfigurationError(
+                    f"The endpoints serve different models: {first_name} has {first.model}@{first.revision}, {name} "
+                    f"has {info.model}@{info.revision}. One run takes one model; name only endpoints that serve it."
+                )
         return infos[0]
 
     async def _attempt(self, asking: _Asking) -> Completion:
@@ -295,7 +422,7 @@ class Pool:
         left = self._end_if_dead(min(server.breaker.opened_at or now for server in self.servers))
         if asking.seconds_left <= 0:
             raise asking.last or EndpointUnavailable(f"{self.servers[0].transport.name} does not answer")
-        waits = [asyncio.ensure_future(server.breaker.closed()) for server in self.servers]
+        waits = [asyncio.ensure_future(server.breaker.closed.wait()) for server in self.servers]
         try:
             await asyncio.wait(
                 waits, timeout=min(left, asking.seconds_left, WAITING_SECONDS), return_when=asyncio.FIRST_COMPLETED
@@ -305,11 +432,7 @@ class Pool:
                 wait.cancel()
 
     def _end_if_dead(self, since: float) -> float:
-        """The seconds left until the run ends, for want of an answer ``since`` then or before.
-
-        Raises:
-            EndpointsDead: there are none.
-        """
+        """The seconds left until the run ends, for want of an answer ``since`` then or before; EndpointsDead at 0."""
         if self._dead_since is None:
             self._dead_since = since
         now = asyncio.get_running_loop().time()
@@ -320,10 +443,6 @@ class Pool:
                 "kept: start the server again and run the same command, and only the rest is asked."
             )
         return self.options.give_up_after - (now - self._dead_since)
-
-    def _count(self, error: BaseException, _: float) -> None:
-        self.statistics.retries += 1
-        self.statistics.overloads += isinstance(error, EndpointOverloaded)
 
 
 class _Asking:
@@ -361,18 +480,3 @@ class _Asking:
     def is_over(self, _: RetryCallState) -> bool:
         """Whether another attempt is one too many."""
         return self.seconds_left <= 0 or self._empty >= EMPTY_ATTEMPTS or self._failures >= self._options.attempts
-
-
-def _differ(found: ServerInfo, expected: ServerInfo) -> bool:
-    named = found.revision and expected.revision
-    return found.model != expected.model or bool(named and found.revision != expected.revision)
-
-
-def _check_same(found: Sequence[tuple[str, ServerInfo]]) -> None:
-    first_name, first = found[0]
-    for name, info in found[1:]:
-        if (info.model, info.revision) != (first.model, first.revision):
-            raise ConfigurationError(
-                f"The endpoints serve different models: {first_name} has {first.model}@{first.revision}, {name} has "
-                f"{info.model}@{info.revision}. One run takes one model; name only endpoints that serve it."
-            )

@@ -5,6 +5,9 @@ what is missing. Errors are never stored.
 
 Replies are written in batches, by a thread that lives while there are any, so that neither the disk nor another
 process's lock holds up the event loop. A process that is killed loses the last `BATCH_SECONDS` as a rule.
+
+One file in sqlite3's WAL mode: several processes may share it on a local disk. Values are JSON; nothing in a key or a
+value names a URL or a token.
 """
 
 from __future__ import annotations
@@ -19,25 +22,33 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from arhn_datasets.annotators.client import store_file
-from arhn_datasets.annotators.client.store_file import ADVICE, BATCH, FILE_NAME, Stored, insert, is_locked, origin_of
 from arhn_datasets.errors import StoreError
 from arhn_datasets.rows.background import around_forks, when_a_worker_ends
+from arhn_datasets.rows.records import digest
 
 logger = logging.getLogger(__name__)
 
+FILE_NAME = "answers.sqlite3"  # never another name: what was paid for has to be found after an update
+APPLICATION_ID = 0x4152484E  # "ARHN", so that a foreign sqlite file is recognised
+FORMAT = 2
+BATCH = 64
+BUSY_SECONDS = 60.0
+JOURNAL_BYTES = 64 * 1024 * 1024
 BATCH_SECONDS = 0.002
 LATE_SECONDS, LATEST_SECONDS = 0.01, 1.0
 ATTEMPT_SECONDS = 0.5  # a fork waits for the attempt under way
 CLOSING_SECONDS = 3.0
 MOST_WAITING = 100_000
 
-_UNSET = "none"
+ADVICE = (
+    "Name another folder (ARHN_CACHE, cache=, --cache DIR) or none at all (--cache none); the file was left as it is."
+)
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,7 +65,7 @@ def directory_of(cache: str | os.PathLike[str] | None) -> Path | None:
     """The folder that ``cache`` names, None where it is the word "none"; the default one where nothing is named."""
     if cache is None:
         return default_directory()
-    return None if str(cache).lower() == _UNSET else _expanded(cache)
+    return None if str(cache).lower() == "none" else _expanded(cache)
 
 
 def _expanded(path: str | os.PathLike[str]) -> Path:
@@ -65,6 +76,46 @@ def _expanded(path: str | os.PathLike[str]) -> Path:
             f"The store of replies {path} has no place, because this user has no home folder. Name a folder "
             "(ARHN_CACHE, cache=, --cache DIR) or none at all (--cache none)."
         ) from error
+
+
+class Origin(NamedTuple):
+    """Who replied, and to what kind of request."""
+
+    model: str
+    revision: str | None
+    kind: str
+
+
+@lru_cache(maxsize=64)
+def number_of(origin: Origin) -> int:
+    """The key of an origin in every file, so that files can be merged."""
+    return int(digest(list(origin))[:15], 16)
+
+
+@lru_cache(maxsize=64)
+def origin_of(model: str | None, revision: str | None, kind: str) -> Origin | None:
+    """The origin of a reply, None where nothing names its model."""
+    # JSON may hold half of a surrogate pair, and sqlite refuses it.
+    names = [name and name.encode("utf-8", "replace").decode() for name in (model, revision, kind)]
+    return Origin(*names) if model else None  # type: ignore[arg-type]
+
+
+class Stored(NamedTuple):
+    """A reply as it stands in a file; ``reply`` is JSON, ``stored`` seconds since 1970."""
+
+    key: bytes
+    origin: Origin | None
+    stored: int
+    reply: str
+
+
+def reply_of(text: str) -> dict[str, Any] | None:
+    """A reply as it was put in, None where somebody else wrote what is none."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class Replies:
@@ -106,10 +157,10 @@ class Replies:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The reply stored under ``key`` (hexadecimal), or None, also where the disk refuses."""
-        short = _short(key)
+        short = bytes.fromhex(key)[:16]
         waiting = self._waiting.get(short)
         if waiting is not None:
-            return store_file.reply_of(waiting.reply)
+            return reply_of(waiting.reply)
         if not self._readable:
             return None
         try:
@@ -121,24 +172,18 @@ class Replies:
                 self._readable = False
                 self._refused(error)
             return None
-        return None if row is None else store_file.reply_of(row[0])
+        return None if row is None else reply_of(row[0])
 
-    def put(
-        self,
-        key: str,
-        reply: Mapping[str, Any],
-        *,
-        model: str | None = None,
-        revision: str | None = None,
-        kind: str = "chat",
-    ) -> None:
+    def put(self, key: str, reply: Mapping[str, Any], *, model: str | None = None, revision: str | None = None) -> None:
         """Store ``reply`` under ``key`` soon; where the disk refuses, say so once and go on without.
 
-        ``model``, ``revision`` and ``kind`` are for ``arhn-cache``; the key holds all that changes the reply.
+        ``model`` and ``revision`` are for ``arhn-cache``; the key holds all that changes the reply.
         """
         if not self._writable:
             return
-        stored = Stored(_short(key), origin_of(model, revision, kind), int(time.time()), json.dumps(reply))
+        stored = Stored(
+            bytes.fromhex(key)[:16], origin_of(model, revision, "chat"), int(time.time()), json.dumps(reply)
+        )
         with self._changing:
             self._waiting[stored.key] = stored
             waiting = len(self._waiting)
@@ -202,7 +247,10 @@ class Replies:
 
     def _started(self) -> bool:
         """Start the thread that writes; False at the end of the process, where no thread starts."""
-        _flush_when_a_worker_ends()
+        global _worker
+        if _worker != os.getpid():
+            _worker = os.getpid()
+            when_a_worker_ends(flush_all)
         thread = threading.Thread(target=self._write, name="arhn-replies", daemon=True)
         try:
             thread.start()
@@ -230,9 +278,9 @@ class Replies:
             return True
         try:
             self._writer = self._opened(self._writer, ATTEMPT_SECONDS)
-            new = {stored.origin for stored in batch if stored.origin and stored.origin.number not in self._written}
+            new = {stored.origin for stored in batch if stored.origin and number_of(stored.origin) not in self._written}
             insert(self._writer, batch, new, "REPLACE")
-            self._written.update(origin.number for origin in new)
+            self._written.update(number_of(origin) for origin in new)
         except (sqlite3.Error, StoreError) as error:
             if is_locked(error):
                 self._say_locked()
@@ -251,7 +299,7 @@ class Replies:
         now = time.monotonic()
         if self._locked_since is None:
             self._locked_since = now
-        elif now - self._locked_since > store_file.BUSY_SECONDS:
+        elif now - self._locked_since > BUSY_SECONDS:
             logger.warning(
                 "The store of replies %s has been locked by another process for a minute; %d replies wait in memory.",
                 self.path,
@@ -275,12 +323,95 @@ class Replies:
             return connection
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return store_file.connect(self.path, store_file.BUSY_SECONDS if seconds is None else seconds)
+            return connect(self.path, BUSY_SECONDS if seconds is None else seconds)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(
                 f"The store of replies {self.path} cannot be opened ({error}). Expected a file of this package, in a "
                 f"folder that can be written. {ADVICE}"
             ) from error
+
+
+def insert(connection: sqlite3.Connection, batch: Sequence[Stored], origins: Iterable[Origin], conflict: str) -> int:
+    """Write replies, and the origins among theirs that the file may not have; how many were written."""
+    for origin in origins:
+        connection.execute("INSERT OR IGNORE INTO origins VALUES (?, ?, ?, ?)", (number_of(origin), *origin))
+    # One statement, so one transaction and one release of the GIL: row by row, a busy loop takes it back for 5 ms each.
+    values = [
+        value
+        for stored in batch
+        for value in (stored.key, stored.origin and number_of(stored.origin), stored.stored, stored.reply)
+    ]
+    rows = ",".join(["(?,?,?,?)"] * len(batch))
+    done = connection.execute(f"INSERT OR {conflict} INTO replies (k, origin, stored, v) VALUES {rows}", values)
+    return done.rowcount
+
+
+def connect(path: Path, seconds: float) -> sqlite3.Connection:
+    """Open a file and bring it to the present format, waiting so long for the lock of another process."""
+    # Switching a new file to WAL ignores the busy timeout when several processes do it at once.
+    until = time.monotonic() + seconds
+    while True:
+        connection = sqlite3.connect(path, timeout=seconds, check_same_thread=False, isolation_level=None)
+        try:
+            _prepare(connection)
+            # sqlite takes a last page that was cut off for whole. By stat: closing an open file would drop its locks.
+            page = connection.execute("PRAGMA page_size").fetchone()[0]
+            if path.stat().st_size % page and not size_of(path.with_name(f"{path.name}-wal")):
+                raise sqlite3.DatabaseError("database disk image is malformed: its end is missing")
+            return connection
+        except BaseException as error:
+            connection.close()
+            if not is_locked(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, 0 where there is none."""
+    # The last process that closes a store removes its journal, at any moment.
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    # Tables first: another process may be making this very file, and its mark comes with its table.
+    tables, application, version = (
+        connection.execute(query).fetchone()[0]
+        for query in ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
+    )
+    if tables and application != APPLICATION_ID:
+        raise sqlite3.DatabaseError("it is an sqlite file of another program")
+    if version > FORMAT:
+        raise sqlite3.DatabaseError(f"it has format {version}, this version of the package reads up to {FORMAT}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    # NORMAL loses the last commits on a power cut, none when the process is killed.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
+    if tables and version == FORMAT:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    if connection.execute("PRAGMA user_version").fetchone()[0] == 1:
+        connection.execute("ALTER TABLE replies ADD COLUMN origin INTEGER")
+        connection.execute(f"ALTER TABLE replies ADD COLUMN stored INTEGER NOT NULL DEFAULT {int(time.time())}")
+    # A rowid table: random keys in a WITHOUT ROWID table measured five times the size and half the speed.
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS replies "
+        "(k BLOB PRIMARY KEY, origin INTEGER, stored INTEGER NOT NULL, v TEXT NOT NULL)"
+    )
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS origins (id INTEGER PRIMARY KEY, model TEXT NOT NULL, revision TEXT, kind TEXT)"
+    )
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {FORMAT}")
+    connection.execute("COMMIT")
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Whether the file is only in use by another process."""
+    error = error.__cause__ if isinstance(error, StoreError) else error
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
 
 
 def _disk_refuses(error: BaseException | None, directory: Path) -> bool:
@@ -300,13 +431,6 @@ def flush_all() -> None:
     """Write what waits in any store of this process."""
     for store in list(_stores):
         store.flush()
-
-
-def _flush_when_a_worker_ends() -> None:
-    global _worker
-    if _worker != os.getpid():
-        _worker = os.getpid()
-        when_a_worker_ends(flush_all)
 
 
 def _before_fork() -> None:
@@ -334,7 +458,3 @@ def _after_fork_in_child() -> None:
 
 atexit.register(flush_all)
 around_forks(before=_before_fork, in_parent=_after_fork, in_child=_after_fork_in_child)
-
-
-def _short(key: str) -> bytes:
-    return bytes.fromhex(key)[:16]

@@ -7,23 +7,16 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from arhn_datasets.annotators.client.store_file import (
-    FILE_NAME,
-    ROWS,
-    Origin,
-    Stored,
-    add_replies,
-    existing,
-    origin_of,
-    read_replies,
-    reply_of,
-    size_of,
-)
-from arhn_datasets.errors import InputError, OutputError
+from arhn_datasets.annotators.client import store
+from arhn_datasets.annotators.client.store import FILE_NAME, Origin, Stored, insert, origin_of, reply_of, size_of
+from arhn_datasets.errors import InputError, OutputError, StoreError
 
+ROWS = "FROM replies AS r LEFT JOIN origins AS o ON o.id = r.origin"
 LATEST = 253_402_300_800  # the year 10000
 
 
@@ -46,6 +39,88 @@ class Pruned(NamedTuple):
     trouble: str | None = None
 
 
+def read_replies(directory: Path) -> Iterator[Stored]:
+    """Every reply of a store, one after the other; raises as :func:`existing` does."""
+    with existing(directory) as connection:
+        query = f"SELECT r.k, o.model, o.revision, o.kind, r.stored, r.v {ROWS} ORDER BY r.rowid"
+        yield from (_stored(*columns) for columns in connection.execute(query))
+
+
+def page(directory: Path, after: int, most: int) -> tuple[list[Stored], int]:
+    """Up to ``most`` replies that a store has taken since the one of number ``after``, and the number of the last.
+
+    Numbers are those of this file, from 1 on and in the order of storing. Without a file there is none.
+    """
+    if not (directory / FILE_NAME).exists():
+        return [], after
+    with existing(directory) as connection:
+        query = f"SELECT r.rowid, r.k, o.model, o.revision, o.kind, r.stored, r.v {ROWS} WHERE r.rowid > ? "
+        rows = connection.execute(f"{query} ORDER BY r.rowid LIMIT ?", (after, most)).fetchall()
+    return [_stored(*columns) for _, *columns in rows], rows[-1][0] if rows else after
+
+
+def _stored(key: Any, model: Any, revision: Any, kind: Any, stored: Any, reply: Any) -> Stored:
+    return Stored(key, None if model is None else Origin(model, revision, kind), stored, reply)
+
+
+def add_replies(directory: Path, replies: Iterable[Stored]) -> tuple[int, int]:
+    """Add what a store does not hold yet; how many were new, and how many came.
+
+    Raises:
+        InputError: ``replies`` came upon an entry that is none; those before it are kept.
+        StoreError: the store cannot be opened or written.
+    """
+    new = came = 0
+    replies = iter(replies)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"The store of replies cannot be made in {directory} ({error}). {store.ADVICE}") from error
+    with existing(directory, make=True) as connection:
+        trouble: InputError | None = None
+        while trouble is None:
+            batch: list[Stored] = []
+            try:
+                for stored in islice(replies, store.BATCH):
+                    batch.append(stored)
+            except InputError as error:
+                trouble = error
+            if not batch:
+                break
+            came += len(batch)
+            new += insert(connection, batch, {stored.origin for stored in batch if stored.origin}, "IGNORE")
+    if trouble is not None:
+        raise InputError(f"{trouble} The {came:,} replies before it were taken; run the command again after a repair.")
+    return new, came
+
+
+@contextmanager
+def existing(directory: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
+    """The file of a folder, opened for a while; made where it is not there and ``make`` says so.
+
+    Raises:
+        InputError: there is none.
+        StoreError: it cannot be opened, read or written.
+    """
+    path = directory / FILE_NAME
+    if not make and not path.exists():
+        raise InputError(
+            f"There is no store of replies in {directory}: no {FILE_NAME}. Name the folder of one with --cache DIR or "
+            "ARHN_CACHE; a run with an LLM makes it."
+        )
+    try:
+        connection = store.connect(path, store.BUSY_SECONDS)
+        try:
+            yield connection
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"The store of replies {path} cannot be used ({error}). Expected a file of this package, whole, on a disk "
+            "with room. Name another folder with --cache DIR, or move this file away to start a new one."
+        ) from error
+
+
 _KEPT = (
     "SELECT o.model, o.revision, o.kind, count(*), sum(length(CAST(r.v AS BLOB))), min(r.stored), max(r.stored) "
     f"{ROWS} {{}} GROUP BY o.id ORDER BY count(*) DESC, o.model, o.revision"
@@ -58,12 +133,7 @@ def store_size(directory: Path) -> int:
 
 
 def kept(directory: Path) -> list[Kept]:
-    """What a store holds, by origin; the most replies first.
-
-    Raises:
-        InputError: there is no store.
-        StoreError: it cannot be read.
-    """
+    """What a store holds, by origin, the most replies first; raises as :func:`existing` does."""
     with existing(directory) as connection:
         return _kept(connection)
 
@@ -83,7 +153,6 @@ def prune(
 
     Raises:
         InputError: there is no store, or no reply of that model.
-        StoreError: it cannot be changed.
     """
     before = store_size(directory)
     with existing(directory) as connection:
@@ -165,7 +234,6 @@ def merge(directory: Path, other: Path) -> tuple[int, int]:
 
     Raises:
         InputError: ``other`` has no store, or is ``directory`` itself.
-        StoreError: one of them cannot be read or written.
     """
     ours, theirs = directory / FILE_NAME, other / FILE_NAME
     if ours.exists() and theirs.exists() and ours.samefile(theirs):
@@ -180,15 +248,16 @@ def export_file(directory: Path, path: Path) -> int:
     Raises:
         InputError: there is no store.
         OutputError: there is such a file already, or it cannot be written.
-        StoreError: the store cannot be read.
     """
     if path.exists():
         raise OutputError(f"There is a file {path} already. Name another one, or remove it.")
     count, partial = 0, path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with existing(directory), open(partial, "x", encoding="utf-8") as file:
-            for stored in read_replies(directory):
-                file.write(f"{_exported(stored)}\n")
+            for key, origin, stored, reply in read_replies(directory):
+                model, revision, kind = origin or (None, None, "chat")
+                entry = {"key": key.hex(), "model": model, "revision": revision, "kind": kind, "stored": stored}
+                file.write(f"{json.dumps({**entry, 'reply': reply_of(reply)})}\n")
                 count += 1
         partial.replace(path)
     except OSError as error:
@@ -205,7 +274,6 @@ def import_file(directory: Path, path: Path) -> tuple[int, int]:
 
     Raises:
         InputError: there is no such file, or a line of it is no stored reply; those before it are kept.
-        StoreError: the store cannot be opened or written.
     """
     try:
         with open(path, "rb") as lines:
@@ -214,33 +282,22 @@ def import_file(directory: Path, path: Path) -> tuple[int, int]:
         raise InputError(f"{path} cannot be read ({error}). Expected a file of arhn-cache export.") from error
 
 
-def _exported(stored: Stored) -> str:
-    model, revision, kind = stored.origin or (None, None, "chat")
-    entry = {"key": stored.key.hex(), "model": model, "revision": revision, "kind": kind, "stored": stored.stored}
-    return json.dumps({**entry, "reply": reply_of(stored.reply)})
-
-
 def _imported_lines(lines: Iterable[bytes], path: Path) -> Iterator[Stored]:
     for number, line in enumerate(lines, 1):
         try:
-            stored = _imported(json.loads(line)) if line.strip() else None
+            if line.strip():
+                yield _imported(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"Line {number} of {path} is no stored reply ({error}). Expected a line of arhn-cache export: a JSON "
                 "object with key (32 hexadecimal digits), model, revision, stored (seconds) and reply (an object with "
                 "a text)."
             ) from error
-        if stored is not None:
-            yield stored
-
-
-class _NoReply(ValueError):
-    """What is wrong with a line."""
 
 
 def _imported(entry: Any) -> Stored:
     if not isinstance(entry, dict):
-        raise _NoReply(f"found {type(entry).__name__}")
+        raise ValueError(f"found {type(entry).__name__}")
     key, reply, stored = entry.get("key"), entry.get("reply"), entry.get("stored")
     model, revision, kind = entry.get("model"), entry.get("revision"), entry.get("kind", "chat")
     try:
@@ -248,13 +305,13 @@ def _imported(entry: Any) -> Stored:
     except ValueError:
         short = b""
     if len(short) != 16:
-        raise _NoReply(f"its key is {str(key)[:80]!r}")
+        raise ValueError(f"its key is {str(key)[:80]!r}")
     if not isinstance(reply, dict) or not isinstance(reply.get("text"), str) or not reply["text"].strip():
-        raise _NoReply("its reply has no text")
+        raise ValueError("its reply has no text")
     if type(stored) is not int or not 0 <= stored < LATEST:
-        raise _NoReply(f"stored is {str(stored)[:80]!r}")
+        raise ValueError(f"stored is {str(stored)[:80]!r}")
     if not isinstance(kind, str) or not all(name is None or isinstance(name, str) for name in (model, revision)):
-        raise _NoReply("model, revision or kind is no text")
+        raise ValueError("model, revision or kind is no text")
     return Stored(short, origin_of(model, revision, kind), stored, json.dumps(reply))
 
 

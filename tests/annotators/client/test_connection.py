@@ -6,7 +6,7 @@ import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.annotators.client.connection import CONNECTION, DEFAULTS
+from arhn_datasets.annotators.client.contract import CONNECTION, DEFAULTS
 
 OTHERS = {"api_key": "k", "api": "tgi", "concurrency": 7}
 

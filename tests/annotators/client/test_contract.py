@@ -10,13 +10,13 @@ import pytest
 from aiohttp import web
 
 from arhn_datasets import errors
-from arhn_datasets.annotators.client.connection import ConnectionOptions
 from arhn_datasets.annotators.client.contract import (
     DEFAULT_CONCURRENCY,
     OPENAI,
     TGI,
     ChatRequest,
     Completion,
+    ConnectionOptions,
     ServerInfo,
     base_url,
     chat_body,

@@ -17,8 +17,8 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
-from arhn_datasets.annotators.client import breaker as breakers
-from arhn_datasets.annotators.client import limits, store_file
+from arhn_datasets.annotators.client import pool as pools
+from arhn_datasets.annotators.client.store import FILE_NAME
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import (
     ERROR,
@@ -39,9 +39,9 @@ WORK = Latency(overhead=0.01)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(breakers, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(breakers, "PROBE_SECONDS_MAX", 0.2)
-    monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0.05)
+    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(pools, "PROBE_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -431,7 +431,7 @@ def test_two_runs_share_one_store(rows, clean, tmp_path, refine):
         assert server.stats.requests == 0
     labels = [refined(tmp_path / output) for output in ("one", "two", "three")]
     assert labels[0] == labels[1] == labels[2]
-    with sqlite3.connect(tmp_path / "store" / store_file.FILE_NAME) as store:
+    with sqlite3.connect(tmp_path / "store" / FILE_NAME) as store:
         assert store.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     store.close()
 

@@ -14,11 +14,10 @@ from huggingface_hub import AsyncInferenceClient, constants
 
 import arhn_datasets as arhn
 from arhn_datasets import cli, errors
-from arhn_datasets.annotators.client.connection import ConnectionOptions
-from arhn_datasets.annotators.client.contract import ChatRequest
+from arhn_datasets.annotators.client.contract import ChatRequest, ConnectionOptions
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool
-from arhn_datasets.annotators.requests import SnippetRequest
+from arhn_datasets.annotators.interface import SnippetRequest
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR
 from arhn_datasets.testing import Emulator, Fault

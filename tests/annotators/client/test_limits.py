@@ -7,10 +7,9 @@ import gc
 
 import pytest
 
-from arhn_datasets.annotators.client import breaker as breakers
-from arhn_datasets.annotators.client import limits
-from arhn_datasets.annotators.client.breaker import FAILURES, Breaker
-from arhn_datasets.annotators.client.limits import AT_ONCE, AdaptiveLimit, Turns
+from arhn_datasets.annotators.client import pool as pools
+from arhn_datasets.annotators.client.pool import FAILURES, AdaptiveLimit, Breaker
+from arhn_datasets.annotators.llm import AT_ONCE, Turns
 
 
 async def hold(limit, log, number, until=None):
@@ -104,7 +103,7 @@ def test_a_burst_of_refusals_lowers_the_limit_once(monkeypatch):
         assert limit.current == 20
         gate.set()
         await asyncio.gather(*tasks)
-        monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0)
+        monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0)
         for _ in range(10):
             limit.overloaded()
         assert limit.current == 1
@@ -190,7 +189,7 @@ def test_a_higher_ceiling_wakes_those_who_wait():
 
 @pytest.fixture(autouse=True)
 def _quick_probes(monkeypatch):
-    monkeypatch.setattr(breakers, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.01)
 
 
 async def answers():
@@ -234,9 +233,9 @@ def test_it_closes_by_a_probe_and_wakes_all_who_wait(caplog):
         breaker.failed(dead=True)
         for _ in range(20):
             breaker.failed()
-        await asyncio.wait_for(asyncio.gather(*(breaker.closed() for _ in range(5))), 5)
+        await asyncio.wait_for(asyncio.gather(*(breaker.closed.wait() for _ in range(5))), 5)
         assert (probed, breaker.open, breaker.opened_at) == (3, False, None)
-        await breaker.closed()
+        await breaker.closed.wait()
         breaker.failed()
         assert not breaker.open, "the failures of before count no more"
 
@@ -256,7 +255,7 @@ def test_an_answer_while_it_is_open_leaves_it_to_the_probe():
         breaker.failed(dead=True)
         breaker.succeeded()
         assert breaker.open
-        await asyncio.wait_for(breaker.closed(), 5)
+        await asyncio.wait_for(breaker.closed.wait(), 5)
         assert not breaker.open
 
     asyncio.run(main())

@@ -12,14 +12,13 @@ from aiohttp import web
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
-from arhn_datasets.annotators.client import breaker as breakers
-from arhn_datasets.annotators.client import limits
-from arhn_datasets.annotators.client.connection import ConnectionOptions
+from arhn_datasets.annotators.client import pool as pools
 from arhn_datasets.annotators.client.contract import (
     OPENAI,
     TGI,
     ChatRequest,
     Completion,
+    ConnectionOptions,
     chat_body,
     generate_body,
     room,
@@ -28,8 +27,8 @@ from arhn_datasets.annotators.client.contract import (
 from arhn_datasets.annotators.client.contract import ServerInfo as Info
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import AFFINITY_SLACK, Pool
+from arhn_datasets.annotators.interface import RankingRequest, SnippetRequest
 from arhn_datasets.annotators.llm import MAX_GRAMMARS, ranking_schema
-from arhn_datasets.annotators.requests import RankingRequest, SnippetRequest
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GROUNDED, NO_ANSWER, RANKED
 from arhn_datasets.testing import Emulator, Fault, Latency
@@ -43,8 +42,8 @@ CALL_SECONDS = 120  # of a test that hangs; none takes as many
 
 @pytest.fixture(autouse=True)
 def _quick_probes(monkeypatch):
-    monkeypatch.setattr(breakers, "PROBE_SECONDS", 0.02)
-    monkeypatch.setattr(breakers, "PROBE_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(pools, "PROBE_SECONDS_MAX", 0.05)
 
 
 def request(number=0, affinity="", **options):
@@ -161,7 +160,7 @@ def test_a_replica_that_is_dead_from_the_start():
     async def call(pool):
         first = await asyncio.gather(*(pool.chat(request(number, f"q{number}")) for number in range(20)))
         servers[0].away = False
-        await pool.servers[0].breaker.closed()
+        await pool.servers[0].breaker.closed.wait()
         second = await asyncio.gather(*(pool.chat(request(number, f"q{number}")) for number in range(20)))
         return {reply.text for reply in first}, {reply.text for reply in second}
 
@@ -177,7 +176,7 @@ def test_a_replica_that_joins_late_has_to_serve_the_same_model():
     async def call(pool):
         await pool.chat(request())
         servers[0].away = False
-        await pool.servers[0].breaker.closed()
+        await pool.servers[0].breaker.closed.wait()
         await pool.chat(request())
 
     with pytest.raises(errors.ConfigurationError, match=r"a serves other@None now, and the run began with m@None"):
@@ -267,7 +266,7 @@ def test_a_gateway_that_hides_the_revision_for_a_while_is_no_other_model():
         await pool.info()
         pool.servers[0].breaker.failed(dead=True)
         server.found = Info(api=OPENAI, model="m")
-        await pool.servers[0].breaker.closed()
+        await pool.servers[0].breaker.closed.wait()
         await pool.chat(request())
         return pool.servers[0].info.api
 
@@ -352,7 +351,7 @@ def test_at_most_so_many_requests_in_flight(concurrency, most):
 
 def test_a_limit_that_nobody_told_us_is_found(monkeypatch):
     """A server that takes 8 and a client that believes in 128: everything is answered, and few refusals are met."""
-    monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0.05)
+    monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0.05)
     with Emulator(max_concurrent_requests=8, slots=8, latency=Latency(overhead=0.01), reply="x") as server:
         pool, found = pooled(
             [at(server)], all_of([request(number) for number in range(400)]), concurrency=128, backoff=0.02, deadline=15

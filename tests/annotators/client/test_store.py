@@ -17,9 +17,18 @@ import pytest
 from datasets import Dataset
 
 import arhn_datasets as arhn
-from arhn_datasets.annotators.client import store_file
-from arhn_datasets.annotators.client.store import ATTEMPT_SECONDS, Replies, default_directory, directory_of, flush_all
-from arhn_datasets.annotators.client.store_file import APPLICATION_ID, FILE_NAME, FORMAT
+from arhn_datasets.annotators.client import store as store_module
+from arhn_datasets.annotators.client import store_upkeep
+from arhn_datasets.annotators.client.store import (
+    APPLICATION_ID,
+    ATTEMPT_SECONDS,
+    FILE_NAME,
+    FORMAT,
+    Replies,
+    default_directory,
+    directory_of,
+    flush_all,
+)
 from arhn_datasets.annotators.client.store_upkeep import kept
 from arhn_datasets.errors import StoreError
 from arhn_datasets.rows import background
@@ -85,9 +94,9 @@ def test_the_last_reply_counts(tmp_path):
 
 
 def test_the_file(tmp_path):
-    """WAL, marked as ours, with the format's number; killed writers lose nothing."""
+    """WAL, marked as ours, with the format's number, under the name of every version; killed writers lose nothing."""
     written(tmp_path)
-    connection = sqlite3.connect(tmp_path / FILE_NAME)
+    connection = sqlite3.connect(tmp_path / "answers.sqlite3")
     found = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
     assert [*found, connection.execute("PRAGMA journal_mode").fetchone()[0]] == [APPLICATION_ID, FORMAT, "wal"]
     connection.close()
@@ -185,21 +194,21 @@ def test_a_new_file_is_waited_for_while_another_process_holds_it(tmp_path):
 
 def test_a_lock_that_ignores_the_busy_timeout(tmp_path, monkeypatch):
     """Sqlite reports it at once when several processes switch a new file to WAL; we ask again."""
-    prepare, refusals = store_file._prepare, [sqlite3.OperationalError("database is locked")] * 2
+    prepare, refusals = store_module._prepare, [sqlite3.OperationalError("database is locked")] * 2
 
     def refuse(connection):
         if refusals:
             raise refusals.pop()
         prepare(connection)
 
-    monkeypatch.setattr(store_file, "_prepare", refuse)
+    monkeypatch.setattr(store_module, "_prepare", refuse)
     assert len(Replies(tmp_path)) == 0
     assert not refusals
 
 
 def test_a_file_that_stays_locked(tmp_path, monkeypatch):
     """After the waiting time the error names the file."""
-    monkeypatch.setattr(store_file, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
     holder = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StoreError, match=f"{FILE_NAME} cannot be opened .*locked"):
@@ -364,7 +373,7 @@ def test_a_disk_that_refuses_from_the_start_is_said_once(tmp_path, monkeypatch, 
     def refuse(*_):
         raise refusal
 
-    monkeypatch.setattr(store_file, "connect", refuse)
+    monkeypatch.setattr(store_module, "connect", refuse)
     with caplog.at_level(logging.WARNING):
         store = Replies(tmp_path)
         store.put(KEYS[0], {})
@@ -379,7 +388,7 @@ def test_a_folder_without_the_right_to_write(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise sqlite3.OperationalError("unable to open database file")
 
-    monkeypatch.setattr(store_file, "connect", refuse)
+    monkeypatch.setattr(store_module, "connect", refuse)
     with pytest.raises(StoreError, match="unable to open"):
         Replies(tmp_path)
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -457,10 +466,10 @@ def test_a_batch_is_seen_before_it_is_written(slow, tmp_path):
 def test_a_full_batch_is_written_at_once(slow, tmp_path):
     """Sixty-four replies wait for nothing."""
     store = Replies(tmp_path)
-    batch(store, KEYS[1 : store_file.BATCH])
+    batch(store, KEYS[1 : store_module.BATCH])
     assert in_the_file(tmp_path) == 1
     store.put(KEYS[100], {})
-    assert eventually(lambda: in_the_file(tmp_path) == store_file.BATCH + 1)
+    assert eventually(lambda: in_the_file(tmp_path) == store_module.BATCH + 1)
 
 
 def test_a_reply_is_in_the_file_after_a_moment(tmp_path):
@@ -528,7 +537,7 @@ def test_a_locked_file_holds_up_nobody(holder, tmp_path):
 
 def test_a_file_that_stays_locked_is_said_once(holder, tmp_path, monkeypatch, caplog):
     """The run goes on, and at the end the number of lost replies is told."""
-    monkeypatch.setattr(store_file, "BUSY_SECONDS", 0)
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0)
     for name, seconds in (("ATTEMPT", 0.01), ("CLOSING", 0.1)):
         monkeypatch.setattr(f"{STORE}.{name}_SECONDS", seconds)
     store = Replies(tmp_path)
@@ -802,20 +811,20 @@ def test_a_user_without_a_home(monkeypatch):
 
 def test_pages_of_what_is_new(tmp_path):
     """Each reply once, in the order of storing; what comes later is on the next page."""
-    assert store_file.page(tmp_path / "none", 7, 10) == ([], 7)
+    assert store_upkeep.page(tmp_path / "none", 7, 10) == ([], 7)
     store = Replies(tmp_path)
     for number in range(5):
         store.put(f"{number:032x}", {"text": str(number)}, model="some/model")
         store.flush()
-    first, last = store_file.page(tmp_path, 0, 3)
-    second, last = store_file.page(tmp_path, last, 3)
+    first, last = store_upkeep.page(tmp_path, 0, 3)
+    second, last = store_upkeep.page(tmp_path, last, 3)
     assert [int.from_bytes(stored.key, "big") for stored in (*first, *second)] == [0, 1, 2, 3, 4]
-    assert store_file.page(tmp_path, last, 3) == ([], last)
+    assert store_upkeep.page(tmp_path, last, 3) == ([], last)
     store.put(f"{9:032x}", {"text": "9"})
     store.flush()
-    [stored], _ = store_file.page(tmp_path, last, 3)
+    [stored], _ = store_upkeep.page(tmp_path, last, 3)
     assert (stored.origin, stored.reply) == (None, '{"text": "9"}')
-    assert store_file.add_replies(tmp_path / "other", first) == (3, 3)
+    assert store_upkeep.add_replies(tmp_path / "other", first) == (3, 3)
 
 
 def test_whoever_puts_waits_for_a_thread_that_is_late(slow, tmp_path, monkeypatch):
