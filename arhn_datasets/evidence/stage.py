@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from arhn_datasets.annotators.client.contract import ConnectionOptions, documented, shown_url
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
-from arhn_datasets.annotators.interface import Annotator, Reply
+from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows import records
@@ -141,7 +141,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         request: Callable[..., Asked],
         screened: Callable[[Sequence[Asked], Sequence[Asked]], Awaitable[Sequence[Given | None]]],
         ask: Callable[[Asked], Awaitable[Given]],
-        checked: Callable[[Given, records.Passage], Reply],
+        checked: Callable[[Given, records.Passage], Given],
     ) -> Row:
         """What the annotator gives on each passage, checked; asked where ``screened`` does not say it."""
         annotator, background, task = self.configured, background_of(row), self.task(row)
