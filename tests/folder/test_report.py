@@ -146,7 +146,8 @@ def test_counts_and_changed_rows_are_what_plain_python_says(rows, kind, step, wi
     assert found == expected
     assert list(found) == list(expected)
     at_once = Tally()
-    at_once.add(whole)
+    for table in tables:
+        at_once.add(table)
     assert list(at_once.report().to_json().items()) == list(expected.items())
     for most in (0, 2, 5):
         assert changed_rows(tables, most) == naive_changed(rows, most)
