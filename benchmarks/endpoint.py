@@ -402,7 +402,7 @@ def refine_job(*, url: str, cache: str, rows: int, actors: int, concurrency: int
     """A whole run, in one process or on so many Ray actors."""
     import arhn_datasets as arhn
     from arhn_datasets.inputs.sources import Input
-    from arhn_datasets.runs.ray import refine_on_ray
+    from arhn_datasets.runs.ray import on_ray
     from arhn_datasets.runs.refine import Stages, refine
 
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
@@ -415,10 +415,7 @@ def refine_job(*, url: str, cache: str, rows: int, actors: int, concurrency: int
         snippets=arhn.Snippets(annotator=annotator), ranks=arhn.Ranks(annotator=annotator), relabel=arhn.Relabel()
     )
     start = time.perf_counter()
-    if actors:
-        refine_on_ray(Input(name=str(given)), Path(cache) / "out", stages, address="local", actors=actors)
-    else:
-        refine(Input(name=str(given)), Path(cache) / "out", stages)
+    refine(Input(name=str(given)), Path(cache) / "out", stages, opened=on_ray("local", actors) if actors else None)
     return {"wall": time.perf_counter() - start, "cpu": time.process_time()}
 
 

@@ -387,9 +387,8 @@ def tally_job(*, source: str) -> Json:
 def folder_job(*, source: str, output: str) -> Json:
     """Relabelled rows as a folder of arhn-refine: shards with their hashes, counts, card and run.json."""
     import arhn_datasets as arhn
-    from arhn_datasets.folder.description import describe_run
     from arhn_datasets.folder.reading import read_tables
-    from arhn_datasets.folder.writer import write_run
+    from arhn_datasets.folder.writer import describe_run, write_run
 
     paths = sorted(Path(source).glob("*.parquet"))
     tables = (arhn.relabel(table) for path in paths for table in read_tables(path, BATCH_ROWS))

@@ -1,4 +1,4 @@
-"""What the answers of an audit say: the agreement of labels with humans, and estimates for the dataset.
+"""Agreement: Cohen's kappa, and what the answers of an audit say of labels, in the sample and in the whole dataset.
 
 Kappa on the sample is that of a balanced sample. What the dataset is like is estimated with each pair weighted by the
 size of its stratum over the number of its pairs that were judged (Horvitz and Thompson 1952).
@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from arhn_datasets.checks.audit_sheet import NO, UNSURE, YES
-from arhn_datasets.checks.kappa import cohen_kappa, kappas_of
-from arhn_datasets.errors import InputError
-from arhn_datasets.folder.run import Estimate
+from arhn_datasets.errors import InputError, MissingDependencyError
+from arhn_datasets.folder.run import Agreement
 from arhn_datasets.rows.records import FILTERED
 
 RELABELLED, KEPT = "relabelled", "kept"
@@ -55,12 +54,12 @@ class Audit:
     what is not as it should be.
     """
 
-    kappa: Estimate
-    relabelled_kappa: Estimate
-    weighted_kappa: Estimate
-    answering: Mapping[str, Estimate]
+    kappa: Agreement
+    relabelled_kappa: Agreement
+    weighted_kappa: Agreement
+    answering: Mapping[str, Agreement]
     strata: Sequence[StratumAnswers]
-    between_annotators: Mapping[tuple[int, int], Estimate]
+    between_annotators: Mapping[tuple[int, int], Agreement]
     annotators: int
     unanswered: int
     date: str
@@ -115,45 +114,36 @@ def summarize(
     tally: dict[Stratum, Counter[str]] = defaultdict(Counter)
     for code, verdict in pooled.items():
         tally[strata[code]][verdict] += 1
-    judged = [
-        StratumAnswers(
-            label=stratum[0],
-            subset=stratum[1],
-            population=size,
-            **{verdict: tally[stratum][verdict] for verdict in (YES, NO, UNSURE)},
-        )
-        for stratum, size in populations.items()
-        if any(tally[stratum][verdict] for verdict in (YES, NO, UNSURE))
-    ]
+    judged = []
+    for (label, subset), population in populations.items():
+        given = {verdict: tally[label, subset][verdict] for verdict in (YES, NO, UNSURE)}
+        if any(given.values()):
+            judged.append(StratumAnswers(label=label, subset=subset, population=population, **given))
     answered = [one for one in judged if one.yes + one.no]
     if not answered:
         raise InputError("No pair was judged yes or no by a majority of the annotators; nothing can be compared.")
-    kappas = {
-        "kappa": _kappa(answered, seed),
-        "relabelled_kappa": _kappa([one for one in answered if one.label != FILTERED.label], seed),
-        "weighted_kappa": _kappa(answered, seed, weighted=True),
-    }
-    between = {
-        (one + 1, other + 1): _kappa_between(annotators[one], annotators[other], seed)
-        for one, other in combinations(range(len(annotators)), 2)
-    }
+    kappa = _kappa(answered, seed)
     return Audit(
-        **kappas,
+        kappa=kappa,
+        relabelled_kappa=_kappa([one for one in answered if one.label != FILTERED.label], seed),
+        weighted_kappa=_kappa(answered, seed, weighted=True),
         answering={label: _share([one for one in answered if one.label == label]) for label in LABELS},
         strata=judged,
-        between_annotators=between,
+        between_annotators={
+            (i + 1, j + 1): _kappa_between(annotators[i], annotators[j], seed)
+            for i, j in combinations(range(len(annotators)), 2)
+        },
         annotators=len(annotators),
         unanswered=sum(not verdict for verdict in pooled.values()),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        notes=_notes(answered, populations, kappas["kappa"]),
+        notes=_notes(answered, populations, kappa),
     )
 
 
-def _notes(answered: Sequence[StratumAnswers], populations: Mapping[Stratum, int], kappa: Estimate) -> tuple[str, ...]:
+def _notes(answered: Sequence[StratumAnswers], populations: Mapping[Stratum, int], kappa: Agreement) -> tuple[str, ...]:
     notes = []
     there = {(one.label, one.subset) for one in answered}
-    without = [stratum for stratum, size in populations.items() if size and stratum not in there]
-    if without:
+    if without := [stratum for stratum, size in populations.items() if size and stratum not in there]:
         left = sum(populations[stratum] for stratum in without)
         named = ", ".join(f"{label} of {subset}" for label, subset in without[:3]) + (" …" if len(without) > 3 else "")
         notes.append(
@@ -175,14 +165,14 @@ def _pooled(verdicts: Sequence[str]) -> str:
     return UNSURE if yes or UNSURE in verdicts else ""
 
 
-def _kappa(judged: Sequence[StratumAnswers], seed: int, *, weighted: bool = False) -> Estimate:
+def _kappa(judged: Sequence[StratumAnswers], seed: int, *, weighted: bool = False) -> Agreement:
     """Cohen's kappa of answers and labels; the interval is of a bootstrap within the strata.
 
     Of a stratum only the number that says yes differs between resamples, and that is binomial.
     """
     yes, no = np.array([one.yes for one in judged]), np.array([one.no for one in judged])
     if not len(judged):
-        return Estimate()
+        return Agreement()
     size = yes + no
     weights = np.array([one.population for one in judged]) / size if weighted else np.ones(len(judged))
     positive = np.array([one.label != KEPT for one in judged])
@@ -196,12 +186,12 @@ def _kappa(judged: Sequence[StratumAnswers], seed: int, *, weighted: bool = Fals
     return _estimate(value, resampled, int(size.sum()))
 
 
-def _kappa_between(one: Mapping[int, str], other: Mapping[int, str], seed: int) -> Estimate:
+def _kappa_between(one: Mapping[int, str], other: Mapping[int, str], seed: int) -> Agreement:
     """Cohen's kappa of two annotators on the pairs that both judged."""
     pairs = Counter((one[code], other[code]) for code in one if {one[code], other.get(code)} <= {YES, NO})
     total = sum(pairs.values())
     if not total:
-        return Estimate()
+        return Agreement()
     cells = [(YES, YES), (YES, NO), (NO, YES), (NO, NO)]
     counts = np.array([pairs[cell] for cell in cells])
     ours, theirs = np.array(cells).T == YES
@@ -210,23 +200,23 @@ def _kappa_between(one: Mapping[int, str], other: Mapping[int, str], seed: int) 
     return _estimate(value, kappas_of(*drawn.T), total)
 
 
-def _estimate(value: float | None, resampled: Any, rows: int) -> Estimate:
+def _estimate(value: float | None, resampled: Any, rows: int) -> Agreement:
     defined = resampled[np.isfinite(resampled)]
     if value is None or not len(defined):
-        return Estimate(value=value, rows=rows)
+        return Agreement(value=value, rows=rows)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high), rows=rows)
+    return Agreement(value=value, low=float(low), high=float(high), rows=rows)
 
 
-def _share(judged: Sequence[StratumAnswers]) -> Estimate:
+def _share(judged: Sequence[StratumAnswers]) -> Agreement:
     """The share of a label's passages that answer: a weighted mean over the subsets.
 
     The interval is Wilson's (1927), which is none of zero width where all answers are equal, for the number of rows
     that an unweighted sample as exact would have (Kish 1965).
     """
     if not judged:
-        return Estimate()
+        return Agreement()
     size = np.array([one.yes + one.no for one in judged])
     weights = np.array([one.population for one in judged], dtype=float)
     weights /= weights.sum()
@@ -236,4 +226,32 @@ def _share(judged: Sequence[StratumAnswers]) -> Estimate:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
-    return Estimate(value=share, low=low, high=high, rows=int(size.sum()))
+    return Agreement(value=share, low=low, high=high, rows=int(size.sum()))
+
+
+def cohen_kappa(one: Any, other: Any, *, sample_weight: Any = None, **options: Any) -> float | None:
+    """Cohen's kappa (Educational and Psychological Measurement 20, 1960) of two lists of labels.
+
+    None where all are one and the same, so that there is no chance to disagree; options are those of scikit-learn.
+
+    Raises:
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.metrics import cohen_kappa_score
+    except ImportError as error:
+        raise MissingDependencyError.of("scikit-learn", "evaluation", "A kappa") from error
+    there = slice(None) if sample_weight is None else sample_weight > 0
+    if len(np.union1d(one[there], other[there])) < 2:
+        return None
+    kappa = float(cohen_kappa_score(one, other, sample_weight=sample_weight, **options))
+    return None if math.isnan(kappa) else kappa
+
+
+def kappas_of(both: Any, first: Any, second: Any, neither: Any) -> Any:
+    """The kappas of many tables of two by two at once; not a number where it is not defined."""
+    total = both + first + second + neither
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = (both + neither) / total
+        chance = ((both + first) * (both + second) + (second + neither) * (first + neither)) / total**2
+        return (observed - chance) / (1 - chance)

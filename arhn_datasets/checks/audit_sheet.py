@@ -15,10 +15,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from arhn_datasets.annotators.words import sentences, terms
 from arhn_datasets.errors import InputError
@@ -40,6 +40,7 @@ WORDS: Mapping[str, str] = {
 EXPECTED = "yes, no, y, n, 1, 0, true, false, unsure or nothing"
 
 _LETTERS = "bcdfghjklmnpqrstvwxz"
+_DIGITS = "0123456789ABCDEFGHIJ"  # of numbers to the base of twenty
 _ID = re.compile(f"([{_LETTERS}]{{6}})-([{_LETTERS}]{{15}})")
 _SHOWN_PROBLEMS = 20
 # What spreadsheets take for a formula, and the mark of an escaped cell itself.
@@ -48,19 +49,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 
 
 def spelled(number: int, length: int = 15) -> str:
-    """A number in consonants."""
-    letters = []
-    for _ in range(length):
-        number, digit = divmod(number, len(_LETTERS))
-        letters.append(_LETTERS[digit])
-    return "".join(reversed(letters))
-
-
-def _number(letters: str) -> int:
-    number = 0
-    for letter in letters:
-        number = number * len(_LETTERS) + _LETTERS.index(letter)
-    return number
+    """A number in consonants, of which the last ``length`` count."""
+    return np.base_repr(number, 20).zfill(length)[-length:].translate(str.maketrans(_DIGITS, _LETTERS))
 
 
 def marked_passage(
@@ -73,21 +63,18 @@ def marked_passage(
     title, text = str(passage.get("title") or ""), str(passage.get("text") or "")
     span = _marked_span(query, text, snippet, code)
     start, end = span or (0, 0)
+    begin, stop, before, after = 0, len(text), "", ""
     cut = limit is not None and len(text) > limit
     if limit is not None and cut:
         end = min(end, start + limit // 2)
         begin = max(0, min((start + end - limit) // 2, len(text) - limit))
+        stop = begin + limit
         before = f"[… {begin:,} characters are not shown …] " if begin else ""
-        left = len(text) - begin - limit
-        after = f" [… {left:,} characters are not shown …]" if left else ""
-    else:
-        begin, before, after = 0, "", ""
-    stop = len(text) if limit is None else begin + limit
+        after = f" [… {len(text) - stop:,} characters are not shown …]" if stop < len(text) else ""
     body = text[begin:stop]
     if span:
         body = f"{text[begin:start]}{OPENING}{text[start:end]}{CLOSING}{text[end:stop]}"
-    title = title if limit is None else title[:limit]
-    return "\n".join(part for part in (title, f"{before}{body}{after}") if part), cut
+    return "\n".join(part for part in (title[:limit], f"{before}{body}{after}") if part), cut
 
 
 def _marked_span(query: str, text: str, snippet: Mapping[str, Any] | None, code: int) -> tuple[int, int] | None:
@@ -159,32 +146,22 @@ def instructions_of(name: str, prefix: str, rows: int) -> bytes:
     return _INSTRUCTIONS.format(name=name, run=prefix, rows=rows, opening=OPENING, closing=CLOSING).encode()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a file says of a pair: the id as a number, :data:`YES`, :data:`NO`, :data:`UNSURE` or ``""``, its line."""
-
-    code: int
-    verdict: str
-    line: int
-
-
-def read_answers(path: Path, prefix: str) -> list[Answer]:
-    """The answers of a file, each pair once.
+def read_answers(path: Path, prefix: str) -> dict[int, tuple[str, int]]:
+    """For the id of each pair in a file, as a number, :data:`YES`, :data:`NO`, :data:`UNSURE` or ``""``, and its line.
 
     Raises:
         InputError: it cannot be read, is of another run than the one whose ids begin with ``prefix``, or holds what is
             no answer; the message names the lines.
     """
     problems: list[str] = []
-    answers: dict[int, Answer] = {}
+    answers: dict[int, tuple[str, int]] = {}
     others: Counter[str] = Counter()
     rows = 0
     for line, id, said in _lines(path, problems):
-        verdict = _verdict(said)
         if not id and not said:
             continue  # an empty line, or one that somebody has added
         rows += 1
-        match = _ID.fullmatch(id.lower())
+        match, verdict = _ID.fullmatch(id.lower()), WORDS.get(plain_cell(said).strip().lower())
         if match is None:
             problems.append(f"line {line}: the id is {id!r}; one as it was drawn was expected, {prefix}-…")
         elif match[1] != prefix:
@@ -192,7 +169,13 @@ def read_answers(path: Path, prefix: str) -> list[Answer]:
         elif verdict is None:
             problems.append(f"line {line}: the answer is {shorten(said, 60)!r}; {EXPECTED} was expected")
         else:
-            _add(answers, Answer(code=_number(match[2]), verdict=verdict, line=line), problems)
+            code = int(match[2].translate(str.maketrans(_LETTERS, _DIGITS)), 20)
+            before, at = answers.get(code, ("", 0))
+            if not before:
+                answers[code] = verdict, line
+            elif verdict not in ("", before):
+                found = f"the answer is {verdict!r}, and in line {at} the same pair has {before!r}"
+                problems.append(f"line {line}: {found}; one answer was expected")
     if others:
         run, count = others.most_common(1)[0]
         raise InputError(
@@ -200,26 +183,11 @@ def read_answers(path: Path, prefix: str) -> list[Answer]:
             f"folder with {prefix}. Name the folder that they were drawn from, or its published copy."
         )
     refuse_lines(path, problems)
-    if not any(one.verdict in (YES, NO) for one in answers.values()):
+    if not any(verdict in (YES, NO) for verdict, _ in answers.values()):
         raise InputError(
             f"{path} answers nothing: of {rows:,} rows, none has yes or no in the column {ANSWERS!r}. Fill it in first."
         )
-    return list(answers.values())
-
-
-def _add(answers: dict[int, Answer], one: Answer, problems: list[str]) -> None:
-    before = answers.get(one.code)
-    if before is None or not before.verdict:
-        answers[one.code] = one
-    elif one.verdict and one.verdict != before.verdict:
-        problems.append(
-            f"line {one.line}: the answer is {one.verdict!r}, and in line {before.line} the same pair has "
-            f"{before.verdict!r}; one answer was expected"
-        )
-
-
-def _verdict(said: str) -> str | None:
-    return WORDS.get(plain_cell(said).strip().lower())
+    return answers
 
 
 def refuse_lines(path: Path, problems: Sequence[str]) -> None:
@@ -242,23 +210,16 @@ def _lines(path: Path, problems: list[str]) -> Iterator[tuple[int, str, str]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error}. Expected a file that arhn-audit --output has made."
-        ) from error
+        expected = "Expected a file that arhn-audit --output has made."
+        raise InputError(f"{path} cannot be read: {error}. {expected}") from error
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise InputError(f"{path} is a workbook of a spreadsheet; save it as CSV and name that file.")
-    text = _decoded(content)
-    yield from _jsonl_lines(text, problems) if path.suffix == ".jsonl" else _csv_lines(path, text)
-
-
-def _decoded(content: bytes) -> str:
-    """Text as spreadsheets save it; what is read of it is ASCII, so any code page will do."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return content.decode("utf-16", "replace")
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:  # what is read of it is ASCII, so any code page will do
+        utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16", "replace") if utf_16 else content.decode("latin-1")
+    yield from _jsonl_lines(text, problems) if path.suffix == ".jsonl" else _csv_lines(path, text)
 
 
 def _jsonl_lines(text: str, problems: list[str]) -> Iterator[tuple[int, str, str]]:
@@ -266,38 +227,39 @@ def _jsonl_lines(text: str, problems: list[str]) -> Iterator[tuple[int, str, str
         if not said.strip():
             continue
         try:
-            found = json.loads(said)
+            found, problem = json.loads(said), shorten(said, 60)
         except ValueError as error:
-            problems.append(f"line {line}: no JSON ({error}); an object with {ID!r} and {ANSWERS!r} was expected")
-            continue
+            found, problem = None, f"no JSON ({error})"
         if not isinstance(found, dict) or ID not in found:
-            problems.append(f"line {line}: {shorten(said, 60)}; an object with {ID!r} and {ANSWERS!r} was expected")
+            problems.append(f"line {line}: {problem}; an object with {ID!r} and {ANSWERS!r} was expected")
             continue
         answer = found.get(ANSWERS)
         yield line, str(found[ID]).strip(), "" if answer is None else str(answer).strip()
 
 
 def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
-    with _any_field_size():
+    limit = csv.field_size_limit(1 << 30)  # passages may be longer; it is one for the whole process
+    last = 0
+    try:
         delimiter, skipped = _dialect(path, text)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        last = 0
-        try:
-            header: list[str] | None = None
-            for cells in reader:
-                line, last = last + 1, reader.line_num
-                if line <= skipped or not any(cell.strip() for cell in cells):
-                    continue
-                if header is None:
-                    header = [cell.strip().lower() for cell in cells]
-                    continue
-                named = dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False))
-                yield line, plain_cell(named[ID].strip()).strip(), named[ANSWERS].strip()
-        except csv.Error as error:
-            raise InputError(
-                f"{path} cannot be read after line {last}: {error}. Expected CSV as spreadsheets save it; look for a "
-                "quotation mark without its other one."
-            ) from error
+        header: list[str] = []
+        for cells in reader:
+            line, last = last + 1, reader.line_num
+            if line <= skipped or not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = [cell.strip().lower() for cell in cells]
+                continue
+            named = dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False))
+            yield line, plain_cell(named[ID].strip()).strip(), named[ANSWERS].strip()
+    except csv.Error as error:
+        raise InputError(
+            f"{path} cannot be read after line {last}: {error}. Expected CSV as spreadsheets save it; look for a "
+            "quotation mark without its other one."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _dialect(path: Path, text: str) -> tuple[str, int]:
@@ -315,13 +277,3 @@ def _dialect(path: Path, text: str) -> tuple[str, int]:
         f"{path} begins with {found!r}; a first line with the columns {ID} and {ANSWERS} was expected. Name the file "
         "that arhn-audit --output has made."
     )
-
-
-@contextmanager
-def _any_field_size() -> Iterator[None]:
-    """Passages may be longer than the module takes; its limit is one for the whole process."""
-    before = csv.field_size_limit(1 << 30)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)

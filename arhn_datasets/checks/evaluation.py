@@ -10,27 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from arhn_datasets.checks.measures import (
-    WAYS,
-    Curve,
-    Finding,
-    Interval,
-    Measures,
-    curve_of,
-    findings,
-    levels_of,
-    measures_of,
-)
+from arhn_datasets.checks import measures
+from arhn_datasets.checks.measures import Bootstrap, Curve, Finding, Interval, Measures
 from arhn_datasets.checks.pairs import COLUMNS, EITHER, QUALITIES, SIGNALS, STATUS, Reader
 from arhn_datasets.checks.truth import Truth, read_truth
-from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError
-from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError, OutputError
+from arhn_datasets.folder.chart import BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, THEMES
+from arhn_datasets.folder.reading import open_folder
 from arhn_datasets.folder.report import ALL, NO_SUBSET, format_table
-from arhn_datasets.inputs.download import folder_or_repository
+from arhn_datasets.inputs.sources import folder_or_repository
 from arhn_datasets.rules.arhn import POLICIES, Relabel
 from arhn_datasets.rules.moves import check_origins
 
@@ -61,7 +55,7 @@ class Evaluation:
         """The measures of each subset, and of all rows under ``"all"``."""
         policies = {"policies": {name: finding.to_json() for name, finding in self.policies.items()}}
         return {
-            **{name: measures.to_json() for name, measures in self.subsets.items()},
+            **{name: of.to_json() for name, of in self.subsets.items()},
             ALL: {**self.total.to_json(), **(policies if self.policies else {})},
         }
 
@@ -109,27 +103,30 @@ def evaluate(
         raise MissingDependencyError.of("scikit-learn", "evaluation", "An evaluation") from error
     if samples < 0:
         raise ConfigurationError(f"samples is {samples}; a number from 0 was expected.")
-    opened = _opened(dataset, revision, token)
+    tables, rule = _opened(dataset, revision, token)
     known = read_truth(truth, relevant_from=relevant_from)
-    reader = Reader(known, _policies_of(opened) if curves else {})
-    for table in _tables(opened):
+    # Each policy, over the evidence and with the other options of the run.
+    options = {one.name: rule[one.name] for one in fields(Relabel) if one.name in rule and one.name != "policy"}
+    reader = Reader(known, [Relabel(policy=policy, **options) for policy in POLICIES] if curves else ())
+    for table in tables:
         check_origins(table)
         reader.read(table)
-    pairs = reader.pairs("The dataset" if isinstance(opened, list) else str(dataset))
-    levels = levels_of(known.grades[known.relevant >= 0])
+    pairs = reader.pairs(dataset if isinstance(dataset, (str, os.PathLike)) else "The dataset")
+    levels, bootstrap = measures.levels_of(known.grades[known.relevant >= 0]), Bootstrap(samples, seed)
     subsets = {
-        f"{name} (subset)" if name == ALL else name: measures_of(
-            pairs.of(number), reader.counts(name), levels, samples, seed
+        f"{name} (subset)" if name == ALL else name: measures.measures_of(
+            pairs.where(pairs.subset == number), reader.counts(name), levels, bootstrap
         )
         for name, number in reader.subsets.items()
         if name != NO_SUBSET or len(reader.subsets) > 1
     }
-    total = measures_of(pairs, reader.counts(None), levels, samples, seed)
-    policies = {
-        name: findings(pairs.where(pairs.relevant >= 0), samples, seed)[0][EITHER]
-        for name, pairs in reader.policy_pairs().items()
-    }
-    found = [curve_of(pairs, name) for name in SIGNALS if name != STATUS] if curves else []
+    total = measures.measures_of(pairs, reader.counts(None), levels, bootstrap)
+    policies = {}
+    for policy, moved in reader.policies:
+        made = moved.pairs()
+        made = made.where(made.negative & (made.relevant >= 0))
+        policies[policy.policy] = measures.findings(made, bootstrap)[0][EITHER]
+    found = [measures.curve_of(pairs, name) for name in SIGNALS if name != STATUS] if curves else []
     return Evaluation(
         total=total,
         subsets=subsets,
@@ -145,50 +142,42 @@ def evaluate(
 
 def format_evaluation(evaluation: Evaluation) -> str:
     """The evaluation as tables for a terminal."""
-    header = ("subset", "way", "moved", "of them false", "precision", "recall", "F1", "true lost per false")
-    lines = [
+    rows, total = evaluation.rows(), evaluation.total
+    header = ["subset", "way", "moved", "of them false", "precision", "recall", "F1", "true lost per false"]
+    lines: list[tuple[str, ...]] = [
         (
-            name if way == WAYS[0] else "",
+            name if way == measures.WAYS[0] else "",
             way,
             f"{finding.moved:,}",
             f"{finding.found:,}",
-            *_rates(finding),
+            *_shown_all(finding, measures.RATES),
             "-" if finding.lost_per_found is None else f"{finding.lost_per_found:.2f}",
         )
-        for name, measures in evaluation.rows()
-        for way, finding in measures.found.items()
+        for name, of in rows
+        for way, finding in of.found.items()
     ]
-    weighted = evaluation.total.kappa_weights
-    second = ("subset", "true negatives lost", f"kappa ({weighted})" if weighted else "kappa")
-    third = (*second, *(f"AUC {name}" for name in evaluation.total.aucs))
+    kappa = f"kappa ({total.kappa_weights})" if total.kappa_weights else "kappa"
     others = [
         (
             name,
-            _shown(measures.true_negatives_lost, measures.ci["true_negatives_lost"]),
-            _shown(measures.kappa, measures.ci["kappa"]),
-            *(
-                _shown(measures.aucs.get(signal), measures.ci["auc"] if signal == STATUS else None)
-                for signal in evaluation.total.aucs
-            ),
+            *_shown_all(of, ("true_negatives_lost", "kappa")),
+            *(_shown(of.aucs.get(signal), of.ci["auc"] if signal == STATUS else None) for signal in total.aucs),
         )
-        for name, measures in evaluation.rows()
+        for name, of in rows
     ]
-    parts = [format_table(header, lines), format_table(third, others)]
+    parts = [
+        format_table(header, lines),
+        format_table(("subset", "true negatives lost", kappa, *(f"AUC {name}" for name in total.aucs)), others),
+    ]
     if evaluation.policies:
-        named = [(name, *_rates(finding)) for name, finding in evaluation.policies.items()]
-        parts.append(format_table(("policy on this evidence", "precision", "recall", "F1"), named))
-    if evaluation.total.snippets is not None:
-        parts.append(_snippet_table(evaluation))
+        lines = [(name, *_shown_all(finding, measures.RATES)) for name, finding in evaluation.policies.items()]
+        parts.append(format_table(("policy on this evidence", "precision", "recall", "F1"), lines))
+    if total.snippets is not None:
+        header = ["subset", "known answers", "a snippet", "exact", "contains", "token F1", "offsets"]
+        known = [(name, of.snippets) for name, of in rows if of.snippets is not None]
+        lines = [(name, f"{quality.pairs:,}", *_shown_all(quality, QUALITIES)) for name, quality in known]
+        parts.append(format_table(header, lines))
     return "\n\n".join([*parts, _summary(evaluation)])
-
-
-def _snippet_table(evaluation: Evaluation) -> str:
-    lines = [
-        (name, f"{quality.pairs:,}", *(_shown(getattr(quality, measure), quality.ci[measure]) for measure in QUALITIES))
-        for name, quality in ((name, measures.snippets) for name, measures in evaluation.rows())
-        if quality is not None
-    ]
-    return format_table(("subset", "known answers", "a snippet", "exact", "contains", "token F1", "offsets"), lines)
 
 
 def _summary(evaluation: Evaluation) -> str:
@@ -209,8 +198,8 @@ def _summary(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _rates(finding: Finding) -> list[str]:
-    return [_shown(getattr(finding, name), finding.ci[name]) for name in ("precision", "recall", "f1")]
+def _shown_all(measured: Any, names: Sequence[str]) -> list[str]:
+    return [_shown(getattr(measured, name), measured.ci[name]) for name in names]
 
 
 def _shown(value: float | None, interval: Interval | None) -> str:
@@ -235,13 +224,12 @@ def _notes(total: Measures, truth: Truth) -> list[str]:
     return notes
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | list[Any]:
-    """A folder, or the splits of a dataset in memory."""
+def _opened(dataset: Any, revision: str | None, token: str | None) -> tuple[Iterator[pa.Table], Mapping[str, Any]]:
+    """The rows of a folder or of a dataset in memory, and the options of the rule of the run, where these are known."""
     if isinstance(dataset, (str, os.PathLike)):
-        return open_folder(folder_or_repository(dataset, revision, token)[0])
+        folder = open_folder(folder_or_repository(dataset, revision, token)[0])
+        tables = (folder.tables(split, _BATCH_ROWS, columns=COLUMNS) for split in folder.splits)
+        return chain.from_iterable(tables), folder.run.relabel
     if not hasattr(dataset, "select_columns"):
         raise InputError(
             f"evaluate got {type(dataset).__name__}; expected a folder of arhn-refine, the name of a repository, or a "
@@ -253,22 +241,104 @@ def _opened(dataset: Any, revision: str | None, token: str | None) -> Folder | l
             "evaluate got a stream that has no column names, as after map; a relabelled Dataset or DatasetDict was "
             "expected. Take its rows into memory: Dataset.from_list(list(stream))."
         )
-    return splits
+    read = (split.select_columns([column for column in COLUMNS if column in split.column_names]) for split in splits)
+    return chain.from_iterable(split.with_format("arrow").iter(_BATCH_ROWS) for split in read), {}
 
 
-def _policies_of(opened: Folder | list[Any]) -> dict[str, Relabel]:
-    """Each policy, over the evidence and with the other options of the run."""
-    given = opened.run.relabel if isinstance(opened, Folder) else {}
-    known = {option.name for option in fields(Relabel)} - {"policy"}
-    options = {name: value for name, value in given.items() if name in known}
-    return {policy: Relabel(policy=policy, **options) for policy in POLICIES}
+# --- the plot ---------------------------------------------------------------------------------------------------------
+
+SIZE = 7.2, 5.6  # inches
+RUN = "this run"  # of a rule that is none of ours, whose evidence carries no policy
+MARKERS = {"relabel": ("o", BLUE), "filter": ("s", ORANGE), "relabel+filter": ("D", GREEN), RUN: ("o", BLUE)}
+HOLLOW = {"filter": 13}  # it often stands at the place of relabel+filter
+LINES = ((PURPLE, "-"), (GREY, "-"), (PURPLE, "--"), (GREY, "--"), (PURPLE, ":"))
 
 
-def _tables(opened: Folder | list[Any]) -> Iterator[pa.Table]:
-    if isinstance(opened, Folder):
-        for split in opened.splits:
-            yield from opened.tables(split, _BATCH_ROWS, columns=COLUMNS)
-        return
-    for dataset in opened:
-        columns = [column for column in COLUMNS if column in dataset.column_names]
-        yield from dataset.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)
+def draw_curves(evaluation: Evaluation, path: str | Path) -> None:
+    """Draw an evaluation that was made with ``curves=True``; needs no display and changes no setting of matplotlib.
+
+    A point is a policy on the evidence of the run, with its 95 % intervals; a line is every threshold of one signal.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        OutputError: the file cannot be written there.
+    """
+    check_plot(path)
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    wanted: Any = {name: value for name, value in dict.items(matplotlib.rcParamsDefault) if name != "backend"}
+    wanted.update({"font.size": 10, "text.parse_math": False})
+    with matplotlib.rc_context(wanted):
+        figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.set_facecolor(THEMES["light"]["page"])
+        _draw(figure.subplots(), evaluation, THEMES["light"])
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, format="png", metadata={"Software": None})
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error}. Name another file for the plot.") from error
+
+
+def check_plot(path: str | Path) -> None:
+    """Whether a plot can be drawn, and written as the file that is named.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ConfigurationError: the name is no PNG file's.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError.of("matplotlib", "evaluation", "The plot of an evaluation") from error
+    if Path(path).suffix.lower() != ".png" or Path(path).is_dir():
+        raise ConfigurationError(f"The plot is to be {path}; the name of a .png file was expected.")
+
+
+def _draw(axes: Any, evaluation: Evaluation, theme: Mapping[str, str]) -> None:
+    counts = evaluation.total.counts
+    for (colour, style), curve in zip(LINES, evaluation.curves, strict=False):
+        axes.plot(curve.recall, curve.precision, color=colour, linestyle=style, linewidth=1.4, label=f"by {curve.name}")
+    for name, finding in (evaluation.policies or {RUN: evaluation.total.either}).items():
+        if finding.precision is not None and finding.recall is not None:
+            _draw_point(axes, finding, name, finding.precision, finding.recall)
+    if counts["judged"]:
+        share = counts["false_negatives"] / counts["judged"]
+        axes.axhline(share, color=theme["rule"], linewidth=1, linestyle="--", zorder=0)
+        axes.text(
+            0.01, share + 0.008, "moving every negative", ha="left", va="bottom", fontsize=8.5, color=theme["text"]
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title("Finding false negatives", loc="left", fontsize=11, fontweight="bold", color=theme["text"])
+    size = f"{counts['judged']:,} negatives, {counts['false_negatives']:,} false"
+    axes.set_title(size, loc="right", fontsize=9, color=theme["text"])
+    axes.grid(color=theme["rule"], linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, loc="best")
+
+
+def _draw_point(axes: Any, finding: Finding, name: str, precision: float, recall: float) -> None:
+    def reach(measure: str, value: float) -> Any:
+        interval = finding.ci[measure]
+        return None if interval is None else [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+
+    marker, colour = MARKERS[name]
+    axes.errorbar(
+        recall,
+        precision,
+        xerr=reach("recall", recall),
+        yerr=reach("precision", precision),
+        fmt=marker,
+        color=colour,
+        markersize=HOLLOW.get(name, 8),
+        markerfacecolor="none" if name in HOLLOW else colour,
+        markeredgewidth=1.6,
+        elinewidth=1.2,
+        capsize=2,
+        label=name,
+        zorder=3,
+    )

@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from arhn_datasets.checks.kappa import cohen_kappa, kappas_of
-from arhn_datasets.checks.pairs import EITHER, GRADE, QUALITIES, RANK, RELABELLED, SIGNALS, STATUS, Pairs
+from arhn_datasets.checks.agreement import RELABELLED, cohen_kappa, kappas_of
+from arhn_datasets.checks.pairs import EITHER, GRADE, QUALITIES, RANK, SIGNALS, STATUS, Pairs
 from arhn_datasets.rows.arrow import Mask, Numbers
 from arhn_datasets.rows.records import FILTERED
 
-Interval = tuple[float, float]
+Interval = list[float]
+"""From low to high."""
 
 WAYS = (RELABELLED, FILTERED.label, EITHER)
+RATES = ("precision", "recall", "f1")
 LEVEL = (2.5, 97.5)  # percentiles of the samples: an interval of 95 %
 
 _BLOCK = 4_000_000  # drawn numbers at once
@@ -48,7 +50,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """Precision, recall, F1 and their intervals."""
-        return {"precision": self.precision, "recall": self.recall, "f1": self.f1, "ci": listed(self.ci)}
+        return {**{name: getattr(self, name) for name in RATES}, "ci": dict(self.ci)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class SnippetQuality:
 
     def to_json(self) -> dict[str, Any]:
         """Every measure."""
-        return {"pairs": self.pairs, **{name: getattr(self, name) for name in QUALITIES}, "ci": listed(self.ci)}
+        return {"pairs": self.pairs, **{name: getattr(self, name) for name in QUALITIES}, "ci": dict(self.ci)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +128,10 @@ class Measures:
             **{name: finding.to_json() for name, finding in self.found.items()},
             "true_negatives_lost": self.true_negatives_lost,
             "true_negatives_lost_per_false_negative": {n: finding.lost_per_found for n, finding in self.found.items()},
-            "kappa": self.kappa,
-            "kappa_weights": self.kappa_weights,
-            "kappas": dict(self.kappas),
-            "auc": self.auc,
-            "aucs": dict(self.aucs),
+            **{name: getattr(self, name) for name in ("kappa", "kappa_weights", "kappas", "auc", "aucs")},
             "snippets": None if self.snippets is None else self.snippets.to_json(),
             "counts": dict(self.counts),
-            "ci": listed(self.ci),
+            "ci": dict(self.ci),
         }
 
 
@@ -146,28 +144,64 @@ class Curve:
     recall: Sequence[float]
 
 
-def measures_of(
-    pairs: Pairs, counts: Mapping[str, int], levels: Sequence[float] | None, samples: int, seed: int
-) -> Measures:
-    """All measures of some pairs.
+class Bootstrap(NamedTuple):
+    """How intervals are made: of how many samples, 0 for none, and from which seed."""
 
-    Args:
-        pairs: Undecided ones among them.
-        counts: What else was counted.
-        levels: The grades of the truth, ascending, where it is a graded one.
-        samples: Bootstrap samples, 0 for no intervals.
-        seed: Of these.
+    samples: int
+    seed: int
+
+    def measured(
+        self, query: Any, columns: Sequence[Any], measure: Callable[[Numbers], Mapping[str, Numbers]]
+    ) -> tuple[dict[str, Any], dict[str, Interval | None]]:
+        """Measures of sums over pairs, with intervals over queries; ``measure`` takes a row of sums for each sample."""
+        number, inverse = np.unique(query, return_inverse=True)
+        sums: Numbers = np.column_stack(
+            [np.bincount(inverse, weights=np.asarray(column, np.float64), minlength=len(number)) for column in columns]
+        )
+        point = {name: _defined(values[0]) for name, values in measure(sums.sum(axis=0, keepdims=True)).items()}
+        ci: dict[str, Interval | None] = dict.fromkeys(point)
+        if self.samples and len(number) > 1:
+            for name, values in measure(resampled(sums, self.samples, self.seed)).items():
+                defined = values[~np.isnan(values)]
+                if point[name] is not None and len(defined):
+                    ci[name] = np.percentile(defined, LEVEL).tolist()
+        return point, ci
+
+    def interval(self, query: Any, columns: Sequence[Any], measure: Callable[[Numbers], Numbers]) -> Interval | None:
+        """The interval of one measure of sums over pairs."""
+        return self.measured(query, columns, lambda sums: {"one": measure(sums)})[1]["one"]
+
+
+def resampled(sums: Numbers, samples: int, seed: int) -> Numbers:
+    """The sums over as many queries as there are, drawn with replacement: (queries, columns) to (samples, columns).
+
+    Queries with the same values are drawn together, as one that has their number as its weight.
+    """
+    generator = np.random.default_rng(seed)
+    queries = len(sums)
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)
+    if len(kinds) * 8 > queries:
+        drawn = (generator.integers(0, queries, queries) for _ in range(samples))
+        return np.array([np.bincount(numbers, minlength=queries) @ sums for numbers in drawn])
+    block = max(1, _BLOCK // len(kinds))
+    sizes = [min(block, samples - start) for start in range(0, samples, block)]
+    return np.concatenate([generator.multinomial(queries, counts / queries, size=size) @ kinds for size in sizes])
+
+
+def measures_of(
+    pairs: Pairs, counts: Mapping[str, int], levels: Sequence[float] | None, bootstrap: Bootstrap
+) -> Measures:
+    """All measures of some pairs, undecided ones among them; ``counts`` is what else was counted.
+
+    ``levels`` are the grades of the truth, ascending, where it is a graded one.
     """
     undecided = int(((pairs.relevant < 0) & pairs.negative).sum())
     pairs = pairs.where(pairs.relevant >= 0)
-    negatives = pairs.where(pairs.negative)
-    found, lost, lost_ci = findings(negatives, samples, seed)
-    kappa, weights, kappas, kappa_ci = _agreement(pairs, negatives, levels, samples, seed)
-    aucs = {name: _auc(pairs, name) for name in SIGNALS}
-    aucs = {name: auc for name, auc in aucs.items() if auc is not None}
-    auc_ci = _status_interval(pairs, samples, seed) if STATUS in aucs else None
+    negatives, positives = pairs.where(pairs.negative), pairs.where(~pairs.negative)
+    found, lost, lost_ci = findings(negatives, bootstrap)
+    kappa, weights, kappas, kappa_ci = _agreement(pairs, negatives, levels, bootstrap)
+    aucs = {name: auc for name in SIGNALS if (auc := _auc(pairs, name)) is not None}
     false = negatives.relevant == 1
-    positives = pairs.where(~pairs.negative)
     return Measures(
         found=found,
         true_negatives_lost=lost,
@@ -176,7 +210,7 @@ def measures_of(
         kappas=kappas,
         auc=next(iter(aucs.values()), None),
         aucs=aucs,
-        snippets=_snippets(pairs, samples, seed),
+        snippets=_snippets(pairs, bootstrap),
         counts={
             "queries": len(np.unique(negatives.query)),
             "judged": len(false),
@@ -189,11 +223,15 @@ def measures_of(
             "evidence_failed": int(np.isnan(pairs.signals[STATUS]).sum()) if STATUS in aucs else 0,
             **counts,
         },
-        ci={"true_negatives_lost": lost_ci, "kappa": kappa_ci, "auc": auc_ci},
+        ci={
+            "true_negatives_lost": lost_ci,
+            "kappa": kappa_ci,
+            "auc": _status_interval(pairs, bootstrap) if STATUS in aucs else None,
+        },
     )
 
 
-def findings(negatives: Pairs, samples: int, seed: int) -> tuple[dict[str, Finding], float | None, Interval | None]:
+def findings(negatives: Pairs, bootstrap: Bootstrap) -> tuple[dict[str, Finding], float | None, Interval | None]:
     """How well each way found false negatives, and the share of the true ones that was lost, with its interval."""
     false, moved = negatives.relevant == 1, negatives.moved
     columns = [false, ~false]
@@ -211,14 +249,13 @@ def findings(negatives: Pairs, samples: int, seed: int) -> tuple[dict[str, Findi
             named[f"{way} lost"] = _ratio(went - right, true)
         return named
 
-    point, ci = _with_intervals(negatives.query, columns, measured, samples, seed)
-    names = ("precision", "recall", "f1")
+    point, ci = bootstrap.measured(negatives.query, columns, measured)
     found = {
         way: Finding(
             moved=int(moved[way].sum()),
             found=int((moved[way] & false).sum()),
-            **{name: point[f"{way} {name}"] for name in names},
-            ci={name: ci[f"{way} {name}"] for name in names},
+            **{name: point[f"{way} {name}"] for name in RATES},
+            ci={name: ci[f"{way} {name}"] for name in RATES},
         )
         for way in WAYS
     }
@@ -229,8 +266,7 @@ def curve_of(pairs: Pairs, name: str) -> Curve | None:
     """Precision and recall over one signal; None where it has fewer than three values, or nothing is to be found."""
     from sklearn.metrics import precision_recall_curve
 
-    negatives = pairs.where(pairs.negative & (pairs.relevant >= 0))
-    false, signal = _with_signal(negatives, name)
+    false, signal = _with_signal(pairs.where(pairs.negative & (pairs.relevant >= 0)), name)
     if len(np.unique(signal)) < 3 or not false.any():
         return None
     precision, recall, _ = precision_recall_curve(false, signal)
@@ -243,62 +279,38 @@ def levels_of(grades: Numbers) -> list[float] | None:
     return None if np.isnan(levels).any() or len(levels) < 3 else [float(level) for level in levels]
 
 
-def listed(intervals: Mapping[str, Interval | None]) -> dict[str, list[float] | None]:
-    """Intervals as JSON has them."""
-    return {name: None if interval is None else list(interval) for name, interval in intervals.items()}
-
-
-# --- agreement --------------------------------------------------------------------------------------------------------
-
-
 def _agreement(
-    pairs: Pairs, negatives: Pairs, levels: Sequence[float] | None, samples: int, seed: int
+    pairs: Pairs, negatives: Pairs, levels: Sequence[float] | None, bootstrap: Bootstrap
 ) -> tuple[float | None, str | None, dict[str, float | None], Interval | None]:
-    false = negatives.relevant == 1
+    query, false, left = negatives.query, negatives.relevant == 1, negatives.moved[EITHER]
     kappas = {way: cohen_kappa(false, moved) for way, moved in negatives.moved.items()}
+    columns: list[Any] = [false & left, false & ~left, ~false & left, ~false & ~left]
     if levels is None:
-        return kappas[EITHER], None, kappas, _kappa_interval(negatives, samples, seed)
+        return kappas[EITHER], None, kappas, bootstrap.interval(query, columns, lambda sums: kappas_of(*sums.T))
     # Kept, filtered and relabelled, and the grades of the truth, spread over one scale of whole numbers.
     top = math.lcm(2, len(levels) - 1)
     theirs = np.searchsorted(levels, negatives.grade) * (top // (len(levels) - 1))
     ours = np.where(negatives.relabelled, top, np.where(negatives.filtered, top // 2, 0))
-    scale = range(top + 1)
-    kappas |= {w: cohen_kappa(theirs, ours, weights=w, labels=scale) for w in ("linear", "quadratic")}
+    kappas |= {w: cohen_kappa(theirs, ours, weights=w, labels=range(top + 1)) for w in ("linear", "quadratic")}
     graded = pairs.where(~np.isnan(pairs.signals[GRADE]))
     if len(graded.relevant):
         given = graded.signals[GRADE].astype(int)
         kappas[GRADE] = cohen_kappa(graded.grade.astype(int), given, weights="quadratic")
-    return kappas["quadratic"], "quadratic", kappas, _quadratic_interval(negatives.query, theirs, ours, samples, seed)
-
-
-def _kappa_interval(negatives: Pairs, samples: int, seed: int) -> Interval | None:
-    false, moved = negatives.relevant == 1, negatives.moved[EITHER]
-    columns = [false & moved, false & ~moved, ~false & moved, ~false & ~moved]
-
-    def measured(sums: Numbers) -> dict[str, Numbers]:
-        return {"kappa": kappas_of(*sums.T)}
-
-    return _with_intervals(negatives.query, columns, measured, samples, seed)[1]["kappa"]
-
-
-def _quadratic_interval(query: Any, theirs: Any, ours: Any, samples: int, seed: int) -> Interval | None:
-    # Chance's mean squared difference follows from means of each side and of its squares.
-    def measured(sums: Numbers) -> dict[str, Numbers]:
-        apart, one, one_squared, other, other_squared, whole = sums.T
-        chance = _ratio(one_squared + other_squared, whole) - 2 * _ratio(one, whole) * _ratio(other, whole)
-        return {"kappa": 1 - _ratio(_ratio(apart, whole), chance)}
-
     columns = [(theirs - ours) ** 2, theirs, theirs**2, ours, ours**2, np.ones(len(ours))]
-    return _with_intervals(query, columns, measured, samples, seed)[1]["kappa"]
+    return kappas["quadratic"], "quadratic", kappas, bootstrap.interval(query, columns, _quadratic_kappa)
 
 
-# --- what evidence tells ----------------------------------------------------------------------------------------------
+def _quadratic_kappa(sums: Numbers) -> Numbers:
+    """Chance's mean squared difference follows from means of each side and of its squares."""
+    apart, one, one_squared, other, other_squared, whole = sums.T
+    chance = _ratio(one_squared + other_squared, whole) - 2 * _ratio(one, whole) * _ratio(other, whole)
+    return 1 - _ratio(_ratio(apart, whole), chance)
 
 
 def _with_signal(pairs: Pairs, name: str) -> tuple[Mask, Numbers]:
     """Relevance and the signal of the pairs that have one."""
-    signal = pairs.signals.get(name)
-    if signal is None or np.isnan(signal).all():
+    signal = pairs.signals[name]
+    if np.isnan(signal).all():
         return np.zeros(0, bool), np.zeros(0)
     if name == RANK:  # what is no candidate comes behind all that are
         signal = np.where(np.isnan(signal), np.nanmin(signal) - 1, signal)
@@ -313,72 +325,29 @@ def _auc(pairs: Pairs, name: str) -> float | None:
     return None if len(np.unique(relevant)) < 2 else _defined(roc_auc_score(relevant, signal))
 
 
-def _status_interval(pairs: Pairs, samples: int, seed: int) -> Interval | None:
+def _status_interval(pairs: Pairs, bootstrap: Bootstrap) -> Interval | None:
     judged = pairs.where(~np.isnan(pairs.signals[STATUS]))
     relevant, grounded = judged.relevant == 1, judged.signals[STATUS] == 1
 
-    def measured(sums: Numbers) -> dict[str, Numbers]:
+    def auc(sums: Numbers) -> Numbers:
         hits, wanted, alarms, others = sums.T
-        return {"auc": (_ratio(hits, wanted) + 1 - _ratio(alarms, others)) / 2}
+        return (_ratio(hits, wanted) + 1 - _ratio(alarms, others)) / 2
 
-    columns = [relevant & grounded, relevant, ~relevant & grounded, ~relevant]
-    return _with_intervals(judged.query, columns, measured, samples, seed)[1]["auc"]
+    return bootstrap.interval(judged.query, [relevant & grounded, relevant, ~relevant & grounded, ~relevant], auc)
 
 
-def _snippets(pairs: Pairs, samples: int, seed: int) -> SnippetQuality | None:
+def _snippets(pairs: Pairs, bootstrap: Bootstrap) -> SnippetQuality | None:
     asked = pairs.where((pairs.relevant == 1) & ~np.isnan(pairs.qualities["grounded"]))
     if not len(asked.query):
         return None
     columns = [asked.qualities[name] for name in QUALITIES]
-    there = [~np.isnan(column) for column in columns]
 
     def measured(sums: Numbers) -> dict[str, Numbers]:
         return {name: _ratio(sums[:, i], sums[:, len(QUALITIES) + i]) for i, name in enumerate(QUALITIES)}
 
-    values = [np.nan_to_num(column) for column in columns]
-    point, ci = _with_intervals(asked.query, [*values, *there], measured, samples, seed)
+    sums = [np.nan_to_num(column) for column in columns] + [~np.isnan(column) for column in columns]
+    point, ci = bootstrap.measured(asked.query, sums, measured)
     return SnippetQuality(pairs=len(asked.query), **point, ci=ci)
-
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-def _with_intervals(
-    query: Any, columns: Sequence[Any], measure: Callable[[Numbers], Mapping[str, Numbers]], samples: int, seed: int
-) -> tuple[dict[str, Any], dict[str, Interval | None]]:
-    """Measures of sums over pairs, with intervals over queries; ``measure`` takes a row of sums for each sample."""
-    number, inverse = np.unique(query, return_inverse=True)
-    sums: Numbers = np.column_stack(
-        [np.bincount(inverse, weights=np.asarray(column, np.float64), minlength=len(number)) for column in columns]
-    )
-    point = {name: _defined(values[0]) for name, values in measure(sums.sum(axis=0, keepdims=True)).items()}
-    ci: dict[str, Interval | None] = dict.fromkeys(point)
-    if samples and len(number) > 1:
-        for name, values in measure(resampled(sums, samples, seed)).items():
-            defined = values[~np.isnan(values)]
-            if point[name] is not None and len(defined):
-                low, high = np.percentile(defined, LEVEL)
-                ci[name] = (float(low), float(high))
-    return point, ci
-
-
-def resampled(sums: Numbers, samples: int, seed: int) -> Numbers:
-    """The sums over as many queries as there are, drawn with replacement: (queries, columns) to (samples, columns).
-
-    Queries with the same values are drawn together, as one that has their number as its weight.
-    """
-    generator = np.random.default_rng(seed)
-    queries = len(sums)
-    kinds, counts = np.unique(sums, axis=0, return_counts=True)
-    if len(kinds) * 8 > queries:
-        kinds, counts = sums, np.ones(queries, np.int64)
-        drawn = [
-            np.bincount(generator.integers(0, queries, queries), minlength=queries) @ kinds for _ in range(samples)
-        ]
-        return np.array(drawn)
-    block = max(1, _BLOCK // len(kinds))
-    sizes = [min(block, samples - start) for start in range(0, samples, block)]
-    return np.concatenate([generator.multinomial(queries, counts / queries, size=size) @ kinds for size in sizes])
 
 
 def _ratio(part: Numbers, whole: Numbers) -> Numbers:

@@ -9,50 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.rows.arrow import (
-    Integers,
-    Mask,
-    field_of,
-    flat_lists,
-    is_null,
-    lengths_in,
-    lists_of,
-    one_array,
-    rows_of,
-    strings_of,
-    within,
-)
-from arhn_datasets.rows.records import (
-    DECISION,
-    DECISION_STATUSES,
-    DECISION_TYPE,
-    ERROR,
-    EVIDENCE_KINDS,
-    FURTHER_KINDS,
-    GROUNDED,
-    JUDGED,
-    KINDS,
-    NEGATIVE,
-    PARTIAL,
-    POSITIVE,
-    QUERY,
-    QUERY_ID,
-    RANKED,
-    RANKING,
-    RANKING_STATUSES,
-    SIDES,
-    SKIPPED,
-    UNPARSED,
-    shorten,
-)
+from arhn_datasets.errors import SchemaError
+from arhn_datasets.rows import arrow, records
+from arhn_datasets.rows.arrow import Integers, Mask, field_of, flat_lists, is_null, one_array, rows_of
+from arhn_datasets.rows.records import DECISION, EVIDENCE_KINDS, FURTHER_KINDS, GROUNDED, KINDS, RANKING, SIDES
 from arhn_datasets.rules.rule import Decision
 
 SNIPPET_COLUMNS = tuple(side.snippets for side in SIDES)
 RANK_COLUMNS = tuple(side.ranks for side in SIDES)
 OPTIONAL = (*RANK_COLUMNS, RANKING)  # of a policy that needs no ranks
-# What stands on a passage with a status, and what the judgements among it are.
-WITH_STATUS = tuple(kind for kind in EVIDENCE_KINDS if KINDS[kind].statuses)
-JUDGEMENTS = tuple(kind for kind in WITH_STATUS if KINDS[kind].values)
 
 Fault = tuple[int, str]
 """A row of the batch, and what is wrong with it."""
@@ -64,20 +29,42 @@ def among(values: pa.Array, known: Sequence[str]) -> Mask:
     return found
 
 
+def with_one_field(rows: pa.Table, column: str, name: str) -> pa.Array:
+    """A column of lists of structs that have nothing but one field of text."""
+    counts, values = flat_lists(rows, column)
+    absent = is_null(one_array(rows.column(column)))
+    structs = pa.StructArray.from_arrays([field_of(values, name, pa.string())], [name])
+    return arrow.lists_of(counts, structs, absent=absent if absent.any() else None)
+
+
+def check_relabelled(table: pa.Table) -> None:
+    """Whether rows have origins.
+
+    Raises:
+        SchemaError: they have not.
+    """
+    missing = [side.origins for side in SIDES if side.origins not in table.column_names]
+    if missing:
+        raise SchemaError(
+            f"The rows lack the columns {missing}: they were not relabelled. Run ds.map(arhn.relabel), or name what "
+            "arhn-refine has written."
+        )
+
+
 def misplaced_passages(rows: pa.Table, optional: Sequence[str] = OPTIONAL) -> Iterator[Fault]:
     """Rows in which not every passage of the source stands exactly once, with all that goes along with it.
 
     ``optional`` are columns of evidence that may be null in a row; further evidence always may.
     """
-    known = pa.array([POSITIVE.label, NEGATIVE.label])
+    known = pa.array([records.POSITIVE.label, records.NEGATIVE.label])
     parts: list[tuple[Integers, Integers, Integers]] = []
     for side in SIDES:
-        counts, _ = lengths_in(rows, side.passages)
+        counts, _ = arrow.lengths_in(rows, side.passages)
         for kind in (*EVIDENCE_KINDS, "origins"):
             column = side.column(kind)
             if column not in rows.column_names:
                 continue
-            found, absent = lengths_in(rows, column)
+            found, absent = arrow.lengths_in(rows, column)
             may_be_null = column in optional or kind in FURTHER_KINDS
             for row in np.flatnonzero((found != counts) & ~(absent & may_be_null)):
                 yield int(row), f"{column} has {found[row]} values for {counts[row]} passages in {side.passages}."
@@ -116,19 +103,17 @@ def _since(first: Mask) -> Integers:
 
 def unknown_statuses(rows: pa.Table, *, unranked: bool) -> Iterator[Fault]:
     """Rows with a status that there is not; ``unranked`` allows rows without a ranking."""
-    for kind in WITH_STATUS:
+    for kind in (kind for kind in EVIDENCE_KINDS if KINDS[kind].statuses):
+        judged = bool(KINDS[kind].values)
         for column in (side.column(kind) for side in SIDES if side.column(kind) in rows.column_names):
             counts, values = flat_lists(rows, column)
             row = rows_of(counts)
             # A passage that was not judged at all, as the positives that others are compared with, is null.
-            for at, message in _unknown(
-                column, field_of(values, "status", pa.string()), KINDS[kind].statuses, kind in JUDGEMENTS
-            ):
+            statuses = field_of(values, "status", pa.string())
+            wrong = _wrong_values(column, kind, values) if judged else ()
+            for at, message in (*_unknown(column, statuses, KINDS[kind].statuses, judged), *wrong):
                 yield int(row[at]), message
-            if kind in JUDGEMENTS:
-                for at, message in _wrong_values(column, kind, values):
-                    yield int(row[at]), message
-    for column, of_row in ((RANKING, RANKING_STATUSES), (DECISION, DECISION_STATUSES)):
+    for column, of_row in ((RANKING, records.RANKING_STATUSES), (DECISION, records.DECISION_STATUSES)):
         if column in rows.column_names:
             statuses = field_of(one_array(rows.column(column)), "status", pa.string())
             yield from _unknown(column, statuses, of_row, column == RANKING and unranked)
@@ -146,9 +131,9 @@ def _wrong_values(column: str, kind: str, values: pa.Array) -> Iterator[Fault]:
     type = KINDS[kind].type.field(name).type
     statuses, given = field_of(values, "status", pa.string()), field_of(values, name, type)
     there = pc.is_in(given, value_set=pa.array(known, type)).to_numpy(zero_copy_only=False)
-    for at in np.flatnonzero(there != among(statuses, (JUDGED, PARTIAL))):
+    for at in np.flatnonzero(there != among(statuses, (records.JUDGED, records.PARTIAL))):
         found, status = given[at].as_py(), statuses[at].as_py()
-        expected = f"one of {', '.join(map(str, known))}" if status in (JUDGED, PARTIAL) else "none"
+        expected = f"one of {', '.join(map(str, known))}" if status in (records.JUDGED, records.PARTIAL) else "none"
         yield int(at), f"{column} is {status} with the {name} {found!r}; {expected} expected."
 
 
@@ -160,21 +145,18 @@ def ungrounded_snippets(rows: pa.Table) -> Iterator[Fault]:
         absent = is_null(one_array(rows.column(side.snippets)))
         if absent.any():  # those of the rows that have snippets
             passages = passages.filter(pa.array(~np.repeat(absent, lengths)))
-        row, place = rows_of(counts), within(counts)
+        row, place = rows_of(counts), arrow.within(counts)
         value = {field.name: field_of(snippets, field.name, field.type) for field in KINDS["snippets"].type}
         grounded = among(value["status"], (GROUNDED,))
         given = ~np.logical_and.reduce([is_null(value[name]) for name in ("snippet", "field", "start", "end")])
         for at in np.flatnonzero(given & ~grounded):
-            status = value["status"][at].as_py()
-            yield (
-                int(row[at]),
-                f"{side.label} {place[at]} is {status} and has a snippet or offsets; none were expected.",
-            )
+            said = f"{side.label} {place[at]} is {value['status'][at].as_py()}"
+            yield int(row[at]), f"{said} and has a snippet or offsets; none were expected."
         where = np.flatnonzero(grounded)
-        both = {name: _taken(field_of(passages, name, pa.string()), where) for name in ("text", "title")}
-        columns = [_taken(value[name], where) for name in ("snippet", "field", "start", "end")]
-        for i, (words, named, start, end) in enumerate(zip(*columns, strict=True)):
-            text = both[named][i] if named in both else None
+        texts = {name: field_of(passages, name, pa.string()).take(pa.array(where)) for name in ("text", "title")}
+        quoted = (value[name].take(pa.array(where)).to_pylist() for name in ("snippet", "field", "start", "end"))
+        for i, (words, named, start, end) in enumerate(zip(*quoted, strict=True)):
+            text = texts[named][i].as_py() if named in texts else None
             if problem := _misquoted(text, words, start, end, named):
                 yield int(row[where[i]]), f"{side.label} {place[where[i]]} is grounded, with {problem}"
 
@@ -187,18 +169,13 @@ def _misquoted(text: str | None, words: str | None, start: int | None, end: int 
     return None if text[start:end] == words else f"{said}, where there is {_quoted(text[start:end])}."
 
 
-def _taken(values: pa.Array, places: Integers) -> list[Any]:
-    found: list[Any] = values.take(pa.array(places)).to_pylist()
-    return found
-
-
 def _quoted(text: str | None) -> str:
-    return "null" if text is None else f"“{shorten(text, 60)}”"
+    return "null" if text is None else f"“{records.shorten(text, 60)}”"
 
 
 def impossible_ranks(rows: pa.Table, rank_by: str) -> Iterator[Fault]:
     """Rows whose ranks do not count up from 1, or do not fit the candidates and the status of the ranking."""
-    if not {RANKING, POSITIVE.ranks, NEGATIVE.ranks} <= set(rows.column_names):
+    if not {RANKING, records.POSITIVE.ranks, records.NEGATIVE.ranks} <= set(rows.column_names):
         return
     count = rows.num_rows
     parts: list[tuple[Integers, Integers]] = []
@@ -223,12 +200,12 @@ def impossible_ranks(rows: pa.Table, rank_by: str) -> Iterator[Fault]:
     ranking = one_array(rows.column(RANKING))
     status = field_of(ranking, "status", pa.string())
     candidates = _filled(field_of(ranking, "candidates", pa.int32()), 0)
-    skipped = among(status, (SKIPPED,)) | is_null(status)
+    skipped = among(status, (records.SKIPPED,)) | is_null(status)
     for at in np.flatnonzero(candidates != np.where(skipped, 0, shown)):
         wanted = 0 if skipped[at] else shown[at]
         yield int(at), f"ranking has {candidates[at]} candidates, {status[at].as_py()}; its snippets make {wanted}."
-    none = among(status, (ERROR, UNPARSED)) | skipped
-    for at in np.flatnonzero((among(status, (RANKED,)) & (placed != candidates)) | (none & (placed != 0))):
+    none = among(status, (records.ERROR, records.UNPARSED)) | skipped
+    for at in np.flatnonzero((among(status, (records.RANKED,)) & (placed != candidates)) | (none & (placed != 0))):
         yield int(at), f"ranking is {status[at].as_py()}, and {placed[at]} of {candidates[at]} candidates have a rank."
 
 
@@ -244,7 +221,7 @@ def wrong_labels(rows: pa.Table, rule: Decision) -> Iterator[Fault]:
     found, expected = (one_array(table.column(DECISION)) for table in (rows, made))
     differing = {
         field.name: _differ(field_of(found, field.name, field.type), field_of(expected, field.name, field.type))
-        for field in DECISION_TYPE
+        for field in records.DECISION_TYPE
     }
     for at in np.flatnonzero(np.logical_or.reduce([moved, *differing.values()])).tolist():
         if moved[at]:
@@ -252,9 +229,10 @@ def wrong_labels(rows: pa.Table, rule: Decision) -> Iterator[Fault]:
             continue
         names = [name for name, differs in differing.items() if differs[at]]
         said = (", ".join(f"{name} {values[at].as_py().get(name)!r}" for name in names) for values in (found, expected))
+        found_said, made_said = said
         yield (
             int(numbers[at]),
-            f"its decision says {next(said)}; policy {rule.label} makes {next(said)} of this evidence.",
+            f"its decision says {found_said}; policy {rule.label} makes {made_said} of this evidence.",
         )
 
 
@@ -263,10 +241,11 @@ def _slim(rows: pa.Table) -> pa.Table:
 
     What moves, moves as a whole, and only the labels are in question.
     """
-    columns = {name: strings_of(rows, name) for name in (QUERY, QUERY_ID)} | {DECISION: rows.column(DECISION)}
+    columns = {name: arrow.strings_of(rows, name) for name in (records.QUERY, records.QUERY_ID)}
+    columns[DECISION] = rows.column(DECISION)
     for side in SIDES:
         columns[side.origins] = columns[side.passages] = rows.column(side.origins)
-        columns[side.snippets] = _statuses_alone(rows, side.snippets)
+        columns[side.snippets] = with_one_field(rows, side.snippets, "status")
         for column in (side.ranks, *(side.column(kind) for kind in FURTHER_KINDS)):
             if column in rows.column_names:
                 columns[column] = rows.column(column)
@@ -289,13 +268,6 @@ def _differ(one: pa.Array, other: pa.Array) -> Any:
     unequal = pc.fill_null(pc.not_equal(one, other), True)
     both = pc.and_(pc.is_null(one), pc.is_null(other))
     return pc.and_not(unequal, both).to_numpy(zero_copy_only=False)
-
-
-def _statuses_alone(rows: pa.Table, column: str) -> pa.Array:
-    counts, values = flat_lists(rows, column)
-    absent = is_null(one_array(rows.column(column)))
-    statuses = pa.StructArray.from_arrays([field_of(values, "status", pa.string())], ["status"])
-    return lists_of(counts, statuses, absent=absent if absent.any() else None)
 
 
 def _moved(found: pa.Table, made: pa.Table, rule: Decision) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +19,56 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.checks.format_checks import Formats
-from arhn_datasets.checks.row_checks import (
-    OPTIONAL,
-    RANK_COLUMNS,
-    SNIPPET_COLUMNS,
-    Fault,
-    among,
-    impossible_ranks,
-    misplaced_passages,
-    ungrounded_snippets,
-    unknown_statuses,
-    wrong_labels,
-)
-from arhn_datasets.checks.violations import (
-    CHECKS,
-    COUNTS,
-    FILES,
-    LABELS,
-    PASSAGES,
-    RANKS,
-    ROWS,
-    SNIPPETS,
-    STATUSES,
-    Record,
-    Violation,
-)
+from arhn_datasets.checks import row_checks
+from arhn_datasets.checks.row_checks import RANK_COLUMNS, SNIPPET_COLUMNS, Fault, among
 from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.folder import reading
 from arhn_datasets.folder.card import counts_table
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, PUBLISHED, Folder, open_folder, sha256_of
-from arhn_datasets.folder.readme import metadata_of
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, Folder, read_tables, sha256_of
+from arhn_datasets.folder.readme import PUBLISHED, metadata_of
 from arhn_datasets.folder.report import ALL, OTHER_SUBSETS, Report, Tally
-from arhn_datasets.folder.run import RUN_FILE, Run, WrittenFile, read_run
-from arhn_datasets.inputs.download import folder_or_repository
-from arhn_datasets.rows.arrow import (
-    Integers,
-    field_of,
-    flat_field,
-    flat_lists,
-    is_null,
-    lengths_in,
-    one_array,
-    strings_of,
-)
-from arhn_datasets.rows.records import DECISION, EVIDENCE_TYPES, GROUNDED, QUERY_ID, SIDES, shorten
-from arhn_datasets.rows.records import DROPPED as DROPPED_STATUS
-from arhn_datasets.rules.registry import rule_of
-from arhn_datasets.rules.rule import Decision
+from arhn_datasets.folder.run import RUN_FILE, Published, Run, WrittenFile, read_run
+from arhn_datasets.formats.format import Format, Options, chosen_formats, table_of
+from arhn_datasets.formats.writers import split_rows_of
+from arhn_datasets.inputs.sources import folder_or_repository
+from arhn_datasets.rows import arrow, records
+from arhn_datasets.rows.arrow import Integers, field_of, flat_lists, one_array
+from arhn_datasets.rows.records import DECISION, EVIDENCE_TYPES, GROUNDED, SIDES, shorten
+from arhn_datasets.rules.rule import Decision, rule_of
 
+CHECKS: Mapping[str, str] = {
+    "files": "files as they were written",
+    "rows": "rows, as many as the source had",
+    "passages": "passages of the source, each in one list",
+    "statuses": "statuses known",
+    "snippets": "snippets word for word in their passage",
+    "ranks": "ranks in order",
+    "labels": "rows labelled as the policy says",
+    "counts": "counts in run.json and card",
+    "formats": "rows of trainers' formats",
+}
+"""What each check counts."""
+
+FILES, ROWS, PASSAGES, STATUSES, SNIPPETS, RANKS, LABEL_CHECK, COUNTS, FORMATS = CHECKS
+MOST_KEPT = 100
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".tsv", ".csv", ".arrow")
+FORMAT_ROWS = 100  # rows at once to make a format of, which can be many times as long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """What is not as it must be, and where; ``row`` counts in its split, rows that a guard dropped last."""
+
+    check: str
+    message: str
+    split: str | None = None
+    row: int | None = None
+    query_id: str | None = None
+
+    def __str__(self) -> str:
+        place = [f"{name} {at}" for name, at in (("split", self.split), ("row", self.row)) if at is not None]
+        where = ", ".join(place) + (f" (query_id {self.query_id!r})" if self.row is not None else "")
+        return f"{self.check}: {f'{where}: ' if where else ''}{self.message}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +80,22 @@ class Verification:
     """
 
     path: Path
-    checks: Mapping[str, int]
-    violations: Sequence[Violation]
-    found: Mapping[str, int]
-    notes: Sequence[str] = ()
+    checks: Counter[str] = field(default_factory=Counter)
+    violations: list[Violation] = field(default_factory=list)
+    found: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
     revision: str | None = None
 
     @property
     def holds(self) -> bool:
         """Whether nothing was violated."""
         return not self.found
+
+    def violated(self, check: str, message: str, **place: Any) -> None:
+        """Something is not as it must be."""
+        self.found[check] += 1
+        if self.found[check] <= MOST_KEPT:
+            self.violations.append(Violation(check=check, message=message, **place))
 
 
 def verify(
@@ -114,28 +122,19 @@ def verify_folder(path: str | os.PathLike[str], *, progress: bool = False, name:
     Raises:
         ConfigurationError: it was not written by this package, or its ``run.json`` cannot be read.
     """
-    root, record = Path(path), Record()
-    run = read_run(root, name)
+    root = Path(path)
+    run, record = read_run(root, name), Verification(path=root)
     _check_files(root, run, record, progress)
     try:
-        folder = open_folder(root)
+        folder = reading.open_folder(root)
     except ConfigurationError as error:
         record.violated(FILES, str(error))
     else:
         _check_contents(folder, record, progress)
-    return Verification(
-        path=root,
-        checks={check: record.checks[check] for check in CHECKS if check in record.checks},
-        violations=record.violations,
-        found=record.found,
-        notes=record.notes,
-    )
+    return replace(record, checks=Counter({check: record.checks[check] for check in CHECKS if check in record.checks}))
 
 
-# The checks of a folder.
-
-
-def _check_files(root: Path, run: Run, record: Record, progress: bool) -> None:
+def _check_files(root: Path, run: Run, record: Verification, progress: bool) -> None:
     """Every listed file is there and has its content, and none stands beside it that would be loaded along."""
     listed = run.files
     if listed is None:
@@ -149,7 +148,7 @@ def _check_files(root: Path, run: Run, record: Record, progress: bool) -> None:
             if problem := _changed(root, path, written):
                 record.violated(FILES, f"{path} {problem}")
             advance(1)
-    record.done(FILES, len(listed))
+    record.checks[FILES] += len(listed)
     folders = {Path(path).parts[0] for path in listed if len(Path(path).parts) > 1} - {"..", "/"}
     folders |= {DATA, DROPPED, EVIDENCE}
     for name in sorted(folders):
@@ -171,12 +170,16 @@ def _changed(root: Path, path: str, written: WrittenFile) -> str | None:
     return None if found == expected else changed
 
 
-def _check_contents(folder: Folder, record: Record, progress: bool) -> None:
+def _check_contents(folder: Folder, record: Verification, progress: bool) -> None:
     """All that is recomputed from the rows, which are read once."""
-    rule = _rule(folder.run, record)
+    rule: Decision | None = None
+    try:
+        rule = rule_of(folder.run.relabel)
+    except (ConfigurationError, TypeError) as error:
+        record.violated(LABEL_CHECK, f"the relabel parameters in {RUN_FILE} are none: {error}")
     rank_by = folder.run.parameters.get("ranks", {}).get("rank_by", "snippet")
     with tempfile.TemporaryDirectory(prefix="arhn-verify-", ignore_cleanup_errors=True) as scratch:
-        formats, tally = Formats(folder, Path(scratch), record), Tally()
+        formats, tally, whole = _Formats(folder, Path(scratch), record), Tally(), True
         for split in folder.splits:
             first, passages, kept = 0, 0, folder.count(split)
             try:
@@ -194,25 +197,19 @@ def _check_contents(folder: Folder, record: Record, progress: bool) -> None:
             except (SchemaError, pa.ArrowException, OSError) as error:
                 message = f"{shorten(str(error), 500)} What comes after it in this split was not checked."
                 record.violated(PASSAGES, message, split=split)
-                formats.abandoned = True
-        formats.close()
+                whole = False
+        if whole:
+            formats.close()
     _check_counts(folder, tally.report(), record)
 
 
-def _rule(run: Run, record: Record) -> Decision | None:
-    try:
-        return rule_of(run.relabel)
-    except (ConfigurationError, TypeError) as error:
-        record.violated(LABELS, f"the relabel parameters in {RUN_FILE} are none: {error}")
-        return None
-
-
 def _check_rows(
-    table: pa.Table, split: str, first: int, kept: int, rule: Decision | None, rank_by: str, record: Record
+    table: pa.Table, split: str, first: int, kept: int, rule: Decision | None, rank_by: str, record: Verification
 ) -> pa.Table:
     """Check a batch; those of its rows that can be counted."""
     # A rule over other evidence needs no snippets.
-    optional = OPTIONAL if rule is None or SNIPPETS in rule.evidence_kinds else (*OPTIONAL, *SNIPPET_COLUMNS)
+    needs_snippets = rule is None or "snippets" in rule.evidence_kinds
+    optional = row_checks.OPTIONAL if needs_snippets else (*row_checks.OPTIONAL, *SNIPPET_COLUMNS)
     missing = [column for column in EVIDENCE_TYPES if column not in (*table.column_names, *optional)]
     if missing:
         raise SchemaError(f"The rows lack the columns {missing}.")
@@ -224,68 +221,66 @@ def _check_rows(
     def found(check: str, faults: Iterator[Fault]) -> set[int]:
         rows = set()
         for row, message in faults:
-            query = strings_of(table, QUERY_ID)[row].as_py()
+            query = arrow.strings_of(table, records.QUERY_ID)[row].as_py()
             record.violated(check, message, split=split, row=first + int(numbers[row]), query_id=query)
             rows.add(row)
         return rows
 
-    record.done(PASSAGES, int(_passages_in(table).sum()))
-    broken = found(PASSAGES, misplaced_passages(table, optional))
-    broken |= set(np.flatnonzero(is_null(one_array(table.column(DECISION)))).tolist())
-    unranked = rule is not None and RANKS not in rule.evidence_kinds
-    record.done(STATUSES, table.num_rows)
-    found(STATUSES, unknown_statuses(table, unranked=unranked))
+    record.checks[PASSAGES] += int(_passages_in(table).sum())
+    broken = found(PASSAGES, row_checks.misplaced_passages(table, optional))
+    broken |= set(np.flatnonzero(arrow.is_null(one_array(table.column(DECISION)))).tolist())
+    record.checks[STATUSES] += table.num_rows
+    unranked = rule is not None and "ranks" not in rule.evidence_kinds
+    found(STATUSES, row_checks.unknown_statuses(table, unranked=unranked))
     if broken:  # what is aligned with nothing cannot be checked further
         sound = np.setdiff1d(numbers, np.fromiter(broken, np.int64))
         table, numbers = table.take(sound), sound
-    statuses = (flat_field(table, column, "status", pa.string())[1] for column in SNIPPET_COLUMNS)
-    record.done(SNIPPETS, sum(int(among(values, (GROUNDED,)).sum()) for values in statuses))
-    found(SNIPPETS, ungrounded_snippets(table))
-    record.done(RANKS, sum(len(pc.drop_null(flat_lists(table, c)[1])) for c in RANK_COLUMNS if c in table.column_names))
-    found(RANKS, impossible_ranks(table, rank_by))
+    statuses = (arrow.flat_field(table, column, "status", pa.string())[1] for column in SNIPPET_COLUMNS)
+    record.checks[SNIPPETS] += sum(int(among(values, (GROUNDED,)).sum()) for values in statuses)
+    found(SNIPPETS, row_checks.ungrounded_snippets(table))
+    ranks = (flat_lists(table, column)[1] for column in RANK_COLUMNS if column in table.column_names)
+    record.checks[RANKS] += sum(len(pc.drop_null(values)) for values in ranks)
+    found(RANKS, row_checks.impossible_ranks(table, rank_by))
     if rule is not None:
-        record.done(LABELS, table.num_rows)
-        found(LABELS, wrong_labels(table, rule))
-    found(LABELS, _in_the_wrong_part(table, first + numbers, kept))
+        record.checks[LABEL_CHECK] += table.num_rows
+        found(LABEL_CHECK, row_checks.wrong_labels(table, rule))
+    found(LABEL_CHECK, _in_the_wrong_part(table, first + numbers, kept))
     return table
 
 
 def _passages_in(table: pa.Table) -> Integers:
     """How many passages each row has."""
-    lengths: Integers = np.sum([lengths_in(table, side.passages)[0] for side in SIDES], axis=0)
+    lengths: Integers = np.sum([arrow.lengths_in(table, side.passages)[0] for side in SIDES], axis=0)
     return lengths
 
 
 def _in_the_wrong_part(table: pa.Table, numbers: Integers, kept: int) -> Iterator[Fault]:
     statuses = field_of(one_array(table.column(DECISION)), "status", pa.string())
-    dropped = among(statuses, (DROPPED_STATUS,))
-    for at in np.flatnonzero(dropped != (numbers >= kept)):
+    for at in np.flatnonzero(among(statuses, (records.DROPPED,)) != (numbers >= kept)):
         part = DATA if numbers[at] < kept else DROPPED
         yield int(at), f"its decision is {statuses[at].as_py()}, and it stands in {part}/."
 
 
-def _check_sizes(folder: Folder, split: str, rows: int, passages: int, record: Record) -> None:
+def _check_sizes(folder: Folder, split: str, rows: int, passages: int, record: Verification) -> None:
     """Nothing was lost since the source, and there is evidence of nothing else."""
-    import pyarrow.parquet as pq
-
-    record.done(ROWS, rows)
+    record.checks[ROWS] += rows
     expected = folder.run.source.rows.get(split)
     if expected != rows:
         record.violated(ROWS, f"{rows:,} rows; {RUN_FILE} says that the source had {expected}.", split=split)
     if folder.layout == PUBLISHED:
-        evidence = sum(pq.read_metadata(path).num_rows for path in folder.shards(split, EVIDENCE))
+        evidence = folder.count(split, EVIDENCE)
         if evidence != passages:
             message = f"{evidence:,} rows of evidence; the passages make {passages:,}."
             record.violated(PASSAGES, message, split=split)
 
 
-def _check_counts(folder: Folder, report: Report, record: Record) -> None:
+def _check_counts(folder: Folder, report: Report, record: Verification) -> None:
     """The counts in ``run.json`` and in the card are those of the rows."""
     counted, stated = json.loads(json.dumps(report.to_json())), folder.run.get("counts") or {}
     # Which subsets are counted together, where there are many, depends on the order of the rows.
     names = [ALL] if OTHER_SUBSETS in stated else list(dict.fromkeys([*stated, *counted]))
     for name in names:
-        record.done(COUNTS, len(counted.get(name, {})))
+        record.checks[COUNTS] += len(counted.get(name, {}))
         for key in dict.fromkeys([*stated.get(name, {}), *counted.get(name, {})]):
             said, found = (counts.get(name, {}).get(key) for counts in (stated, counted))
             if said != found:
@@ -303,7 +298,7 @@ def _check_counts(folder: Folder, report: Report, record: Record) -> None:
     _check_card(folder, record)
 
 
-def _check_card(folder: Folder, record: Record) -> None:
+def _check_card(folder: Folder, record: Verification) -> None:
     """What the card's metadata makes `datasets` load, and how many rows it promises."""
     metadata = metadata_of(folder.path / CARD_FILE)
     if metadata is None:
@@ -325,7 +320,7 @@ def _check_card(folder: Folder, record: Record) -> None:
         for entry in _dicts(information.get("splits")):
             split, said = str(entry.get("name")), entry.get("num_examples")
             if (name, split) in files:
-                record.done(COUNTS, 1)
+                record.checks[COUNTS] += 1
                 rows = sum(_rows_in(folder, path) for path in files[name, split])
                 if said != rows:
                     message = f"{CARD_FILE} says that config {name!r} has {said} rows; its files have {rows}."
@@ -354,3 +349,118 @@ def _bar(description: str, total: int | None, shown: bool) -> Iterator[Callable[
 
     with tqdm(total=total, desc=f"{description:<8}", disable=None, leave=False) as bar:
         yield bar.update
+
+
+# --- formats ----------------------------------------------------------------------------------------------------------
+
+
+class _Formats:
+    """The trainers' formats of a published folder, made again from its rows as they are read, and compared.
+
+    Where a row of a format depends on others, as in a corpus, it is written again and compared at the end.
+    """
+
+    def __init__(self, folder: Folder, scratch: Path, record: Verification) -> None:
+        self._folder, self._scratch, self._record = folder, scratch, record
+        self._split, self._stored = "", list[StoredRows]()
+        published = folder.run.published or Published()
+        try:
+            self._options = Options(**published.options)
+            formats: Mapping[str, Format] = chosen_formats(published.formats) if published.formats else {}
+        except (ConfigurationError, TypeError) as error:
+            record.violated(FORMATS, f"the formats in {RUN_FILE} are none: {error}")
+            self._options, formats = Options(), {}
+        self._tables = [name for name, format in formats.items() if format.rowwise]
+        self._writers = [
+            format.open(format, scratch, self._options, split_rows_of(folder), True)
+            for format in formats.values()
+            if not format.rowwise
+        ]
+
+    def begin(self, split: str) -> None:
+        self._split = split
+        for writer in self._writers:
+            writer.begin(split)
+        self._stored = [self._stored_in(name) for name in self._tables]
+
+    def write(self, rows: pa.Table) -> None:
+        for writer in self._writers:
+            writer.write(rows)
+        for start in range(0, rows.num_rows, FORMAT_ROWS):
+            for stored in self._stored:
+                self._compare(stored, table_of(stored.name, rows.slice(start, FORMAT_ROWS), self._options)[0])
+
+    def end(self) -> None:
+        for writer in self._writers:
+            writer.end()
+        for stored in self._stored:
+            self._compare(stored, None)
+
+    def close(self) -> None:
+        tables: dict[tuple[str, str], list[Path]] = {}
+        for path in (path for writer in self._writers for path, _ in writer.close().files):
+            made, there = self._scratch / path, self._folder.path / path
+            if made.suffix == ".parquet":
+                tables.setdefault((Path(path).parent.as_posix(), made.name.rsplit("-", 3)[0]), []).append(made)
+                continue
+            self._record.checks[FORMATS] += self._folder.run.rows_of(path)
+            if not there.is_file() or sha256_of(there) != sha256_of(made):
+                self._record.violated(FORMATS, f"{path} is not what the rows make.")
+        for (name, self._split), files in tables.items():
+            stored = self._stored_in(name)
+            for table in (table for file in sorted(files) for table in read_tables(file)):
+                self._compare(stored, table)
+            self._compare(stored, None)
+
+    def _stored_in(self, name: str) -> StoredRows:
+        return StoredRows(name, sorted((self._folder.path / name).glob(f"{self._split}-*-of-*.parquet")))
+
+    def _compare(self, stored: StoredRows, made: pa.Table | None) -> None:
+        before = stored.rows
+        if difference := stored.difference(made):
+            self._record.violated(FORMATS, difference, split=self._split)
+        self._record.checks[FORMATS] += stored.rows - before
+
+
+class StoredRows:
+    """The rows of a format as they are in the folder, to be compared from the first to the last."""
+
+    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+        self.name, self.rows = name, 0
+        self._tables = (table for path in paths for table in read_tables(path))
+        self._rest, self._differs = pa.table({}), False
+
+    def difference(self, made: pa.Table | None) -> str | None:
+        """How the next rows differ from these, or with ``None`` from none at all; said once, the first time."""
+        if self._differs or (made is not None and not made.num_rows):
+            return None
+        first = self.rows
+        found = self._take(1 if made is None else made.num_rows)
+        message = None
+        if made is None:
+            message = f"{self.name} has more rows than the {first:,} that the rows make." if found.num_rows else None
+        elif found.num_rows and found.schema != made.schema:
+            message = f"{self.name} has the columns {found.schema.names}; its format has {made.schema.names}."
+        elif not found.equals(made):
+            at, there, wanted = _first_difference(found, made)
+            message = f"row {first + at} of {self.name} is {there}; the rows make {wanted}."
+        self._differs = message is not None
+        return message
+
+    def _take(self, count: int) -> pa.Table:
+        """The next rows; fewer at the end."""
+        while self._rest.num_rows < count and (table := next(self._tables, None)) is not None:
+            self._rest = pa.concat_tables([self._rest, table]) if self._rest.num_rows else table
+        count = min(count, self._rest.num_rows)  # or a table without columns would seem to have so many rows
+        taken, self._rest = self._rest.slice(0, count), self._rest.slice(count)
+        self.rows += count
+        return taken
+
+
+def _first_difference(found: pa.Table, made: pa.Table) -> tuple[int, str, str]:
+    rows, wanted = (
+        [shorten(records.canonical_json(row), 1000) for row in table.to_pylist()] for table in (found, made)
+    )
+    rows += ["no row"] * (len(wanted) - len(rows))
+    at = next((at for at, pair in enumerate(zip(rows, wanted, strict=True)) if pair[0] != pair[1]), 0)
+    return at, shorten(rows[at]), shorten(wanted[at])

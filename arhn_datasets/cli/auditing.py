@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from arhn_datasets.cli.running import DONE, command_parser, guarded, positive
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.folder.report import format_table
 
 if TYPE_CHECKING:
     from arhn_datasets.checks.agreement import Audit
     from arhn_datasets.checks.auditing import Drawn
-    from arhn_datasets.folder.run import Estimate
+    from arhn_datasets.folder.run import Agreement
 
 ROWS = 100
 # What the share of answering passages is called, by label.
@@ -75,8 +76,6 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _print_drawn(drawn: Drawn, asked: int) -> None:
-    from arhn_datasets.folder.report import format_table
-
     lines = [(subset, label, f"{size:,}", f"{number:,}") for (label, subset), (size, number) in drawn.strata.items()]
     print(format_table(("subset", "label", "passages", "drawn"), lines))
     print(f"\nwritten   {drawn.path}, {drawn.rows:,} rows; {drawn.instructions} tells how to answer")
@@ -92,8 +91,6 @@ def _print_drawn(drawn: Drawn, asked: int) -> None:
 
 
 def _print_audit(audit: Audit) -> None:
-    from arhn_datasets.folder.report import format_table
-
     header = ("subset", "label", "passages", "yes", "no", "unsure")
     lines = [
         (one.subset, one.label, f"{one.population:,}", f"{one.yes:,}", f"{one.no:,}", f"{one.unsure:,}")
@@ -105,10 +102,7 @@ def _print_audit(audit: Audit) -> None:
         ("kappa without filtered", audit.relabelled_kappa),
         ("kappa, weighted by stratum", audit.weighted_kappa),
         *((f"{SHARES[label]}, weighted", share) for label, share in audit.answering.items()),
-        *(
-            (f"kappa of annotators {one} and {other}", kappa)
-            for (one, other), kappa in audit.between_annotators.items()
-        ),
+        *((f"kappa of annotators {a} and {b}", kappa) for (a, b), kappa in audit.between_annotators.items()),
     ]
     print()
     print(format_table(("", "estimate", "95 % interval", "rows"), [_line(name, one) for name, one in estimates]))
@@ -118,7 +112,7 @@ def _print_audit(audit: Audit) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _line(name: str, found: Estimate) -> tuple[str, str, str, str]:
+def _line(name: str, found: Agreement) -> tuple[str, str, str, str]:
     value = "not defined" if found.value is None else f"{found.value:.3f}"
     interval = "" if found.low is None else f"{found.low:.3f} to {found.high:.3f}"
     return name, value, interval, f"{found.rows:,}"

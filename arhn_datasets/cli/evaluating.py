@@ -53,30 +53,18 @@ def evaluate_parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from arhn_datasets.checks.evaluation import evaluate, format_evaluation
+    from arhn_datasets.checks.evaluation import check_plot, draw_curves, evaluate, format_evaluation
 
     if options.plot:
-        from arhn_datasets.checks.curves import check_plot
-
         check_plot(options.plot)  # before a long run, not after it
-    found = evaluate(
-        options.dataset,
-        options.truth,
-        samples=options.samples,
-        seed=options.seed,
-        relevant_from=options.relevant_from,
-        curves=bool(options.plot),
-        revision=options.revision,
-        token=options.token,
-    )
+    as_given = ("samples", "seed", "relevant_from", "revision", "token")
+    chosen = {name: getattr(options, name) for name in as_given}
+    found = evaluate(options.dataset, options.truth, curves=bool(options.plot), **chosen)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     if options.plot:
-        from arhn_datasets.checks.curves import draw_curves
-
         draw_curves(found, options.plot)
         print(f"drawn     {options.plot}", file=sys.stderr)
-    print(
-        json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False) if options.json else format_evaluation(found)
-    )
+    as_json = json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False) if options.json else None
+    print(as_json or format_evaluation(found))
     return DONE

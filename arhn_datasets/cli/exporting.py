@@ -9,8 +9,8 @@ from typing import Any
 
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, whole
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.formats.format import LABELS, SHORT
-from arhn_datasets.formats.registry import known_formats
+from arhn_datasets.folder.report import format_table
+from arhn_datasets.formats.format import LABEL_CHOICES, SHORT, known_formats
 
 MOST_NEGATIVES = 1000  # each is a column, and the longest rows have some hundred
 
@@ -29,24 +29,25 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folder", metavar="DIR", help="what arhn-refine --output has written, or a copy of a published dataset"
     )
-    parser.add_argument(
-        "--format",
-        action="append",
-        required=True,
-        choices=tuple(known_formats()),
-        dest="formats",
-        help="repeatable; each goes into a folder of its name in the output",
-    )
     parser.add_argument("--output", metavar="DIR", required=True, help="a folder that does not exist or is empty")
     parser.add_argument("--split", help="only this split")
-    add_format_options(parser)
+    add_format_options(parser, required=True, each="goes into a folder of its name in the output")
     return parser
 
 
-def add_format_options(parser: argparse.ArgumentParser) -> None:
-    """What can be chosen in the formats, for every command that writes them."""
-    of = _formats_of_options()
-    *scored, last = (name for name, format in known_formats().items() if any(table.scored for table in format.tables))
+def add_format_options(parser: argparse.ArgumentParser, *, required: bool, each: str) -> None:
+    """The formats, of which ``each`` says where one goes, and what can be chosen in them."""
+    known, of = known_formats(), _formats_of_options()
+    *scored, last = (name for name, format in known.items() if any(table.scored for table in format.tables))
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        choices=tuple(known),
+        action="append",
+        default=[],
+        required=required,
+        help=f"of a trainer, which {each}; repeatable",
+    )
     parser.add_argument(
         "--negatives",
         type=whole(1, MOST_NEGATIVES),
@@ -67,7 +68,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels",
-        choices=LABELS,
+        choices=LABEL_CHOICES,
         default="hard",
         help=f"soft: the scores of the passages in {', '.join(scored)} and {last}; default: hard",
     )
@@ -96,7 +97,6 @@ def _formats_of_options() -> dict[str, str]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from arhn_datasets.folder.report import format_table
     from arhn_datasets.formats.exporting import export
 
     report = export(options.folder, options.formats, options.output, **format_options(options), split=options.split)

@@ -9,7 +9,6 @@ from typing import Any
 from arhn_datasets.cli.exporting import add_format_options, format_options
 from arhn_datasets.cli.running import DONE, command_parser, guarded
 from arhn_datasets.formats.format import Options
-from arhn_datasets.formats.registry import known_formats
 from arhn_datasets.hub.pushing import MESSAGE
 
 
@@ -32,15 +31,7 @@ def push_parser() -> argparse.ArgumentParser:
     visibility.add_argument("--public", dest="private", action="store_false", help="of a repository that is made")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to; made where there is none")
     parser.add_argument("--create-pr", action="store_true", help="propose the commit in a pull request")
-    parser.add_argument(
-        "--format",
-        dest="formats",
-        choices=tuple(known_formats()),
-        action="append",
-        default=[],
-        help="of a trainer, as a config of its own; repeatable",
-    )
-    add_format_options(parser)
+    add_format_options(parser, required=False, each="becomes a config of its own")
     parser.add_argument("--license", help="publish under this licence and not under that of the source")
     parser.add_argument("--facts", metavar="FILE", help="YAML with what the card cannot know: description, citation")
     parser.add_argument("--message", default=MESSAGE, help="of the commit")
@@ -54,17 +45,13 @@ def push_parser() -> argparse.ArgumentParser:
 
 
 def _push(options: argparse.Namespace) -> int:
-    from arhn_datasets.folder.facts import load_facts
+    from arhn_datasets.folder.readme import load_facts
     from arhn_datasets.hub.pushing import preview, push
 
+    as_given = ("private", "revision", "formats", "license", "force", "allow_private_source")
     chosen: dict[str, Any] = {
-        "private": options.private,
-        "revision": options.revision,
-        "formats": options.formats,
+        **{name: getattr(options, name) for name in as_given},
         "options": Options(**format_options(options)),
-        "license": options.license,
-        "force": options.force,
-        "allow_private_source": options.allow_private_source,
         "facts": load_facts(options.facts) if options.facts else None,
     }
     if options.dry_run:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from arhn_datasets.annotators.client.contract import DEFAULTS
 from arhn_datasets.annotators.client.store import directory_of
-from arhn_datasets.cli.annotators import add_annotator_options, annotator_of, refuse, tasks_of
+from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
+from arhn_datasets.annotators.interface import Annotator, registered
+from arhn_datasets.annotators.prompts import TASKS
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED
@@ -17,8 +20,8 @@ from arhn_datasets.rules.rule import GUARDS
 
 if TYPE_CHECKING:
     from arhn_datasets.folder.writer import Refinement
-    from arhn_datasets.inputs.sources import Input, Shard
-    from arhn_datasets.runs.stages import Stages
+    from arhn_datasets.inputs.sources import Input
+    from arhn_datasets.runs.preparing import Stages
 
 ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
@@ -31,6 +34,8 @@ BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
     "from a passage about the same subject."
 )
+_TYPES = {"SECONDS": not_negative, "N": positive}  # of the options of annotators
+_ANYWHERE = ("cache",)  # harmless beside an annotator that has nothing to store
 
 
 def refine_command(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +83,7 @@ def refine_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write, laid out as a Hub dataset")
     _add_source(parser)
-    add_annotator_options(parser)
+    _add_annotator(parser)
     _add_ranking(parser)
     _add_policy(parser)
     _add_run(parser)
@@ -93,6 +98,36 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each split")
     source.add_argument("--shard-index", type=int, metavar="I", help="only this shard of each split, from 0")
     source.add_argument("--num-shards", type=positive, metavar="N", help="of so many")
+
+
+def _add_annotator(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("annotator")
+    known = registered()
+    summaries = "; ".join(f"{name}, {cls.SUMMARY}" for name, cls in known.items())
+    default = f"default: {Endpoint.NAME} if an endpoint is given"
+    group.add_argument("--annotator", choices=tuple(known), help=f"who gives the evidence: {summaries}; {default}")
+    options = {name: option for cls in reversed(known.values()) for name, option in cls.OPTIONS.items()}
+    # The parser has no defaults: they would hide what was given.
+    for name, option in options.items():
+        if option.switch:
+            group.add_argument(_flag(name), action="store_true", help=option.help)
+        elif option.metavar or option.choices:
+            usual = DEFAULTS.get(name)
+            group.add_argument(
+                _flag(name),
+                action="append" if option.repeatable else "store",
+                type=_TYPES.get(option.metavar or "", str),
+                metavar=option.metavar,
+                choices=option.choices,
+                help=option.help if usual is None else f"{option.help}; default: {usual:g}",
+            )
+    group.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="TASK|SUBSET=TASK",
+        help=f"prompts for all rows or for a subset, one of {', '.join(TASKS)}; repeatable; default: by subset",
+    )
 
 
 def _add_ranking(parser: argparse.ArgumentParser) -> None:
@@ -159,27 +194,67 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     from arhn_datasets.evidence.ranks import Ranks
     from arhn_datasets.evidence.snippets import Snippets
     from arhn_datasets.rules.arhn import Relabel
-    from arhn_datasets.runs.stages import Stages
+    from arhn_datasets.runs.preparing import Stages
 
-    annotator = annotator_of(options)
-    tasks = tasks_of(options.task)
+    annotator, tasks, given = _annotator_of(options), _tasks_of(options.task), vars(options)
     return Stages(
         snippets=Snippets(annotator=annotator, tasks=tasks),
-        ranks=Ranks(annotator=annotator, tasks=tasks, **_chosen(options, OF_RANKING)),
-        relabel=Relabel(**_chosen(options, (*OF_POLICY, *OF_GUARDS))),
+        ranks=Ranks(annotator=annotator, tasks=tasks, **{name: given[name] for name in OF_RANKING}),
+        relabel=Relabel(**{name: given[name] for name in (*OF_POLICY, *OF_GUARDS)}),
     )
 
 
-def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in names}
+def _annotator_of(options: argparse.Namespace) -> Annotator:
+    """The annotator that the arguments name and fit."""
+    named = options.annotator
+    if named is None and (options.endpoint or options.provider or urls_of_environment()):
+        named = Endpoint.NAME
+    if named is None:
+        raise ConfigurationError(
+            "No annotator was named. Choose one: --endpoint URL (an LLM server; or set ARHN_ENDPOINT), "
+            "--annotator local --model ID (a transformers model in this process), or --annotator lexical "
+            "(a word-overlap baseline that needs no LLM)."
+        )
+    known = registered()
+    given = {name: vars(options).get(name) for cls in known.values() for name in cls.OPTIONS}
+    elsewhere: dict[str, list[str]] = {}
+    for name in given:
+        if name not in known[named].OPTIONS and name not in _ANYWHERE:
+            takers = " or ".join(other for other, cls in known.items() if name in cls.OPTIONS)
+            elsewhere.setdefault(takers, []).append(name)
+    for takers, names in elsewhere.items():
+        _refuse(options, names, f"--annotator {takers}, not with --annotator {named}")
+    return known[named].from_options(given)
+
+
+def _tasks_of(named: Sequence[str]) -> str | Mapping[str, str] | None:
+    """The task for all rows, or for each subset, that ``--task`` names."""
+    for_all = [task for task in named if "=" not in task]
+    by_subset = dict(task.rsplit("=", 1) for task in named if "=" in task)
+    if len(for_all) > 1 or (for_all and by_subset):
+        raise ConfigurationError(f"--task got {list(named)}; expected one task for all rows, or SUBSET=TASK for each.")
+    return for_all[0] if for_all else by_subset or None
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], place: str) -> None:
+    """Refuse those of ``names`` that were given and would have no effect, as they go with ``place``."""
+    values = {name: vars(options).get(name) for name in names}
+    given = [name for name, value in values.items() if value is not None and value is not False]  # 0 is a value
+    if given:
+        goes, it = ("goes", "it") if len(given) == 1 else ("go", "them")
+        raise ConfigurationError(f"{', '.join(map(_flag, given))} {goes} with {place}; leave {it} out.")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _refine(options: argparse.Namespace) -> int:
-    from arhn_datasets.inputs.sources import Input
+    from arhn_datasets.inputs.sources import Input, Shard
     from arhn_datasets.runs.refine import refine
 
     if not options.estimate:
-        refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
+        _refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
     if options.price_per_hour is not None and options.price_per_million is not None:
         raise ConfigurationError(
             "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
@@ -187,50 +262,40 @@ def _refine(options: argparse.Namespace) -> int:
     stages = configured_stages(options)
     if stages.annotator.baseline:
         print(BASELINE_WARNING, file=sys.stderr)
+    shard = (options.shard_index, options.num_shards)
+    if None in shard and shard != (None, None):
+        raise ConfigurationError("--shard-index I and --num-shards N go together; give both, or neither.")
     source = Input(
         name=options.input,
         config=options.config,
         split=options.split,
         revision=options.revision,
         limit=options.limit,
-        shard=_shard(options),
+        shard=None if shard == (None, None) else Shard(index=options.shard_index, of=options.num_shards),
     )
     if options.estimate:
         return _estimate(source, stages, options)
     if not options.output:
         raise ConfigurationError("--output DIR is missing: the folder to write.")
     if options.engine == "ray":
-        from arhn_datasets.runs.ray import refine_on_ray
+        from arhn_datasets.runs.ray import on_ray
 
-        refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
-        done = refine_on_ray(source, options.output, stages, address=options.ray_address, actors=options.ray_actors)
-        return _summary(done, options)
-    refuse(options, ("ray_address", "ray_actors"), "--engine ray")
+        _refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
+        engine = on_ray(options.ray_address, options.ray_actors)
+        return _summary(refine(source, options.output, stages, opened=engine), options)
+    _refuse(options, ("ray_address", "ray_actors"), "--engine ray")
     return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
-
-
-def _shard(options: argparse.Namespace) -> Shard | None:
-    from arhn_datasets.inputs.sources import Shard
-
-    given = (options.shard_index, options.num_shards)
-    if given == (None, None):
-        return None
-    if None in given:
-        raise ConfigurationError("--shard-index I and --num-shards N go together; give both, or neither.")
-    return Shard(index=options.shard_index, of=options.num_shards)
 
 
 def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int:
     if source.shard:
         raise ConfigurationError("--estimate reads the whole input and tells of the whole run; leave the shard out.")
-    from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
+    from arhn_datasets.runs.estimate import estimate, format_estimate
 
     sample = options.estimate_rows or ESTIMATED_ROWS
-    per_in, per_out = options.price_per_million or (None, None)
-    prices = Prices(per_hour=options.price_per_hour, per_million_in=per_in, per_million_out=per_out)
     print(f"annotating {sample} rows ...", file=sys.stderr)
-    found = estimate(source, stages, sample=sample, prices=prices)
-    print(format_estimate(found))
+    per_hour, per_million = options.price_per_hour, options.price_per_million
+    print(format_estimate(estimate(source, stages, sample=sample, per_hour=per_hour, per_million=per_million)))
     return DONE
 
 
@@ -247,11 +312,9 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
     if asked := done.run["requests"]:
-        tokens = f"{asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out"
-        print(
-            f"requests  {asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
-        )
-        print(f"          {tokens}")
+        told = f"{asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
+        print(f"requests  {told}")
+        print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     print(f'written   {done.path}   load_dataset("{done.path}") loads it')
@@ -268,7 +331,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
 
 def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
-    from arhn_datasets.runs.checkpoints import is_unfinished, work_folder
+    from arhn_datasets.runs.refine import is_unfinished, work_folder
 
     named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."

@@ -32,8 +32,7 @@ def verify_parser() -> argparse.ArgumentParser:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from arhn_datasets.checks.verification import verify
-    from arhn_datasets.checks.violations import CHECKS
+    from arhn_datasets.checks.verification import CHECKS, verify
 
     done = verify(options.dataset, revision=options.revision, token=options.token, progress=True)
     name = options.dataset + (f" at {done.revision}" if done.revision else "")

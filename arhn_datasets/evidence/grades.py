@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from arhn_datasets.annotators.interface import Grade, GradeRequest
-from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.evidence.stage import AnnotatedTransform, unparsed
 from arhn_datasets.rows import records
-from arhn_datasets.rows.records import LABELLED, Row, shorten
+from arhn_datasets.rows.records import Passage, Row
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -38,25 +38,20 @@ class Grades(AnnotatedTransform):
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
         asked = self.configured
-        given = await self.each_passage(row, GradeRequest, asked.screened_grades, asked.grade)
-        return {
-            side.grades: [dict(vars(checked(grade))) for grade in grades]
-            for side, grades in zip(LABELLED, given, strict=True)
-        }
+        return await self.each_passage(row, GradeRequest, asked.screened_grades, asked.grade, checked)
 
 
-def checked(reply: Grade) -> Grade:
-    """The reply of any annotator; unparsed where it is no known grade."""
+def checked(reply: Grade, passage: Passage) -> Grade:
+    """The reply of any annotator; unparsed where it is no known grade, whatever the passage."""
     if not isinstance(reply, Grade):
-        return Grade(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Grade was expected"))
+        return unparsed(Grade, f"{reply!r}; a Grade was expected")
     if reply.status not in records.JUDGEMENT_STATUSES:
-        return Grade(status=records.UNPARSED, detail=shorten(f"grade {reply.grade!r} with status {reply.status!r}"))
+        return unparsed(Grade, f"grade {reply.grade!r} with status {reply.status!r}")
     if reply.status != records.JUDGED:
         return reply if reply.grade is None else Grade(status=reply.status, detail=reply.detail)
     if type(reply.grade) is int and reply.grade in records.GRADES:
         return reply
-    expected = f"one of {list(records.GRADES)} was expected"
-    return Grade(status=records.UNPARSED, detail=shorten(f"grade {reply.grade!r}; {expected}"))
+    return unparsed(Grade, f"grade {reply.grade!r}; one of {list(records.GRADES)} was expected")
 
 
 grades = Grades()

@@ -20,11 +20,11 @@ import pyarrow as pa
 from arhn_datasets.annotators.interface import Annotator, Ranking, RankingRequest
 from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, unparsed
 from arhn_datasets.rows import records
+from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.options import check_choice, check_integer
-from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, shorten, text_of
-from arhn_datasets.rows.stage import gather
+from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, Side, digest, passages_of, shorten
 
 RANK_BY = ("snippet", "passage")
 
@@ -92,29 +92,23 @@ class Ranks(AnnotatedTransform):
 
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
-        positives, negatives = candidates_of(row, self.rank_by)
+        sides = candidates_of(row, self.rank_by)
         if skipped := _why_skipped(row):
-            return _result(row, {}, {}, Ranking(status=records.SKIPPED, detail=skipped), candidates=0)
-        texts = sorted({text for text in (*positives.values(), *negatives.values())})
-        reference = {texts.index(text) for text in positives.values()}
+            return _result(row, ({}, {}), Ranking(status=records.SKIPPED, detail=skipped), (0, 0, None))
+        shown = [text for side in sides for text in side.values()]
+        texts = sorted(set(shown))
+        reference = {texts.index(text) for text in sides[0].values()}
         annotator = self.configured
         await annotator.turn(self.permutations)
-        orders = await gather(
+        orders = await gathered(
             (self._permutation(annotator, row, texts, number) for number in range(self.permutations)),
             concurrently=annotator.awaits,
         )
         tiers, agreement = consensus([order.positions(reference) for order in orders], reference)
-        ranks = _passage_ranks(tiers, texts, [*positives.values(), *negatives.values()])
+        ranks = _passage_ranks(tiers, texts, shown)
         outcome = _outcome([reply for order in orders for reply in order.replies], len(ranks) == len(texts))
-        return _result(
-            row,
-            {i: ranks.get(text) for i, text in positives.items()},
-            {i: ranks.get(text) for i, text in negatives.items()},
-            outcome,
-            candidates=len(positives) + len(negatives),
-            permutations=self.permutations,
-            agreement=agreement if self.permutations > 1 else None,
-        )
+        figures = (len(shown), self.permutations, agreement if self.permutations > 1 else None)
+        return _result(row, [{i: ranks.get(text) for i, text in side.items()} for side in sides], outcome, figures)
 
     async def _permutation(self, annotator: Annotator, row: Row, texts: Sequence[str], number: int) -> Order:
         # The shown order follows from the texts alone: another order of the passages in the row asks nothing new.
@@ -138,15 +132,14 @@ def candidates_of(row: Row, rank_by: str) -> tuple[dict[int, str], dict[int, str
 
     Ranking by snippet takes the passages that hold one; ranking by passage takes all.
     """
-    sides = []
+    sides: list[dict[int, str]] = []
     for side in LABELLED:
-        pairs = list(zip(passages_of(row, side.passages), _snippets_of(row, side.passages, side.snippets), strict=True))
+        passages, snippets = passages_of(row, side.passages), _snippets_of(row, side)
         if rank_by == "passage":
-            sides.append({i: one_line(text_of(passage)) for i, (passage, _) in enumerate(pairs)})
+            sides.append({i: one_line(records.text_of(passage)) for i, passage in enumerate(passages)})
         else:
-            sides.append(
-                {i: one_line(s["snippet"]) for i, (_, s) in enumerate(pairs) if s["status"] == records.GROUNDED}
-            )
+            held = (i for i, snippet in enumerate(snippets) if snippet["status"] == records.GROUNDED)
+            sides.append({i: one_line(snippets[i]["snippet"]) for i in held})
     return sides[0], sides[1]
 
 
@@ -256,17 +249,15 @@ def consensus(positions: Sequence[Mapping[int, int]], reference: set[int]) -> tu
 def _checked(reply: Ranking, shown: int) -> Ranking:
     """The reply of any annotator, without tiers where it failed or gives positions that there are not, or twice."""
     if not isinstance(reply, Ranking):
-        return Ranking(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Ranking was expected"))
+        return unparsed(Ranking, f"{reply!r}; a Ranking was expected")
     if reply.status not in (records.RANKED, records.PARTIAL):
         return replace(reply, tiers=())
     try:
         given = [index(position) for tier in reply.tiers for position in tier]
     except TypeError:
-        return Ranking(status=records.UNPARSED, detail=shorten(f"tiers of positions were expected: {reply.tiers!r}"))
+        return unparsed(Ranking, f"tiers of positions were expected: {reply.tiers!r}")
     if len(set(given)) < len(given) or not set(given) <= set(range(shown)):
-        return Ranking(
-            status=records.UNPARSED, detail=shorten(f"positions of {shown} candidates were expected: {given}")
-        )
+        return unparsed(Ranking, f"positions of {shown} candidates were expected: {given}")
     return reply
 
 
@@ -289,25 +280,20 @@ def _outcome(replies: Sequence[Ranking], complete: bool) -> Ranking:
     detail = next((reply.detail for reply in failed if reply.detail), None)
     if any(reply.tiers for reply in replies):
         return Ranking(status=records.PARTIAL, detail=detail)
-    return Ranking(
-        status=records.ERROR if any(reply.status == records.ERROR for reply in failed) else records.UNPARSED,
-        detail=detail,
-    )
+    broken = any(reply.status == records.ERROR for reply in failed)
+    return Ranking(status=records.ERROR if broken else records.UNPARSED, detail=detail)
 
 
 def _why_skipped(row: Row) -> str | None:
     """Why no ranking of this row could change anything, None where one could."""
-    for column, reason in (
-        (NEGATIVE.snippets, "no negative holds a snippet"),
-        (POSITIVE.snippets, "no positive holds a snippet"),
-    ):
-        if not any(snippet["status"] == records.GROUNDED for snippet in row[column]):
-            return reason
+    for side in (NEGATIVE, POSITIVE):
+        if not any(snippet["status"] == records.GROUNDED for snippet in row[side.snippets]):
+            return f"no {side.label} holds a snippet"
     return None
 
 
-def _snippets_of(row: Row, passages: str, snippets: str) -> Sequence[Mapping[str, Any]]:
-    found = row[snippets]
+def _snippets_of(row: Row, side: Side) -> Sequence[Mapping[str, Any]]:
+    found, passages, snippets = row[side.snippets], side.passages, side.snippets
     if found is None or len(found) != len(row[passages]):
         count = "none" if found is None else len(found)
         raise SchemaError(
@@ -325,26 +311,13 @@ def _snippets_of(row: Row, passages: str, snippets: str) -> Sequence[Mapping[str
 
 
 def _result(
-    row: Row,
-    positives: Mapping[int, int | None],
-    negatives: Mapping[int, int | None],
-    outcome: Ranking,
-    *,
-    candidates: int,
-    permutations: int = 0,
-    agreement: float | None = None,
-) -> dict[str, Any]:
-    return {
-        POSITIVE.ranks: [positives.get(i) for i in range(len(row[POSITIVE.passages]))],
-        NEGATIVE.ranks: [negatives.get(i) for i in range(len(row[NEGATIVE.passages]))],
-        records.RANKING: {
-            "status": outcome.status,
-            "candidates": candidates,
-            "permutations": permutations,
-            "agreement": agreement,
-            "detail": outcome.detail,
-        },
-    }
+    row: Row, ranks: Sequence[Mapping[int, int | None]], outcome: Ranking, figures: tuple[int, int, float | None]
+) -> Row:
+    said = (outcome.status, *figures, outcome.detail)
+    result: Row = {}
+    for side, of_passage in zip(LABELLED, ranks, strict=True):
+        result[side.ranks] = [of_passage.get(i) for i in range(len(row[side.passages]))]
+    return {**result, records.RANKING: dict(zip((one.name for one in records.RANKING_TYPE), said, strict=True))}
 
 
 ranks = Ranks()

@@ -1,46 +1,42 @@
-"""Scores of passages, by a bi-encoder or a cross-encoder, or those that the rows came with: evidence without an LLM."""
+"""Scores of passages, by a bi-encoder or a cross-encoder, or those that the rows came with: evidence without an LLM.
+
+After the stage stand the models of sentence-transformers: which one it is exactly, and how it is asked.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence.score_models import (
-    BI_ENCODER,
-    CROSS_ENCODER,
-    KINDS,
-    Loaded,
-    Model,
-    Texts,
-    finite,
-    load,
-    model_of,
-)
-from arhn_datasets.evidence.stage import check_not_relabelled, check_query
+from arhn_datasets.annotators.local import hash_of_folder
+from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
+from arhn_datasets.evidence.stage import check_source
+from arhn_datasets.rows import records
 from arhn_datasets.rows.options import check_choice, check_integer
-from arhn_datasets.rows.records import (
-    DECISION,
-    LABELLED,
-    NEGATIVE,
-    POSITIVE,
-    QUERY,
-    QUERY_ID,
-    Row,
-    passages_of,
-    types_of,
-)
+from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, passages_of, text_of
 from arhn_datasets.rows.stage import Transform
 
+BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"
+MODEL_KINDS = (BI_ENCODER, CROSS_ENCODER)
+PAIRS_AT_ONCE = 8192
 SIMILARITIES = ("cosine", "dot")
 REPLACE, MEAN, RRF = "replace", "mean", "rrf"
 FUSIONS = (REPLACE, MEAN, RRF)
 DTYPES = ("float32", "float16", "bfloat16")
 _COLUMNS = tuple(side.scores for side in LABELLED)
+Texts = tuple[list[str], list[str]]
+"""The distinct queries and passages of some rows, in the order in which they came."""
+
 RRF_K = 60  # Cormack et al., SIGIR 2009
 
 
@@ -81,7 +77,7 @@ class Scores(Transform):
     """
 
     NAME: ClassVar[str] = "scores"
-    OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, DECISION, POSITIVE.scores, NEGATIVE.scores)
+    OPTIONAL: ClassVar[tuple[str, ...]] = (records.QUERY_ID, records.DECISION, POSITIVE.scores, NEGATIVE.scores)
 
     model: str | None = None
     _: KW_ONLY
@@ -116,7 +112,7 @@ class Scores(Transform):
             if len(columns) != 2:
                 raise ConfigurationError(f"columns is {self.columns!r}; the names of two columns were expected.")
             object.__setattr__(self, "columns", columns)
-        check_choice("kind", self.kind, KINDS, optional=True)
+        check_choice("kind", self.kind, MODEL_KINDS, optional=True)
         check_choice("similarity", self.similarity, SIMILARITIES, optional=True)
         check_choice("dtype", self.dtype, DTYPES, optional=True)
         check_choice("fuse", self.fuse, FUSIONS)
@@ -150,7 +146,7 @@ class Scores(Transform):
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Lists of doubles."""
-        return types_of((self.NAME,), LABELLED)
+        return records.types_of((self.NAME,), LABELLED)
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The scores of each row; all texts of all rows go through the model together.
@@ -159,14 +155,9 @@ class Scores(Transform):
             SchemaError: a row was relabelled, or lacks its scores, or the query that a model reads.
         """
         for row in rows:
-            if self.model is not None:
-                check_query(self.NAME, row)
-            check_not_relabelled(self.NAME, row)
+            check_source(self.NAME, row, asks=self.model is not None)
         scored = self._by_model(rows) if self.model is not None else [self._of_row(row) for row in rows]
         return [self._fused(row, scores) for row, scores in zip(rows, scored, strict=True)]
-
-    def _inputs(self, columns: Any) -> list[str]:
-        return list(dict.fromkeys(super()._inputs(columns)))
 
     def _advice(self, missing: Sequence[str]) -> str:
         if set(missing) <= set(self.columns or ()):
@@ -199,14 +190,19 @@ class Scores(Transform):
         return scores
 
     def _by_model(self, rows: Sequence[Row]) -> list[Row]:
-        texts = Texts()
+        queries: dict[str, int] = defaultdict(count().__next__)
+        passages: dict[str, int] = defaultdict(count().__next__)
         pairs = [
-            (texts.query(row[QUERY]), texts.passage(passage, self.separator))
+            (queries[row[QUERY]], passages[text_of(passage, self.separator)])
             for row in rows
             for side in LABELLED
             for passage in passages_of(row, side.passages)
         ]
-        scores = iter(self._loaded().scores(self, texts, pairs))
+        model = self._exact_model()
+        if self.similarity is not None and model.kind == CROSS_ENCODER:
+            raise ConfigurationError(f"{self.model} is a cross-encoder and has no similarity; leave it out.")
+        loaded = load(model, self.device, self.dtype, os.getpid())
+        scores = iter(loaded.scores(self, (list(queries), list(passages)), pairs))
         return [{side.scores: [next(scores) for _ in row[side.passages]] for side in LABELLED} for row in rows]
 
     def _fused(self, row: Row, new: Row) -> Row:
@@ -231,24 +227,14 @@ class Scores(Transform):
         assert self.model is not None
         return model_of(self.model, self.revision, self.kind)
 
-    def _loaded(self) -> Loaded:
-        model = self._exact_model()
-        if self.similarity is not None and model.kind == CROSS_ENCODER:
-            raise ConfigurationError(f"{self.model} is a cross-encoder and has no similarity; leave it out.")
-        return load(model, self.device, self.dtype, os.getpid())
-
 
 def _number(value: Any, row: Row) -> float | None:
     if value is None:
         return None
-    if isinstance(value, (str, bool)) or not isinstance(value, (int, float)):
-        try:
-            value = None if isinstance(value, (str, bool)) else value.item()  # a number of numpy
-        except AttributeError:
-            value = None
-        if value is None:
-            raise SchemaError(f"A score is no number (query {row[QUERY]!r}); a number or null was expected.")
-    return finite(float(value))
+    plain = isinstance(value, (int, float))
+    if isinstance(value, (str, bool)) or not (plain or hasattr(value, "item")):  # of numpy
+        raise SchemaError(f"A score is no number (query {row[QUERY]!r}); a number or null was expected.")
+    return finite(float(value if plain else value.item()))
 
 
 def _reciprocal_ranks(scores: Mapping[str, Sequence[float | None]]) -> dict[str, list[float | None]]:
@@ -261,3 +247,168 @@ def _reciprocal_ranks(scores: Mapping[str, Sequence[float | None]]) -> dict[str,
         column: [None if score is None else 1.0 / (RRF_K + rank[score]) for score in values]
         for column, values in scores.items()
     }
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, and which one it is exactly."""
+
+    path: str
+    name: str
+    revision: str | None
+    commit: str
+    kind: str
+
+    def identity(self) -> dict[str, Any]:
+        """What changes the scores."""
+        return {"model": self.name, "revision": self.commit, "kind": self.kind}
+
+
+def finite(value: float | None) -> float | None:
+    """The value, None where it is no finite number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+class LoadedModel:
+    """A loaded model."""
+
+    def __init__(self, found: Model, device: str | None, dtype: str | None) -> None:
+        library = _library()
+        options: dict[str, Any] = {"device": device, "revision": found.revision}
+        if dtype is not None:
+            options["model_kwargs"] = {"torch_dtype": dtype}
+        self._crosses = found.kind == CROSS_ENCODER
+        make = library.CrossEncoder if self._crosses else library.SentenceTransformer
+        self._model: Any = make(found.path, **options)
+        if self._crosses and getattr(self._model, "num_labels", 1) != 1:
+            raise ConfigurationError(
+                f"{found.name} is a cross-encoder with {self._model.num_labels} labels; one with a single score was "
+                "expected."
+            )
+
+    def scores(self, options: Scores, texts: Texts, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
+        """The score of each pair of a query and a passage, by their numbers in the texts."""
+        if not pairs:
+            return []
+        values = self._crossed(options, texts, pairs) if self._crosses else self._compared(options, texts, pairs)
+        return [finite(value) for value in values]
+
+    def _crossed(self, options: Scores, texts: Texts, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        queries, passages = texts
+        before, within = options.query_prompt or "", options.passage_prompt or ""
+        distinct = {pair: at for at, pair in enumerate(dict.fromkeys(pairs))}
+        asked = [(f"{before}{queries[query]}", f"{within}{passages[passage]}") for query, passage in distinct]
+        found = self._model.predict(asked, batch_size=options.batch_size, show_progress_bar=False)
+        values: list[float] = found.astype("float64").reshape(len(asked)).tolist()
+        return [values[distinct[pair]] for pair in pairs]
+
+    def _compared(self, options: Scores, texts: Texts, pairs: Sequence[tuple[int, int]]) -> list[float]:
+        import torch
+
+        queries = self._encode("query", texts[0], options.query_prompt, options.batch_size)
+        passages = self._encode("document", texts[1], options.passage_prompt, options.batch_size)
+        values: list[float] = []
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):  # the vectors of each pair stand beside each other
+            places = torch.tensor(pairs[start : start + PAIRS_AT_ONCE], device=queries.device)
+            compared = self._similarity(options.similarity)(queries[places[:, 0]], passages[places[:, 1]])
+            values += compared.double().cpu().tolist()
+        return values
+
+    def _encode(self, role: str, texts: list[str], prompt: str | None, batch_size: int) -> Any:
+        options = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+        encode = getattr(self._model, f"encode_{role}", None)
+        if encode is not None:
+            return encode(texts, prompt=prompt, **options)
+        if prompt is None:  # sentence-transformers before 5.0 does not know of the two roles
+            names = ("query",) if role == "query" else ("document", "passage", "corpus")
+            prompt = next((self._model.prompts[name] for name in names if name in self._model.prompts), None)
+        return self._model.encode(texts, prompt=prompt, **options)
+
+    def _similarity(self, name: str | None) -> Any:
+        if name is None:
+            return self._model.similarity_pairwise
+        from sentence_transformers import util
+
+        return util.pairwise_cos_sim if name == "cosine" else util.pairwise_dot_score
+
+
+_PARENT = os.getpid()
+
+
+@lru_cache(maxsize=2)
+def load(found: Model, device: str | None, dtype: str | None, process: int) -> LoadedModel:
+    """The model of a process, whose two last are kept."""
+    if process != _PARENT:
+        # A forked worker of num_proc has none of its parent's threads: a parallel region would wait for them for ever.
+        import torch
+
+        torch.set_num_threads(1)
+    return LoadedModel(found, device, dtype)
+
+
+def model_of(model: str, revision: str | None, kind: str | None) -> Model:
+    """Which model a folder or a name of the Hub stands for."""
+    folder = Path(model)
+    if folder.is_dir():
+        files: dict[str, Path | None] = {name: folder / name for name in _TELLING}
+        commit = "files-" + hash_of_folder(folder)
+        return Model(model, folder.resolve().name, None, commit, kind or _kind_of(files))
+    return _find_published(model, revision, kind)
+
+
+@lru_cache(maxsize=16)
+def _find_published(model: str, revision: str | None, kind: str | None) -> Model:
+    """A model of the Hub at the commit that the files are of, which is the one to be loaded."""
+    _library()
+    from transformers.utils import cached_file
+
+    try:
+        quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+        paths = {name: cached_file(model, name, revision=revision, **quiet) for name in _TELLING}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"The model {model!r}{f' at {revision}' if revision else ''} cannot be found: "
+            f"{' '.join(str(error).split())[:300]} Name a folder, or the id of a model on the Hub."
+        ) from error
+    files = {name: None if path is None else Path(path) for name, path in paths.items()}
+    there = [path for path in files.values() if path is not None]
+    if not there:
+        raise ConfigurationError(
+            f"There is no folder {model!r}, and no such model on the Hub or in its cache that sentence-transformers "
+            "could load. Check the name, and HF_HUB_OFFLINE."
+        )
+    commits = [path.parts[path.parts.index("snapshots") + 1] for path in there if "snapshots" in path.parts]
+    commit = commits[0] if commits else revision
+    return Model(model, model, commit, str(commit), kind or _kind_of(files))
+
+
+_TELLING = ("config_sentence_transformers.json", "config.json", "modules.json")
+
+
+def _kind_of(files: Mapping[str, Path | None]) -> str:
+    """What the files of a model say that it is."""
+    said = {name: _json(path) for name, path in files.items()}
+    type = said["config_sentence_transformers.json"].get("model_type")
+    if type is not None:
+        return CROSS_ENCODER if type == "CrossEncoder" else BI_ENCODER
+    architectures = said["config.json"].get("architectures") or []
+    crosses = any(str(name).endswith("ForSequenceClassification") for name in architectures)
+    return CROSS_ENCODER if crosses and not said["modules.json"] else BI_ENCODER
+
+
+def _json(path: Path | None) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {"": found}
+
+
+def _library() -> Any:
+    try:
+        import sentence_transformers
+    except ImportError as error:
+        raise MissingDependencyError.of(
+            error.name or "sentence_transformers", "train", "Scoring passages with a model"
+        ) from error
+    return sentence_transformers

@@ -7,9 +7,9 @@ from operator import index
 from typing import ClassVar
 
 from arhn_datasets.annotators.interface import Snippet, SnippetRequest
-from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.evidence.stage import AnnotatedTransform, unparsed
 from arhn_datasets.rows import records
-from arhn_datasets.rows.records import LABELLED, Passage, Row, passages_of, shorten
+from arhn_datasets.rows.records import Passage, Row, shorten
 
 FIELDS = ("text", "title")
 
@@ -34,31 +34,20 @@ class Snippets(AnnotatedTransform):
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
         asked = self.configured
-        given = await self.each_passage(row, SnippetRequest, asked.screened_snippets, asked.snippet)
-        return {
-            side.snippets: [
-                dict(vars(checked(snippet, passage)))
-                for snippet, passage in zip(snippets, passages_of(row, side.passages), strict=True)
-            ]
-            for side, snippets in zip(LABELLED, given, strict=True)
-        }
+        return await self.each_passage(row, SnippetRequest, asked.screened_snippets, asked.snippet, checked)
 
 
 def checked(reply: Snippet, passage: Passage) -> Snippet:
     """The reply of any annotator; ungrounded where it does not stand in the passage, unparsed where it says nothing."""
     if not isinstance(reply, Snippet):
-        return Snippet(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Snippet was expected"))
+        return unparsed(Snippet, f"{reply!r}; a Snippet was expected")
     if reply.status == records.GROUNDED:
         return _standing(reply, passage)
     if reply.status not in records.SNIPPET_STATUSES:
         expected = ", ".join(records.SNIPPET_STATUSES)
-        return Snippet(
-            status=records.UNPARSED, detail=shorten(f"status {reply.status!r}; one of {expected} was expected")
-        )
+        return unparsed(Snippet, f"status {reply.status!r}; one of {expected} was expected")
     if reply.status == records.NO_ANSWER and reply.snippet:  # which of both it means is not known
-        return Snippet(
-            status=records.UNPARSED, detail=shorten(f"{records.NO_ANSWER} beside the snippet {reply.snippet!r}")
-        )
+        return unparsed(Snippet, f"{records.NO_ANSWER} beside the snippet {reply.snippet!r}")
     if (reply.snippet, reply.start, reply.end, reply.field) == (None, None, None, None):
         return reply
     return Snippet(status=reply.status, detail=reply.detail)

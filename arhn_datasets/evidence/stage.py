@@ -13,21 +13,10 @@ from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.rows.records import (
-    DECISION,
-    LABELLED,
-    NEGATIVE,
-    POSITIVE,
-    QUERY,
-    QUERY_ID,
-    SUBSET,
-    Row,
-    passages_of,
-    shorten,
-    text_of,
-    types_of,
-)
-from arhn_datasets.rows.stage import Transform, gather
+from arhn_datasets.rows import records
+from arhn_datasets.rows.background import gathered
+from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, QUERY_ID, SUBSET, Row, passages_of, shorten
+from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,15 +73,12 @@ class AnnotatedTransform(Transform, ConnectionOptions):
             )
         if isinstance(self.endpoint, list):
             object.__setattr__(self, "endpoint", tuple(self.endpoint))
-        if self.endpoint is not None or self.client is not None:
-            self._behind(self.endpoint, self.model)  # refuses wrong values here rather than in the first row
+        self._given()  # refuses wrong values here rather than in the first row
 
-    OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, SUBSET, DECISION)
+    OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, SUBSET, records.DECISION)
 
     def __repr__(self) -> str:
-        who: object = self.annotator or "the environment's"
-        if self.endpoint is not None or self.client is not None:
-            who = self._behind(self.endpoint, self.model)
+        who = self._given() or "the environment's"
         return f"{type(self).__name__}(annotator={who!r})"
 
     @property
@@ -102,10 +88,8 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         Raises:
             ConfigurationError: there is none; the message names the three ways to configure one.
         """
-        if self.annotator is not None:
-            return self.annotator
-        if self.endpoint is not None or self.client is not None:
-            return self._behind(self.endpoint, self.model)
+        if (given := self._given()) is not None:
+            return given
         urls = urls_of_environment()
         if not urls:
             raise ConfigurationError(THREE_WAYS.format(name=self.NAME))
@@ -130,7 +114,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """One value a passage of both sides, of the kind that has the name of the stage."""
-        return types_of((self.NAME,), LABELLED)
+        return records.types_of((self.NAME,), LABELLED)
 
     def identity(self) -> dict[str, Any]:
         """The annotator's identity for this stage, and the tasks."""
@@ -144,9 +128,8 @@ class AnnotatedTransform(Transform, ConnectionOptions):
             SchemaError: a row has no query, or was relabelled, so that its lists are no longer those of the source.
         """
         for row in rows:
-            check_query(self.NAME, row)
-            check_not_relabelled(self.NAME, row)
-        return await gather((self.annotate(row) for row in rows), concurrently=self.awaits)
+            check_source(self.NAME, row)
+        return await gathered((self.annotate(row) for row in rows), concurrently=self.awaits)
 
     @abstractmethod
     async def annotate(self, row: Row) -> Row:
@@ -158,27 +141,31 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         request: Callable[..., Asked],
         screened: Callable[[Sequence[Asked], Sequence[Asked]], Awaitable[Sequence[Given | None]]],
         ask: Callable[[Asked], Awaitable[Given]],
-    ) -> tuple[list[Given], list[Given]]:
-        """What the annotator gives on each positive and on each negative; asked where ``screened`` does not say it."""
-        annotator = self.configured
-        background, task = background_of(row), self.task(row)
-        positives, negatives = (
-            [
-                request(query=row[QUERY], passage=passage, task=task, background=background)
-                for passage in passages_of(row, column)
-            ]
-            for column in (POSITIVE.passages, NEGATIVE.passages)
-        )
-        await annotator.turn(len(positives) + len(negatives))
-        known = await screened(positives, negatives)
-        asked = (ask(one) for one, given in zip((*positives, *negatives), known, strict=True) if given is None)
-        replies = iter(await gather(asked, concurrently=annotator.awaits))
-        found = [next(replies) if given is None else given for given in known]
-        return found[: len(positives)], found[len(positives) :]
+        checked: Callable[[Given, records.Passage], Given],
+    ) -> Row:
+        """What the annotator gives on each passage, checked; asked where ``screened`` does not say it."""
+        annotator, background, task = self.configured, background_of(row), self.task(row)
+        positives, negatives = (list(passages_of(row, side.passages)) for side in LABELLED)
+        passages, first = (*positives, *negatives), len(positives)
+        requests = [request(query=row[QUERY], passage=one, task=task, background=background) for one in passages]
+        await annotator.turn(len(requests))
+        known = await screened(requests[:first], requests[first:])
+        asked = (ask(one) for one, reply in zip(requests, known, strict=True) if reply is None)
+        replies = iter(await gathered(asked, concurrently=annotator.awaits))
+        given = [next(replies) if one is None else one for one in known]
+        found = [checked(reply, passage) for reply, passage in zip(given, passages, strict=True)]
+        values = [dict(vars(reply)) for reply in found]
+        return {POSITIVE.column(self.NAME): values[:first], NEGATIVE.column(self.NAME): values[first:]}
 
     def task(self, row: Row) -> str:
         """The task of a row."""
         return task_of(row.get(SUBSET), self.tasks)
+
+    def _given(self) -> Annotator | None:
+        """The annotator of the options, None for the environment's."""
+        if self.endpoint is not None or self.client is not None:
+            return self._behind(self.endpoint, self.model)
+        return self.annotator
 
     def _behind(self, urls: str | tuple[str, ...] | None, model: str | None) -> Endpoint:
         """The annotator behind these servers, one and the same for the whole life of the stage."""
@@ -233,42 +220,32 @@ def _shown(given: object) -> object:
         return "a URL that cannot be read"
 
 
-def check_query(stage: str, row: Row) -> None:
-    """Refuse a row without a query.
+def check_source(stage: str, row: Row, *, asks: bool = True) -> None:
+    """Refuse a row without a query where it is asked for, and one whose lists are no longer those of the source.
 
     Raises:
         SchemaError: names the row, and what to do.
     """
     query = row[QUERY]
-    if isinstance(query, str):
-        return
-    found = "null" if query is None else f"a value of the type {type(query).__name__}"
-    named = f"{QUERY_ID} {row[QUERY_ID]!r}" if row.get(QUERY_ID) is not None else f"the row has no {QUERY_ID}"
-    raise SchemaError(
-        f"arhn.{stage} got a row whose {QUERY!r} holds {found} ({named}); a text was expected. Correct the row, or "
-        f'leave such rows out first: ds.filter(lambda row: isinstance(row["{QUERY}"], str)).'
-    )
-
-
-def check_not_relabelled(stage: str, row: Row) -> None:
-    """Refuse a row whose lists are no longer those of the source.
-
-    Raises:
-        SchemaError: names the row, and what to do.
-    """
-    if row.get(DECISION) is not None:
+    if asks and not isinstance(query, str):
+        found = "null" if query is None else f"a value of the type {type(query).__name__}"
+        named = f"{QUERY_ID} {row[QUERY_ID]!r}" if row.get(QUERY_ID) is not None else f"the row has no {QUERY_ID}"
         raise SchemaError(
-            f"arhn.{stage} got a relabelled row (query {row[QUERY]!r}); source rows were expected. "
+            f"arhn.{stage} got a row whose {QUERY!r} holds {found} ({named}); a text was expected. Correct the row, or "
+            f'leave such rows out first: ds.filter(lambda row: isinstance(row["{QUERY}"], str)).'
+        )
+    if row.get(records.DECISION) is not None:
+        raise SchemaError(
+            f"arhn.{stage} got a relabelled row (query {query!r}); source rows were expected. "
             "Go back first: ds.map(arhn.revert)."
         )
 
 
+def unparsed(reply: Callable[..., Given], said: str) -> Given:
+    """A reply that says nothing, and why."""
+    return reply(status=records.UNPARSED, detail=shorten(said))
+
+
 def background_of(row: Row) -> tuple[str, ...]:
     """The texts of all passages of a row, sorted, so that the order of the row changes nothing."""
-    return tuple(
-        sorted(
-            text_of(passage)
-            for column in (POSITIVE.passages, NEGATIVE.passages)
-            for passage in passages_of(row, column)
-        )
-    )
+    return tuple(sorted(records.text_of(one) for side in LABELLED for one in passages_of(row, side.passages)))

@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 from arhn_datasets.annotators.cascade import Cascade
 from arhn_datasets.annotators.interface import Annotator, Verdict, VerdictRequest
 from arhn_datasets.annotators.prompts import one_line
-from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator
+from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator, unparsed
 from arhn_datasets.rows import records
+from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.options import check_integer
-from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, shorten, text_of
-from arhn_datasets.rows.stage import gather
+from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, text_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -72,8 +72,7 @@ class Verdicts(AnnotatedTransform):
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""
         positives, negatives = (
-            [one_line(text_of(passage)) for passage in passages_of(row, column)]
-            for column in (POSITIVE.passages, NEGATIVE.passages)
+            [one_line(text_of(passage)) for passage in passages_of(row, side.passages)] for side in LABELLED
         )
         if positives:
             verdicts = await self._judged(row, list(dict.fromkeys(positives)), negatives)
@@ -93,16 +92,9 @@ class Verdicts(AnnotatedTransform):
         windows = [tuple(shown[start : start + self.window]) for start in range(0, len(shown), self.window)]
         annotator, background, task = self.configured, background_of(row), self.task(row)
         await annotator.turn(len(windows))
-        requests = (
-            annotator.verdicts(
-                VerdictRequest(
-                    query=row[QUERY], positives=tuple(sorted(positives)), candidates=window, task=task,
-                    background=background,
-                )
-            )
-            for window in windows
-        )  # fmt: skip
-        replies = await gather(requests, concurrently=annotator.awaits)
+        asked = {"query": row[QUERY], "positives": tuple(sorted(positives)), "task": task, "background": background}
+        requests = (annotator.verdicts(VerdictRequest(**asked, candidates=window)) for window in windows)
+        replies = await gathered(requests, concurrently=annotator.awaits)
         return {
             text: verdict
             for window, reply in zip(windows, replies, strict=True)
@@ -114,18 +106,18 @@ def checked(reply: Sequence[Verdict], candidates: int) -> list[Verdict]:
     """The reply of any annotator; unparsed where it is not one known verdict a candidate."""
     if not isinstance(reply, (list, tuple)) or len(reply) != candidates:
         said = f"{len(reply)} verdicts" if isinstance(reply, (list, tuple)) else f"{reply!r} and no verdicts"
-        return [Verdict(status=records.UNPARSED, detail=shorten(f"{said} on {candidates} candidates"))] * candidates
+        return [unparsed(Verdict, f"{said} on {candidates} candidates")] * candidates
     return [_checked(verdict) for verdict in reply]
 
 
 def _checked(reply: Verdict) -> Verdict:
     if not isinstance(reply, Verdict):
-        return Verdict(status=records.UNPARSED, detail=shorten(f"{reply!r}; a Verdict was expected"))
+        return unparsed(Verdict, f"{reply!r}; a Verdict was expected")
     if reply.status in records.JUDGEMENT_STATUSES:
         says = reply.status in (records.JUDGED, records.PARTIAL)
         if reply.verdict in records.VERDICTS if says else reply.verdict is None:
             return reply
-    return Verdict(status=records.UNPARSED, detail=shorten(f"{reply.verdict!r} with status {reply.status!r}"))
+    return unparsed(Verdict, f"{reply.verdict!r} with status {reply.status!r}")
 
 
 verdicts = Verdicts()

@@ -6,30 +6,40 @@ All of its prose stands in ``dataset_cards/``; here it is chosen and filled.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
 from typing import Any
 
-from arhn_datasets.folder.card_content import PUBLISHED, CardContent, metadata_of
-from arhn_datasets.folder.markdown import escaped, fenced, html, inline, is_url, table, value_of
-from arhn_datasets.folder.readme import rendered
-from arhn_datasets.folder.report import Report, passages_to_show
-from arhn_datasets.folder.templates import filled, is_there, said, sentences
+from arhn_datasets.folder.readme import PUBLISHED, CardContent, rendered, stated_metadata
+from arhn_datasets.folder.report import COUNT_NAMES, Report, passages_to_show
 from arhn_datasets.rows.records import GROUNDED, NEGATIVE, QUERY, SUBSET, Passage, Row, shorten
 
 CHANGED_ROWS = 5  # that the card shows
 NAME_CHARACTERS, QUERY_CHARACTERS, SNIPPET_CHARACTERS, AROUND_CHARACTERS = 100, 300, 320, 90
 SHOWN_PASSAGES = 8
 
+_SENTENCE = re.compile(r"^- `([^`]+)`: (.*(?:\n  .*)*)", re.MULTILINE)
+
 
 def render_card(content: CardContent) -> str:
     """The README.md of a dataset: metadata, and a page in a marked block that another card can replace."""
-    run, facts = content.run, content.stated
+    run, facts = content.run, content.facts
     annotator, parameters = run["annotator"], run["parameters"]
     published = content.layout == PUBLISHED
+    asked = [(inline(name), value_of(one)) for name, one in annotator.items() if name != "baseline" and one is not None]
+    given = [
+        (inline(stage), inline(name), value_of(value))
+        for stage, values in parameters.items()
+        for name, value in values.items()
+        if value is not None
+    ]
+    title = facts.pretty_name or said("top", "title", source=run["source"]["name"])
     page = filled(
         "card",
-        title=inline(content.title),
-        warning=f"{filled('sections/baseline')}\n\n" if content.by_baseline else "",
+        title=inline(title),
+        warning=f"{filled('sections/baseline')}\n\n" if annotator.get("baseline") else "",
         description=f"{facts.description.strip()}\n\n" if facts.description else "",
         source_sentence=f"{said('source', 'source', source=_source_link(run['source']))}.",
         version=inline(run["versions"]["arhn_datasets"]),
@@ -45,32 +55,25 @@ def render_card(content: CardContent) -> str:
         columns_anchor="configurations" if published else "columns",
         columns=f"{filled(f'sections/columns-{content.layout}', configurations=_configurations(content))}\n",
         annotator_sentence=_annotator(annotator),
-        annotator=_annotator_table(annotator),
-        parameters=_parameters_table(parameters),
+        annotator=table(("annotator", ""), asked, right=()),
+        parameters=table(("stage", "parameter", "value"), given, right=()),
         prompts=_prompts(run.get("prompts") or {}),
         limits=_limits(content),
         source_bullets=_source_bullets(content),
         citation=f"\n{fenced(facts.citation, 'bibtex')}\n" if facts.citation else "",
     )
-    return rendered(metadata_of(content), page)
+    return rendered(stated_metadata(content, " ".join(_visible(title).split())), page)
 
 
 def counts_table(report: Report) -> str:
     """The counts by subset as a Markdown table, from the source to the result."""
-    header = ("subset", "rows", "positives", "negatives", "relabelled", "filtered", "kept")
-    lines = [
-        (
-            inline(shorten(name, NAME_CHARACTERS)),
-            f"{counts.rows:,}",
-            f"{counts.positives:,} → {counts.positives + counts.relabelled:,}",
-            f"{counts.negatives:,} → {counts.kept:,}",
-            f"{counts.relabelled:,}",
-            f"{counts.filtered:,}",
-            f"{counts.kept:,}",
-        )
-        for name, counts in report.rows()
-    ]
-    return table(header, lines)
+    lines = []
+    for name, counts in report.rows():
+        shown = {column: f"{getattr(counts, column):,}" for column in COUNT_NAMES}
+        shown["positives"] += f" → {counts.positives + counts.relabelled:,}"
+        shown["negatives"] += f" → {counts.kept:,}"
+        lines.append((inline(shorten(name, NAME_CHARACTERS)), *shown.values()))
+    return table(("subset", *COUNT_NAMES), lines)
 
 
 def audit_sentence(audit: Mapping[str, Any] | None) -> str:
@@ -95,9 +98,7 @@ def audit_sentence(audit: Mapping[str, Any] | None) -> str:
 
 
 def _totals(report: Report) -> dict[str, str]:
-    return {
-        name: f"{getattr(report.total, name):,}" for name in ("negatives", "rows", "relabelled", "filtered", "kept")
-    }
+    return {name: f"{getattr(report.total, name):,}" for name in COUNT_NAMES}
 
 
 def _source_link(source: Mapping[str, Any]) -> str:
@@ -148,8 +149,8 @@ def _chart(content: CardContent) -> str:
     alt = said("top", "chart", **_totals(content.report))
     # The Hub completes the address of an image, and not that of a source.
     where = f"https://huggingface.co/datasets/{content.repo_id}/resolve/main/" if content.repo_id else ""
-    night = f'  <source media="(prefers-color-scheme: dark)" srcset="{where}{html(dark)}">\n' if dark else ""
-    return f'<picture>\n{night}  <img alt="{alt}" src="{html(light)}" width="720">\n</picture>\n\n'
+    night = f'  <source media="(prefers-color-scheme: dark)" srcset="{where}{_html(dark)}">\n' if dark else ""
+    return f'<picture>\n{night}  <img alt="{alt}" src="{_html(light)}" width="720">\n</picture>\n\n'
 
 
 def _statuses_table(report: Report) -> str:
@@ -247,21 +248,6 @@ def _annotator(annotator: Mapping[str, Any]) -> str:
     )
 
 
-def _annotator_table(annotator: Mapping[str, Any]) -> str:
-    values = {name: value for name, value in annotator.items() if name != "baseline" and value is not None}
-    return table(("annotator", ""), [(inline(name), value_of(value)) for name, value in values.items()], right=())
-
-
-def _parameters_table(parameters: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [
-        (inline(stage), inline(name), value_of(value))
-        for stage, values in parameters.items()
-        for name, value in values.items()
-        if value is not None
-    ]
-    return table(("stage", "parameter", "value"), lines, right=())
-
-
 def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:
     """The texts, folded, and their hashes."""
     if not prompts:
@@ -282,17 +268,18 @@ def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:
 def _limits(content: CardContent) -> str:
     errors = content.report.total.errors
     limits = [
-        said("limits", "baseline" if content.by_baseline else "model"),
+        said("limits", "baseline" if content.run["annotator"].get("baseline") else "model"),
         audit_sentence(content.run.get("audit")),
         said("limits", "source"),
         *([said("limits", "errors", number=f"{errors:,}")] if errors else []),
     ]
     listed = "\n".join(f"- {limit}" for limit in limits)
-    return f"{listed}\n\n{content.stated.limitations}" if content.stated.limitations else listed
+    return f"{listed}\n\n{content.facts.limitations}" if content.facts.limitations else listed
 
 
 def _source_bullets(content: CardContent) -> str:
-    source, homepage = content.run["source"], content.stated.homepage
+    source, homepage = content.run["source"], content.facts.homepage or ""
+    web = re.fullmatch(r"https?://[^\s<>\"]+", homepage)
     given, inherited = content.given_license, source.get("license")
     licence = "none"
     if given and given != inherited:
@@ -307,9 +294,102 @@ def _source_bullets(content: CardContent) -> str:
             for split, rows in (source.get("rows") or {}).items()
         ),
         "limit": f"{source.get('limit') or 0:,}",
-        "homepage": f"<{html(homepage)}>" if is_url(homepage or "") else inline(homepage),
+        "homepage": f"<{_html(homepage)}>" if web else inline(homepage),
         "licence": said("licence", licence, given=value_of(given), inherited=value_of(inherited)),
     }
     there = {"source": True, **{name: source.get(name) for name in ("config", "rows", "limit")}}
     there |= {"homepage": homepage, "licence": True, "gated": source.get("gated")}
     return "\n".join(f"- {said('source', name, **values)}" for name, one in there.items() if one)
+
+
+# -- values in Markdown: whatever they hold, they are shown and not obeyed ---------------------------------------------
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[int] | None = None) -> str:
+    """A Markdown table; numbers stand to the right, by default in all columns but the first."""
+    aligned = range(1, len(header)) if right is None else right
+    rule = "|".join("---:" if at in aligned else "---" for at in range(len(header)))
+    return "\n".join([f"| {' | '.join(header)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a code block that nothing in it can end."""
+    shown = _visible(text.strip("\n"))
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{shown}\n{fence}"
+
+
+def value_of(value: Any) -> str:
+    """A value of JSON, as code where it looks like code."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{inline(name)}: {value_of(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(value_of(one) for one in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    return f"`{text}`" if re.fullmatch(r"[\w.,+@/:()=-]+(?: [\w.,+@/:()=-]+)*", text, re.ASCII) else inline(text)
+
+
+def inline(value: Any) -> str:
+    """A value that cannot leave its place in a line of Markdown: one line, no markup, no table bars."""
+    return escaped(str(value)).strip() or "(empty)"
+
+
+def escaped(text: str) -> str:
+    """The same with the spaces around it."""
+    # An underscore between letters is none of Markdown's marks.
+    return re.sub(
+        r"[&<>`|\[\]*$~\\]|(?<![^\W_])_|_(?![^\W_])",
+        lambda found: f"&#{ord(found.group())};",
+        re.sub(r"\s+", " ", _visible(text)),
+    )
+
+
+def _html(value: Any) -> str:
+    """A value in quotes of HTML."""
+    return re.sub(r"[&<>\"'\s]", lambda found: f"&#{ord(found.group())};", _visible(str(value)))
+
+
+def _visible(text: str) -> str:
+    """``text`` without what a file cannot hold or what would turn the direction of the rest of the page."""
+    turned = re.sub("[\u202a-\u202e\u2066-\u2069]", "", text)
+    return re.sub("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", turned)
+
+
+# -- the prose in dataset_cards: pages with places for values, and lists of sentences ----------------------------------
+
+
+def filled(name: str, /, **values: str) -> str:
+    """A page with values in their places, without the line end of the file."""
+    return Template(_text(name)).substitute(values).strip("\n")
+
+
+def sentences(name: str) -> dict[str, str]:
+    """The sentences of a list by their names: lines ``- `name`: sentence``, which go on where they are indented."""
+    return {key: said.replace("\n  ", " ") for key, said in _SENTENCE.findall(_text(name))}
+
+
+def said(name: str, key: str, /, **values: str) -> str:
+    """A sentence of a list, with values in their places."""
+    return Template(sentences(f"sentences/{name}")[key]).substitute(values)
+
+
+def is_there(name: str) -> bool:
+    """Whether there is a page of this name, which may come from outside."""
+    folder, _, own = name.partition("/")
+    return any(f"{own}.md" in {file.name for file in (root / folder).iterdir()} for root in _roots())
+
+
+def _text(name: str) -> str:
+    for root in _roots():
+        if (root / f"{name}.md").is_file():
+            return (root / f"{name}.md").read_text(encoding="utf-8")
+    raise FileNotFoundError(f"dataset_cards/{name}.md is missing from this installation; reinstall arhn_datasets.")
+
+
+def _roots() -> list[Path]:
+    # The templates are at the top of the repository; the wheel carries them inside the package.
+    roots = (Path(str(files("arhn_datasets"))), Path(__file__).parents[2])
+    return [root / "dataset_cards" for root in roots if (root / "dataset_cards").is_dir()]

@@ -15,13 +15,7 @@ from arhn_datasets.rows.records import shorten
 WIDTH, ROW_HEIGHT = 9.0, 0.32  # inches
 DPI = 160
 LABEL_CHARACTERS = 32
-FALLBACK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Zen Hei",
-    "Noto Sans Devanagari",
-    "Arial Unicode MS",
-)
+FALLBACK_FONTS = "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Noto Sans Devanagari", "Arial Unicode MS"
 LEAST_LABELLED = 0.045  # share of a bar in which a percentage still fits
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; they stand out on white and on near black.
@@ -142,16 +136,9 @@ def _histogram(axes: Any, evidence: Sequence[tuple[str, str, Mapping[str, int]]]
         whole = sum(counts.values())
         for status, number in counts.items():
             axes.barh(len(labels), number / whole, color=colour, height=0.74)
-            said = f"{number:,}  ({number / whole:.1%})"
-            inside = number / whole > 0.8
-            axes.text(
-                number / whole + (-0.01 if inside else 0.01),
-                len(labels),
-                said,
-                ha="right" if inside else "left",
-                color=INK[colour] if inside else theme["text"],
-                **SMALL,
-            )
+            said, inside = f"{number:,}  ({number / whole:.1%})", number / whole > 0.8
+            at, aligned, ink = (-0.01, "right", INK[colour]) if inside else (0.01, "left", theme["text"])
+            axes.text(number / whole + at, len(labels), said, ha=aligned, color=ink, **SMALL)
             labels.append(f"{kind}: {status}")
     _dress(axes, "How the evidence went", labels, theme, pad=8)
 

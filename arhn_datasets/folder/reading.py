@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.folder.evidence_table import ROW, join_evidence, joined_of, wide_schema
+from arhn_datasets.folder.readme import PUBLISHED, REFINED
 from arhn_datasets.folder.run import HALF_WRITTEN, RUN_FILE, Run, read_run
 from arhn_datasets.rows.arrow import Integers, one_array
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, Row
 
 CARD_FILE = "README.md"
 DATA, DROPPED, EVIDENCE = "data", "dropped", "evidence"
-REFINED, PUBLISHED = "refined", "published"
 BATCH_ROWS = 1000
 BATCH_BYTES = 64_000_000  # of the largest batch that is read, whatever the number of rows
 
@@ -54,24 +54,18 @@ class Folder:
 
     def schema(self, split: str) -> pa.Schema:
         """The columns of the wide rows."""
-        import pyarrow.parquet as pq
-
         found = self.features_schema(split).remove_metadata()
         if self.layout == REFINED:
             return found
-        return wide_schema(found, joined_of(pq.read_schema(self.shards(split, EVIDENCE)[0]).names))
+        return wide_schema(found, joined_of(self.features_schema(split, EVIDENCE).names))
 
-    def features_schema(self, split: str) -> pa.Schema:
-        """The columns as they stand in ``data``, with the metadata of `datasets`."""
-        import pyarrow.parquet as pq
-
-        return pq.read_schema(self.shards(split)[0])
+    def features_schema(self, split: str, part: str = DATA) -> pa.Schema:
+        """The columns as they stand in a part of the folder, with the metadata of `datasets`."""
+        return _metadata(self.shards(split, part)[0]).schema.to_arrow_schema()
 
     def count(self, split: str, part: str = DATA) -> int:
         """The number of rows of a split in a part of the folder."""
-        import pyarrow.parquet as pq
-
-        return sum(pq.ParquetFile(path).metadata.num_rows for path in self.shards(split, part))
+        return sum(_metadata(path).num_rows for path in self.shards(split, part))
 
     def tables(
         self,
@@ -83,11 +77,8 @@ class Folder:
     ) -> Iterator[pa.Table]:
         """Wide rows in tables of up to ``batch_rows``, fewer where rows are long.
 
-        Args:
-            split: One of :attr:`splits`.
-            batch_rows: Most rows in a table.
-            part: :data:`DATA` or :data:`DROPPED` alone; by default these one after the other.
-            columns: Only these, as far as they are there.
+        They are of :data:`DATA` and then of :data:`DROPPED`, or of one ``part`` alone, with those of ``columns`` that
+        are there, by default all.
         """
         if split not in self.splits:
             raise ConfigurationError(f"{self.path} has no split {split!r}; its splits are {list(self.splits)}.")
@@ -97,12 +88,12 @@ class Folder:
         for name in (DATA, DROPPED) if part is None else (part,):
             for path in self.shards(split, name):
                 for table in read_tables(path, batch_rows, None if joins else columns):
-                    if joins:
-                        wide = join_evidence(table, evidence.take(first, table.num_rows))
-                        first += table.num_rows
-                        yield wide if columns is None else wide.select([c for c in columns if c in wide.column_names])
-                    else:
+                    if not joins:
                         yield table
+                        continue
+                    wide = join_evidence(table, evidence.take(first, table.num_rows))
+                    first += table.num_rows
+                    yield wide if columns is None else wide.select([c for c in columns if c in wide.column_names])
 
     def rows(self, split: str | None = None) -> Iterator[Row]:
         """Wide rows of one split or of all."""
@@ -125,7 +116,13 @@ class _Evidence:
             table = next(self._tables, None)
             if table is None:
                 break
-            self._read.append((table, _numbers(table)))
+            numbers: Integers = one_array(table.column(ROW)).to_numpy()
+            if (np.diff(numbers) < 0).any():
+                raise SchemaError(
+                    f"The evidence of row {numbers.max()} stands before that of another row; it was expected in the "
+                    "order of the rows. Fetch the published files again."
+                )
+            self._read.append((table, numbers))
         taken, kept = [], []
         for table, numbers in self._read:
             start, stop = np.searchsorted(numbers, (first, end))
@@ -135,16 +132,6 @@ class _Evidence:
         if not taken:
             raise SchemaError(f"The evidence ends before row {first}. Fetch the published files again.")
         return pa.concat_tables(taken)
-
-
-def _numbers(table: pa.Table) -> Integers:
-    numbers: Integers = one_array(table.column(ROW)).to_numpy()
-    if (np.diff(numbers) < 0).any():
-        raise SchemaError(
-            f"The evidence of row {numbers.max()} stands before that of another row; it was expected in the order of "
-            "the rows. Fetch the published files again."
-        )
-    return numbers
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
@@ -160,11 +147,9 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     if not parts[DATA]:
         raise ConfigurationError(f"{root} has a {RUN_FILE} and no {DATA}/SPLIT-*.parquet. {HALF_WRITTEN}")
     splits = tuple(dict.fromkeys([name for name in run.source.rows if name in parts[DATA]] + sorted(parts[DATA])))
-    missing = [name for name in run.source.rows if name not in parts[DATA]]
-    if missing:
+    if missing := [name for name in run.source.rows if name not in parts[DATA]]:
         raise ConfigurationError(f"{root} lacks the splits {missing} that its {RUN_FILE} names. {HALF_WRITTEN}")
-    without = [name for name in splits if layout == PUBLISHED and name not in parts[EVIDENCE]]
-    if without:
+    if without := [name for name in splits if layout == PUBLISHED and name not in parts[EVIDENCE]]:
         raise ConfigurationError(f"{root} lacks the {EVIDENCE} of the splits {without}. {HALF_WRITTEN}")
     for part, found in parts.items():
         for split, shards in found.items():
@@ -194,9 +179,9 @@ def describe_files(root: Path) -> dict[str, dict[str, Any]]:
     """SHA-256, rows and bytes of every data file in a folder, by its path there; what ``run.json`` says of them."""
     found = sorted(path for suffix in ("parquet", "jsonl", "tsv") for path in root.rglob(f"*.{suffix}"))
     return {
-        path.relative_to(root).as_posix(): {"sha256": sha256_of(path), "rows": _rows_in(path), "bytes": _size(path)}
-        for path in found
-        if not any(name.startswith(".") for name in path.relative_to(root).parts)
+        name.as_posix(): {"sha256": sha256_of(path), "rows": _rows_in(path), "bytes": path.stat().st_size}
+        for name, path in ((path.relative_to(root), path) for path in found)
+        if not any(part.startswith(".") for part in name.parts)
     }
 
 
@@ -212,15 +197,12 @@ def sha256_of(path: Path) -> str:
 def _shards(folder: Path) -> dict[str, list[re.Match[str]]]:
     found: dict[str, list[re.Match[str]]] = {}
     for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else ():
-        match = _SHARD.fullmatch(path.name)
-        if match:
+        if match := _SHARD.fullmatch(path.name):
             found.setdefault(match["split"], []).append(match)
     return found
 
 
 def _check_shards(folder: Path, split: str, shards: list[re.Match[str]]) -> None:
-    import pyarrow.parquet as pq
-
     count = int(shards[0]["shards"])
     wrong = [shard[0] for shard in shards if int(shard["shards"]) != count or int(shard["index"]) >= count]
     there = Counter(int(shard["index"]) for shard in shards)
@@ -232,20 +214,20 @@ def _check_shards(folder: Path, split: str, shards: list[re.Match[str]]) -> None
         )
     for shard in shards:
         try:
-            pq.read_metadata(folder / shard[0])
+            _metadata(folder / shard[0])
         except (OSError, pa.ArrowException) as error:
             raise ConfigurationError(f"{folder / shard[0]} cannot be read: {error}. {HALF_WRITTEN}") from error
 
 
 def _rows_in(path: Path) -> int:
-    import pyarrow.parquet as pq
-
     if path.suffix == ".parquet":
-        return int(pq.read_metadata(path).num_rows)
+        return int(_metadata(path).num_rows)
     with path.open("rb") as file:
         lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_HASHED), b""))
     return lines - (path.suffix == ".tsv")  # its header
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
+def _metadata(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path)

@@ -1,19 +1,190 @@
-"""A README with metadata at its top: read, written, and merged with one that is there."""
+"""A README: what it says of a dataset, its metadata, and how it is merged with one that is there."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from arhn_datasets.errors import InputError
-from arhn_datasets.folder.markdown import one_line
+from arhn_datasets.errors import ConfigurationError, InputError
+from arhn_datasets.folder.report import Report
+from arhn_datasets.rows.records import Row, shorten
 
+if TYPE_CHECKING:
+    from datasets import Features
+
+REFINED, PUBLISHED = "refined", "published"
 BEGIN, END = "<!-- arhn_datasets:begin -->", "<!-- arhn_datasets:end -->"
 BASELINE_TAG = "lexical-baseline"
+TAGS = ("arhn", "hard-negatives", "sentence-transformers", "information-retrieval")
+TASK_CATEGORIES = ("text-retrieval", "text-ranking", "sentence-similarity")
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "n>1B")
 # What describes the files: an older README is wrong about them.
 OWN_KEYS = ("configs", "dataset_info", "size_categories")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A configuration of the repository: the parquet files of a folder in it.
+
+    ``sizes`` has the number of rows and of bytes of each split. ``content`` is what the card says is in it, where
+    ``dataset_cards/configurations.md`` does not.
+    """
+
+    folder: str
+    sizes: Mapping[str, tuple[int, int]]
+    features: Features | None = None
+    content: str = ""
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """The path pattern of each split."""
+        return {split: f"{self.folder}/{split}-*" for split in self.sizes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What no run can know of a dataset, from its publisher.
+
+    ``description`` and ``limitations`` are Markdown, ``citation`` is BibTeX, ``license`` and ``language`` are the ids
+    of the Hub.
+    """
+
+    pretty_name: str | None = None
+    description: str | None = None
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    citation: str | None = None
+    tags: tuple[str, ...] = ()
+    source_datasets: tuple[str, ...] = ()
+    homepage: str | None = None
+    limitations: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardContent:
+    """All that a card says.
+
+    Args:
+        run: The content of ``run.json``.
+        report: The counts.
+        configs: The configurations, ``default`` among them.
+        layout: ``"refined"`` or ``"published"``.
+        files: What no configuration loads: `datasets` reads all those of a repository as files of one type.
+        examples: Templates in ``dataset_cards/formats/`` that show how it is loaded; of each, the configurations that
+            it shows with what a row of them is.
+        repo_id: Where the dataset will be loaded from.
+        changed: Some changed rows with all evidence columns.
+        charts: ``"light"`` and ``"dark"`` to a path in the repository.
+        facts: What the publisher says.
+        license: The licence that the publisher gives; by default that of ``facts``, else that of the source.
+    """
+
+    run: Mapping[str, Any]
+    report: Report
+    configs: Mapping[str, Config]
+    layout: str
+    files: Sequence[str] = ()
+    examples: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    repo_id: str | None = None
+    changed: Sequence[Row] = ()
+    charts: Mapping[str, str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
+    license: str | None = None
+
+    @property
+    def given_license(self) -> str | None:
+        """The licence that the publisher gives."""
+        return self.license or self.facts.license
+
+
+def stated_metadata(content: CardContent, title: str) -> dict[str, Any]:
+    """The metadata of a card, which tell the Hub and `datasets` what is there; what nobody has said is not in them."""
+    facts, source = content.facts, content.run["source"]
+    digits = len(str(content.report.total.rows))
+    sources = [*facts.source_datasets, *([source["name"]] if source["kind"] == "hub" else [])]
+    # `load_dataset` of a folder caches by these entries and not by the files: without something of the run in them,
+    # another run in a folder of the same name would be served from the cache.
+    description = f"arhn_datasets run {content.run['id']}"
+    configs = [
+        {
+            "config_name": name,
+            "data_files": [{"split": split, "path": path} for split, path in config.splits.items()],
+            "description": description,
+            **({"default": True} if name == "default" else {}),
+        }
+        for name, config in content.configs.items()
+    ]
+    own = [BASELINE_TAG] if content.run["annotator"].get("baseline") else []
+    data = {
+        "pretty_name": title,
+        "license": content.given_license or source.get("license"),
+        "language": list(facts.language or source.get("languages") or ()),
+        "annotations_creators": ["machine-generated"],
+        "task_categories": list(TASK_CATEGORIES),
+        "source_datasets": list(dict.fromkeys(sources)),
+        "size_categories": [SIZES[min(max(digits - 3, 0), len(SIZES) - 1)]],
+        "tags": list(dict.fromkeys([*TAGS, *own, *facts.tags])),
+        "configs": configs,
+        "dataset_info": [_info_entry(content, name, config) for name, config in content.configs.items()],
+    }
+    return {name: value for name, value in data.items() if value}
+
+
+def _info_entry(content: CardContent, name: str, config: Config) -> dict[str, Any]:
+    entry: dict[str, Any] = {"config_name": name}
+    if config.features is not None:
+        entry["features"] = config.features._to_yaml_list()  # what push_to_hub of `datasets` writes
+    sizes = [size for _, size in config.sizes.values()]
+    stored = [
+        file["bytes"]
+        for path, file in (content.run.get("files") or {}).items()
+        if any(fnmatchcase(path, pattern) for pattern in config.splits.values())
+    ]
+    entry["splits"] = [
+        {"name": split, "num_bytes": size, "num_examples": rows} for split, (rows, size) in config.sizes.items()
+    ]
+    return entry | {"download_size": sum(stored or sizes), "dataset_size": sum(sizes)}
+
+
+def load_facts(path: str | os.PathLike[str]) -> Facts:
+    """The facts of a YAML file; ``dataset_cards/facts.example.yaml`` explains each.
+
+    Raises:
+        ConfigurationError: the file is not there or no YAML, or holds something else.
+    """
+    known = [one.name for one in fields(Facts)]
+    example = "see dataset_cards/facts.example.yaml"
+    try:
+        values = read_yaml(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} cannot be read: {shorten(str(error), 300)}. Expected a YAML file; {example}."
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(
+            f"{path} holds {type(values).__name__}; a mapping with {', '.join(known)} was expected; {example}."
+        )
+    if unknown := [str(name) for name in values if name not in known]:
+        raise ConfigurationError(
+            f"{path} has the unknown {', '.join(unknown)}; known are {', '.join(known)}; {example}."
+        )
+    return Facts(**{name: _fact(path, name, value) for name, value in values.items() if value is not None})
+
+
+def _fact(path: str | os.PathLike[str], name: str, value: Any) -> Any:
+    several = isinstance(getattr(Facts(), name), tuple)
+    values = value if isinstance(value, list) and several else [value]
+    if not all(isinstance(one, str) and one.strip() for one in values):
+        expected = "a text, or a list of texts," if several else "a text"
+        raise ConfigurationError(
+            f"{path}: {name} is {value!r}; {expected} was expected. Quote what YAML reads otherwise."
+        )
+    return tuple(one.strip() for one in values) if several else value.strip()
 
 
 def rendered(metadata: Mapping[str, Any], page: str) -> str:
@@ -55,7 +226,7 @@ def merge_card(existing: str, card: str, *, license_given: bool = False) -> str:
         theirs, text = parsed(existing)
     except ValueError as error:
         raise InputError(
-            f"The metadata at the top of the existing README.md are no YAML: {one_line(error)[:300]}. Nothing was "
+            f"The metadata at the top of the existing README.md are no YAML: {shorten(str(error), 300)}. Nothing was "
             "changed: correct them there, or remove them, and run this again."
         ) from error
     ours, page = parsed(card)

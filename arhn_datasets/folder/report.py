@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,45 +16,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arhn_datasets.rows import records
 from arhn_datasets.rows.arrow import Integers, field_of, flat_field, one_array
-from arhn_datasets.rows.records import (
-    CHANGED,
-    DECISION,
-    DECISION_STATUSES,
-    ERROR,
-    FILTERED,
-    GROUNDED,
-    JUDGEMENT_STATUSES,
-    NEGATIVE,
-    POSITIVE,
-    QUERY,
-    RANKING,
-    RANKING_STATUSES,
-    SIDES,
-    SNIPPET_STATUSES,
-    SUBSET,
-    Passage,
-    Row,
-    Side,
-    shorten,
-    types_of,
-)
+from arhn_datasets.rows.records import DECISION, NEGATIVE, QUERY, RANKING, SIDES, Passage, Row, Side, shorten
 
 ALL = "all"
 NO_SUBSET = "(no subset)"
 OTHER_SUBSETS = "(other subsets)"
+COUNT_NAMES = ("rows", "positives", "negatives", "relabelled", "filtered", "kept")
 MOST_SUBSETS = 50
 
 # The statuses that are counted: of each passage, then of each row.
-_JUDGEMENTS = {"verdicts": JUDGEMENT_STATUSES, "grades": JUDGEMENT_STATUSES}
-_OF_PASSAGES = {"snippets": SNIPPET_STATUSES, **_JUDGEMENTS}
+_JUDGEMENTS = {"verdicts": records.JUDGEMENT_STATUSES, "grades": records.JUDGEMENT_STATUSES}
+_OF_PASSAGES = ("snippets", *_JUDGEMENTS)
 _STATUSES: Mapping[str, Sequence[str]] = {
-    "snippets": SNIPPET_STATUSES,
-    "rankings": RANKING_STATUSES,
+    "snippets": records.SNIPPET_STATUSES,
+    "rankings": records.RANKING_STATUSES,
     **_JUDGEMENTS,
-    "decisions": DECISION_STATUSES,
+    "decisions": records.DECISION_STATUSES,
 }
-COUNTED = (SUBSET, DECISION, RANKING, *types_of(("origins", *_OF_PASSAGES)))
+COUNTED = (records.SUBSET, DECISION, RANKING, *records.types_of(("origins", *_OF_PASSAGES)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +60,7 @@ class Counts:
     @property
     def errors(self) -> int:
         """Requests that failed and can be asked again."""
-        return sum(getattr(self, kind).get(ERROR, 0) for kind in _STATUSES)
+        return sum(getattr(self, kind).get(records.ERROR, 0) for kind in _STATUSES)
 
     def statuses(self) -> list[tuple[str, Mapping[str, int], Sequence[str]]]:
         """What is counted by status, as readers are told: its name, the counts, and the statuses that there are."""
@@ -120,28 +101,23 @@ class Tally:
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table; of its columns only statuses, origins and the subset are read."""
         names, groups = _subsets_of(table)
-        tallies = [self._of(str(name) if name else NO_SUBSET) for name in names]
+        tallies = [self._of(name) for name in names]
         _add(tallies, "rows", np.bincount(groups, minlength=len(tallies)))
         decisions = table.column(DECISION)
-        _count(tallies, groups, field_of(decisions, "status", pa.string()), _keys("decisions", DECISION_STATUSES))
+        _count(tallies, groups, field_of(decisions, "status", pa.string()), _keys("decisions"))
         for name in ("relabelled", "filtered"):
             numbers = one_array(pc.fill_null(field_of(decisions, name, pa.int64()), 0)).to_numpy()
             _add(tallies, name, np.bincount(groups, numbers, minlength=len(tallies)))
         if RANKING in table.column_names:
             status = field_of(table.column(RANKING), "status", pa.string())
-            _count(tallies, groups, status, _keys("rankings", RANKING_STATUSES))
+            _count(tallies, groups, status, _keys("rankings"))
         for side in SIDES:
             lengths, labels = flat_field(table, side.origins, "label", pa.string())
             _count(tallies, np.repeat(groups, lengths), labels, {"positive": "positives", "negative": "negatives"})
-            for kind, statuses in _OF_PASSAGES.items():
+            for kind in _OF_PASSAGES:
                 if side.column(kind) in table.column_names:
                     lengths, status = flat_field(table, side.column(kind), "status", pa.string())
-                    _count(tallies, np.repeat(groups, lengths), status, _keys(kind, statuses))
-
-    def merge(self, other: Tally) -> None:
-        """Add the counts of rows that come after these."""
-        for name, counted in other._subsets.items():
-            self._of(name).update(counted)
+                    _count(tallies, np.repeat(groups, lengths), status, _keys(kind))
 
     def report(self) -> Report:
         """The counts so far."""
@@ -159,17 +135,20 @@ class Tally:
         tally._subsets = {name: Counter(counted) for name, counted in value.items()}
         return tally
 
-    def _of(self, name: str) -> Counter[str]:
-        if name not in self._subsets and len(self._subsets) >= MOST_SUBSETS:
-            name = OTHER_SUBSETS
-        return self._subsets.setdefault(name, Counter())
+    def _of(self, name: Any) -> Counter[str]:
+        return self._subsets.setdefault(counted_as(name, self._subsets), Counter())
+
+
+def counted_as(name: Any, seen: Collection[str]) -> str:
+    """The subset that a row counts to: its own, or beside :data:`MOST_SUBSETS` that were seen, that of all others."""
+    name = str(name) if name else NO_SUBSET
+    return OTHER_SUBSETS if name not in seen and len(seen) >= MOST_SUBSETS else name
 
 
 def format_report(report: Report) -> str:
     """The report as a table for a terminal."""
-    header = ("subset", "rows", "positives", "negatives", "relabelled", "filtered", "kept")
-    lines = [(name, *(f"{getattr(counts, column):,}" for column in header[1:])) for name, counts in report.rows()]
-    table = format_table(header, lines)
+    lines = [(name, *(f"{getattr(counts, column):,}" for column in COUNT_NAMES)) for name, counts in report.rows()]
+    table = format_table(("subset", *COUNT_NAMES), lines)
     statuses = [
         f"{label:<9} {_shares(counts, known)}"
         for label, counts, known in report.total.statuses()
@@ -180,16 +159,11 @@ def format_report(report: Report) -> str:
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Columns of text: the first to the left, the others to the right."""
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    shown = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in [header, *lines]
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([shown[0], rule, *shown[1:]])
+    first, *others = (max(map(len, column)) for column in zip(header, *lines, strict=True))
+    rule = ["-" * width for width in (first, *others)]
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *map(str.rjust, line[1:], others)]) for line in (header, rule, *lines)
+    )
 
 
 class ChangedRows:
@@ -206,7 +180,7 @@ class ChangedRows:
     def add(self, table: pa.Table) -> None:
         """Look at the rows of a table."""
         decisions = table.column(DECISION)
-        changed = pc.fill_null(pc.equal(field_of(decisions, "status", pa.string()), CHANGED), False)
+        changed = pc.fill_null(pc.equal(field_of(decisions, "status", pa.string()), records.CHANGED), False)
         relabelled = pc.fill_null(field_of(decisions, "relabelled", pa.int64()), 0)
         moved = one_array(pc.greater(relabelled, 0)).to_numpy(zero_copy_only=False)
         names, groups = _subsets_of(table)
@@ -251,7 +225,7 @@ def changed_rows(tables: Iterable[pa.Table], most: int) -> list[Row]:
 
 def passages_to_show(row: Row) -> Iterator[tuple[Side, Passage, Mapping[str, Any] | None, int | None, str]]:
     """The positives and the filtered passages of a row: side, passage, snippet, rank, and the label in the source."""
-    for side in (POSITIVE, FILTERED):
+    for side in (records.POSITIVE, records.FILTERED):
         none = [None] * len(row[side.passages])
         snippets, ranks = (row.get(column) or none for column in (side.snippets, side.ranks))
         for passage, snippet, rank, origin in zip(row[side.passages], snippets, ranks, row[side.origins], strict=True):
@@ -262,33 +236,31 @@ def format_row(row: Row, width: int = 100) -> str:
     """A changed row for a reader: the query, the positive, and each passage that moved with its snippet."""
     lines = [f"query      {shorten(row[QUERY], width)}"]
     for side, passage, snippet, rank, before in passages_to_show(row):
-        moved = "+ now pos" if side is POSITIVE else "- left"
+        moved = "+ now pos" if side is records.POSITIVE else "- left"
         label = moved if side.label != before else "positive"
-        lines.append(f"{label:<10} {_passage_line(passage, snippet, rank if side is POSITIVE else None, width)}")
+        said = shorten(passage.get("text") or "", width)  # of a rule that looks at other evidence
+        if snippet is not None:
+            grounded = snippet["status"] == records.GROUNDED
+            said = f"“{shorten(snippet['snippet'], width)}”" if grounded else f"({snippet['status']})"
+            said = f"rank {rank} {said}" if rank and side is records.POSITIVE else said
+        lines.append(f"{label:<10} [{passage['docid']}] {said}")
     lines.append(f"{'kept':<10} {len(row[NEGATIVE.passages])} negatives")
     return "\n".join(lines)
 
 
-def _passage_line(passage: Mapping[str, Any], snippet: Mapping[str, Any] | None, rank: int | None, width: int) -> str:
-    if snippet is None:  # of a rule that looks at other evidence
-        return f"[{passage['docid']}] {shorten(passage.get('text') or '', width)}"
-    said = f"“{shorten(snippet['snippet'], width)}”" if snippet["status"] == GROUNDED else f"({snippet['status']})"
-    return f"[{passage['docid']}]{f' rank {rank}' if rank else ''} {said}"
-
-
 def _subsets_of(table: pa.Table) -> tuple[list[Any], Integers]:
     """The subsets in order of appearance, None where there is none, and for each row which of them."""
-    if SUBSET not in table.column_names:
+    if records.SUBSET not in table.column_names:
         return [None], np.zeros(table.num_rows, np.int64)
-    values = one_array(table.column(SUBSET))
+    values = one_array(table.column(records.SUBSET))
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     encoded = pc.dictionary_encode(values, null_encoding="encode")
     return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
 
-def _keys(kind: str, statuses: Sequence[str]) -> dict[str, str]:
-    return {status: f"{kind} {status}" for status in statuses}
+def _keys(kind: str) -> dict[str, str]:
+    return {status: f"{kind} {status}" for status in _STATUSES[kind]}
 
 
 def _count(tallies: Sequence[Counter[str]], groups: Integers, values: Any, keys: Mapping[str, str]) -> None:
@@ -305,12 +277,10 @@ def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
 
 
 def _counts(tally: Counter[str]) -> Counts:
-    numbers: dict[str, Any] = {
-        name: tally[name] for name in ("rows", "positives", "negatives", "relabelled", "filtered")
-    }
+    numbers: dict[str, Any] = {name: tally[name] for name in COUNT_NAMES}
     numbers["kept"] = tally["negatives"] - tally["relabelled"] - tally["filtered"]
-    for kind, known in _STATUSES.items():
-        numbers[kind] = {status: tally[key] for status, key in _keys(kind, known).items() if tally[key]}
+    for kind in _STATUSES:
+        numbers[kind] = {status: tally[key] for status, key in _keys(kind).items() if tally[key]}
     return Counts(**numbers)
 
 

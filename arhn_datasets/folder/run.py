@@ -56,24 +56,6 @@ class RunAnnotator:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelabelParameters:
-    """Which rule has made the labels; its further options differ from rule to rule."""
-
-    rule: str | None = None
-    policy: str | None = None
-    evidence: str | None = None
-    unsupported: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskPrompts:
-    """What an LLM was asked in a task."""
-
-    snippet: str | None = None
-    ranking: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class WrittenFile:
     """A data file as it was written."""
 
@@ -83,7 +65,7 @@ class WrittenFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Agreement:
     """A share or a kappa, with its interval, from a number of judged pairs; None where it cannot be computed."""
 
     value: float | None = None
@@ -100,7 +82,7 @@ class RunAudit:
     kappa: float | None = None
     low: float | None = None
     high: float | None = None
-    answering: Mapping[str, Estimate] = field(default_factory=dict)
+    answering: Mapping[str, Agreement] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +109,7 @@ class Run(Mapping[str, Any]):
     format: int = RUN_FORMAT
     created: str | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
-    prompts: Mapping[str, TaskPrompts] = field(default_factory=dict)
+    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     counts: Mapping[str, Counts] = field(default_factory=dict)
     durations_seconds: Mapping[str, float] = field(default_factory=dict)
     requests: Mapping[str, float] = field(default_factory=dict)
@@ -145,9 +127,10 @@ class Run(Mapping[str, Any]):
         """
         try:
             found: Run = _read(cls, content, "")
-            relabel = _read(RelabelParameters, found.parameters.get("relabel"), "parameters.relabel")
-            if relabel.rule is None:
-                _read(str, relabel.policy, "parameters.relabel.policy")
+            relabel = _read(Mapping[str, Any], found.parameters.get("relabel"), "parameters.relabel")
+            for name in ("rule", "policy", "evidence", "unsupported"):
+                optional = name != "policy" or relabel.get("rule") is not None
+                _read(str | None if optional else str, relabel.get(name), f"parameters.relabel.{name}")
             if found.source.shard is not None:  # by these the shards of one run are known
                 for name, kind in (("created", str), ("identity", Mapping[str, Any]), ("prompts", Mapping[str, Any])):
                     _read(kind, content.get(name), name)

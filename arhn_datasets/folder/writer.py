@@ -10,11 +10,18 @@ Memory is bounded by the tables and a row group or two, whatever the number of r
 
 from __future__ import annotations
 
+import errno
+import os
+import platform
 import shutil
+import stat
 import tempfile
-from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,23 +29,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.errors import SchemaError
+from arhn_datasets.annotators.prompts import Prompts
+from arhn_datasets.errors import OutputError, SchemaError
+from arhn_datasets.evidence.scores import Scores
+from arhn_datasets.evidence.stage import AnnotatedTransform
 from arhn_datasets.folder.card import CHANGED_ROWS, render_card
-from arhn_datasets.folder.card_content import CardContent, Config
-from arhn_datasets.folder.parquet import Shards
-from arhn_datasets.folder.place import check_output, naming, swap
-from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, describe_files, read_rows
+from arhn_datasets.folder.parquet import Shards, common_schema, conformed, features_of
+from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, describe_files, read_rows
+from arhn_datasets.folder.readme import REFINED, CardContent, Config
 from arhn_datasets.folder.report import ChangedRows, Report, Tally
-from arhn_datasets.folder.run import RUN_FILE, Run, as_json
-from arhn_datasets.folder.types import common_schema, conformed
+from arhn_datasets.folder.run import RUN_FILE, RUN_FORMAT, Run, as_json, is_refined
 from arhn_datasets.rows.arrow import field_of
-from arhn_datasets.rows.records import DECISION, Row
+from arhn_datasets.rows.records import DECISION, Row, digest
 from arhn_datasets.rows.records import DROPPED as DROPPED_STATUS
+from arhn_datasets.rows.stage import Transform
 
 # Of the first rows of a split, from which its columns get their types.
 TYPED_BYTES = 32_000_000
 
-_CONFIGS = {DATA: "default", DROPPED: "dropped"}
+CONFIGS = {DATA: "default", DROPPED: "dropped", EVIDENCE: "evidence"}
+"""The configuration of each part of a folder."""
+VERSIONED = ("datasets", "huggingface_hub", "pyarrow")
 
 Describe = Callable[[Report, Mapping[str, int]], Mapping[str, Any]]
 """What ``run.json`` says, from the counts and the rows of each split, when all rows are written."""
@@ -109,8 +120,8 @@ class RunWriter:
         writer._changed = ChangedRows.from_json(CHANGED_ROWS, state["changed"])
         writer.rows = dict(state["rows"])
         writer._splits = {name: _Split.resumed(work, name, parts) for name, parts in state["splits"].items()}
-        known = {path for split in writer._splits.values() for path in split.finished}
-        for part in _CONFIGS:
+        known = {path for shards in writer._shards for path in shards.finished}
+        for part in (DATA, DROPPED):
             for path in (work / part).glob(".*.writing"):
                 if path not in known:
                     path.unlink()
@@ -120,8 +131,8 @@ class RunWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for split in self._splits.values():
-            split.abandon()
+        for shards in self._shards:
+            shards.close_file()
         if not self._kept:
             shutil.rmtree(self._work, ignore_errors=True)
 
@@ -146,7 +157,7 @@ class RunWriter:
     @property
     def due(self) -> bool:
         """Whether a shard is full, so that it is time for a checkpoint."""
-        return any(split.full for split in self._splits.values())
+        return any(shards.full for shards in self._shards)
 
     def checkpoint(self) -> dict[str, Any]:
         """Finish the files that are being written; what to go on from, as JSON, without any of the rows so far."""
@@ -162,37 +173,39 @@ class RunWriter:
 
     def finish(self, describe: Describe) -> Refinement:
         """Write what is left, the card and ``run.json``, and put the folder in its place."""
-        from datasets import Features
-
         with naming(self._target):
-            configs: dict[str, Config] = {}
+            sizes: dict[str, dict[str, tuple[int, int]]] = {}
+            schemas: dict[str, pa.Schema] = {}
             for name, split in self._splits.items():
                 self._take(split.settle())
-                for part, paths in split.close().items():
-                    before = configs.get(part)
-                    size = (split.shards[part].rows, sum(path.stat().st_size for path in paths))
-                    configs[part] = Config(
-                        splits={**(before.splits if before else {}), name: f"{part}/{name}-*"},
-                        features=before.features if before else Features.from_arrow_schema(split.shards[part].schema),
-                        sizes={**(before.sizes if before else {}), name: size},
-                    )
+                for part, shards in split.shards.items():
+                    written = sum(path.stat().st_size for path in shards.close())
+                    sizes.setdefault(part, {})[name] = (shards.rows, written)
+                    schemas.setdefault(part, shards.schema)
             report = self._tally.report()
             described = {**describe(report, self.rows), "files": describe_files(self._work)}
             run = Run.of(described, self._target / RUN_FILE)
             content = CardContent(
-                run=run,
+                run=described,
                 report=report,
-                configs={_CONFIGS[part]: config for part, config in configs.items()},
-                layout="refined",
+                configs={
+                    CONFIGS[part]: Config(folder=part, sizes=sizes[part], features=features_of(schema))
+                    for part, schema in schemas.items()
+                },
+                layout=REFINED,
                 changed=self._changed.rows(),
             )
             (self._work / CARD_FILE).write_text(render_card(content), encoding="utf-8")
             # Last, because it tells that the folder is whole.
-            (self._work / RUN_FILE).write_text(as_json(run), encoding="utf-8")
+            (self._work / RUN_FILE).write_text(as_json(described), encoding="utf-8")
             for path in self._work.glob(".*"):  # notes of the engine
                 path.unlink()
             swap(self._work, self._target)
         return Refinement(path=self._target, report=report, run=run)
+
+    @property
+    def _shards(self) -> Iterator[Shards]:
+        return (shards for split in self._splits.values() for shards in split.shards.values())
 
     def _take(self, tables: Iterable[pa.Table]) -> None:
         for table in tables:
@@ -214,19 +227,9 @@ class _Split:
     def resumed(cls, root: Path, name: str, parts: Mapping[str, Mapping[str, Any]]) -> _Split:
         split = cls(root, name)
         for part, state in parts.items():
-            paths = [root / part / file for file in state["files"]]
-            split._schema = pa.ipc.read_schema(pa.py_buffer(b64decode(state["schema"])))
-            split.shards[part] = Shards(root / part, name, split._schema)
-            split.shards[part].resume(paths, state["rows"], state["bytes"])
+            split.shards[part] = Shards.resumed(root / part, name, state)
+            split._schema = split.shards[part].schema
         return split
-
-    @property
-    def finished(self) -> list[Path]:
-        return [path for shards in self.shards.values() for path in shards.finished]
-
-    @property
-    def full(self) -> bool:
-        return any(shards.full for shards in self.shards.values())
 
     def write(self, table: pa.Table) -> list[pa.Table]:
         """Add rows; those that went into files, as they are there."""
@@ -255,27 +258,154 @@ class _Split:
         return [written for table in waiting for written in self.write(table)]
 
     def finish_files(self) -> dict[str, dict[str, Any]]:
-        for shards in self.shards.values():
-            shards.finish_file()
-        return {
-            part: {
-                "files": [path.name for path in shards.finished],
-                "rows": shards.rows,
-                "bytes": shards.bytes,
-                "schema": b64encode(shards.schema.serialize().to_pybytes()).decode(),
-            }
-            for part, shards in self.shards.items()
-        }
-
-    def close(self) -> dict[str, list[Path]]:
-        return {part: shards.close() for part, shards in self.shards.items()}
-
-    def abandon(self) -> None:
-        for shards in self.shards.values():
-            shards.abandon()
+        return {part: shards.checkpoint() for part, shards in self.shards.items()}
 
     def _part(self, part: str) -> Shards:
         if part not in self.shards:
             assert self._schema is not None
             self.shards[part] = Shards(self._root / part, self._name, self._schema)
         return self.shards[part]
+
+
+# -- what run.json says ------------------------------------------------------------------------------------------------
+
+
+def describe_run(
+    provenance: Mapping[str, Any],
+    transforms: Sequence[Transform],
+    report: Report,
+    durations: Mapping[str, float],
+    requests: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of ``run.json``: everything needed to repeat the run, and nothing secret."""
+    annotator = next((found.configured for found in transforms if isinstance(found, AnnotatedTransform)), None)
+    described = annotator or next((found for found in transforms if isinstance(found, Scores)), None)
+    return {
+        "format": RUN_FORMAT,
+        "id": uuid.uuid4().hex,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "arhn_datasets": version("arhn_datasets"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in VERSIONED},
+        },
+        "source": dict(provenance),
+        "annotator": {"annotator": "not recorded"} if described is None else described.description(),
+        **configuration(transforms),
+        "prompts": _prompt_texts(annotator),
+        "counts": report.to_json(),
+        "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
+        "requests": dict(requests or {}),
+    }
+
+
+def configuration(transforms: Sequence[Transform]) -> dict[str, Any]:
+    """What changes the result of a run beside its input: the identities of the annotators, and the parameters."""
+    parameters, annotators = {}, {}
+    for transform in transforms:
+        identity = transform.identity()
+        if isinstance(transform, AnnotatedTransform):
+            annotators[transform.NAME] = identity.pop("annotator")
+        parameters[transform.NAME] = identity
+    return {"identity": annotators, "parameters": parameters}
+
+
+def _prompt_texts(annotator: Any) -> dict[str, dict[str, str]]:
+    """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts."""
+    prompts, texts = getattr(annotator, "prompts", None), {}
+    if not isinstance(prompts, Prompts):
+        return {}
+    for task in prompts.tasks:
+        snippet = prompts.snippet_messages("{query}", {"title": "", "text": "{passage}"}, task)
+        ranking = prompts.ranking_messages("{query}", ["{snippet}", "{snippet}"], task)
+        text = {"snippet": snippet[0]["content"], "ranking": ranking[0]["content"]}
+        texts[task] = {"version": prompts.version, "hash": digest(text)[:16], **text}
+    return texts
+
+
+# -- the place of a folder: whether it can be written, and how the new one takes that of the old one -------------------
+
+
+def check_output(target: Path) -> None:
+    """Refuse to write over anything but an earlier run, and where nothing can be written; before any work.
+
+    Raises:
+        OutputError: ``target`` is a file, holds something else, or cannot be made.
+    """
+    with naming(target):
+        if target.exists() and not target.is_dir():
+            raise OutputError(f"{target} is a file; --output takes the name of a folder to make.")
+        if target.is_dir() and any(target.iterdir()) and not is_refined(target):
+            found = ", ".join(sorted(path.name for path in target.iterdir())[:5])
+            raise OutputError(
+                f"{target} is not empty and holds no earlier run ({RUN_FILE} of arhn_datasets); found {found}. "
+                "Nothing was touched: name another folder, or empty this one."
+            )
+        if not os.access(_existing_parent(target), os.W_OK):
+            raise OutputError(f"{target} cannot be written: no permission in {_existing_parent(target)}.")
+        # As a run makes it, but below a temporary folder: other runs may be making the same parents.
+        parent = target.absolute().parent
+        there = _existing_parent(parent)
+        with tempfile.TemporaryDirectory(prefix=".arhn-", dir=there, ignore_cleanup_errors=True) as scratch:
+            below = Path(scratch) / parent.relative_to(there)
+            below.mkdir(parents=True, exist_ok=True)
+            tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=below)  # the longest name that a run makes
+
+
+def swap(fresh: Path, target: Path) -> None:
+    """Put ``fresh`` in the place of ``target``; the old one is removed only when the new one is there."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.rename(old / "run")
+    try:
+        fresh.rename(target)
+    except OSError:
+        (old / "run").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Write all files beside their places, then rename them there, in this order; before that, nothing changes."""
+    fresh: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            number, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+            fresh[path] = Path(name)
+            with os.fdopen(number, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes it private
+            fresh[path].chmod(stat.S_IMODE(path.stat().st_mode) | stat.S_IWUSR if path.exists() else 0o644)
+        for path, made in fresh.items():
+            made.replace(path)
+    finally:
+        for made in fresh.values():
+            made.unlink(missing_ok=True)
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+@contextmanager
+def naming(target: Path) -> Iterator[None]:
+    """Name the folder in what a file system raises, with what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno, "Name another folder, in which you may write.")
+        raise OutputError(f"{target} cannot be written: {error}. {advice}") from error
+
+
+_ADVICE: Mapping[int | None, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space or name another folder."),
+    errno.ENAMETOOLONG: "Name another folder, with a shorter name.",
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arhn_datasets.errors import OutputError
-from arhn_datasets.folder.card_content import Config
 from arhn_datasets.folder.reading import CARD_FILE, Folder
-from arhn_datasets.formats.format import Format, Options
-from arhn_datasets.formats.registry import chosen_formats
-from arhn_datasets.formats.split_rows import SplitRows, split_rows_of
-from arhn_datasets.formats.writers import Written
+from arhn_datasets.folder.readme import Config
+from arhn_datasets.folder.writer import naming
+from arhn_datasets.formats.format import Format, Options, chosen_formats
+from arhn_datasets.formats.writers import SplitRows, Written, split_rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -76,8 +74,8 @@ def export(
     formats = chosen_formats([format] if isinstance(format, str) else format)
     rows = split_rows_of(source, split)
     target = Path(output)
-    _check_output(target)
-    try:
+    with naming(target):
+        check_empty(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
@@ -88,8 +86,6 @@ def export(
             fresh.rename(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error}. Free some space or name another folder.") from error
     return ExportReport(path=target, formats=written)
 
 
@@ -125,19 +121,22 @@ def _write_readme(root: Path, folder: str, title: str, configs: Mapping[str, Con
     # It caches by these entries and not by the files: without something new in them, another export into a folder of
     # the same name would be served from the cache.
     description = json.dumps(f"arhn_datasets export {uuid.uuid4().hex}")
-    out = io.StringIO()
-    out.write("---\nconfigs:\n")
+    text = "---\nconfigs:\n"
     for name, config in configs.items():
-        out.write(f"- config_name: {json.dumps(name)}\n  description: {description}\n  data_files:\n")
+        text += f"- config_name: {json.dumps(name)}\n  description: {description}\n  data_files:\n"
         for split, path in config.splits.items():
-            out.write(f"  - split: {json.dumps(split)}\n    path: {json.dumps(path.removeprefix(f'{folder}/'))}\n")
-    out.write(f"---\n\n# {title}\n\n```python\nfrom datasets import load_dataset\n\n")
-    out.writelines(f'load_dataset("THIS_FOLDER", "{name}")\n' for name in configs)
-    out.write("```\n")
-    (root / folder / CARD_FILE).write_text(out.getvalue(), encoding="utf-8")
+            text += f"  - split: {json.dumps(split)}\n    path: {json.dumps(path.removeprefix(f'{folder}/'))}\n"
+    text += f"---\n\n# {title}\n\n```python\nfrom datasets import load_dataset\n\n"
+    text += "".join(f'load_dataset("THIS_FOLDER", "{name}")\n' for name in configs) + "```\n"
+    (root / folder / CARD_FILE).write_text(text, encoding="utf-8")
 
 
-def _check_output(target: Path) -> None:
+def check_empty(target: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        OutputError: ``target`` is a file, or a folder that is not empty.
+    """
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; the name of a folder to make was expected.")
     if target.is_dir() and any(target.iterdir()):

@@ -6,9 +6,12 @@ that cannot be written in a format is left out and counted. Where a passage is o
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from arhn_datasets import formats
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.formats.split_rows import SplitRows
-from arhn_datasets.formats.writers import TableWriter, Writer
-from arhn_datasets.rows.arrow import check_canonical, field_of, flat_lists, is_null, one_array, rows_of
+from arhn_datasets.formats.writers import SplitRows, Writer
+from arhn_datasets.rows import arrow
+from arhn_datasets.rows.arrow import Integers, field_of, flat_lists, taken
+from arhn_datasets.rows.options import check_choices
 from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY_ID, SCORE_TYPE, Side
 
 SHORT = ("repeat", "drop")
-LABELS = ("hard", "soft")
+LABEL_CHOICES = ("hard", "soft")
 DROPPED_ROW, NO_SCORE = "dropped by a guard", "a passage without a score"
 
-TEXT, TEXTS, SCORES = pa.string(), pa.list_(pa.string()), pa.list_(SCORE_TYPE)
+TEXT, SCORES = pa.string(), pa.list_(SCORE_TYPE)
 
 Made = tuple[dict[str, pa.Array], Mapping[str, int]]
 """The columns of a table, and how many rows are not in it by reason."""
@@ -59,10 +64,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.negatives < 1:
             raise ConfigurationError(f"negatives is {self.negatives}; a number from 1 was expected.")
-        if self.short not in SHORT:
-            raise ConfigurationError(f"short is {self.short!r}; one of {', '.join(SHORT)} was expected.")
-        if self.labels not in LABELS:
-            raise ConfigurationError(f"labels is {self.labels!r}; one of {', '.join(LABELS)} was expected.")
+        check_choices(self, {"short": SHORT, "labels": LABEL_CHOICES})
         if self.soft and self.grades:
             raise ConfigurationError("Labels are either soft or grades; leave one of them out.")
 
@@ -117,9 +119,9 @@ class Table:
         """
         options, left_out = options or Options(), Counter[str]()
         schema = self.schema(options)
-        check_canonical(rows.column_names)
+        arrow.check_canonical(rows.column_names)
         if DECISION in rows.column_names:
-            status = field_of(one_array(rows.column(DECISION)), "status", pa.string())
+            status = field_of(arrow.one_array(rows.column(DECISION)), "status", pa.string())
             dropped = pc.fill_null(pc.equal(status, DROPPED), False).to_numpy(zero_copy_only=False)
             if dropped.any():
                 left_out[DROPPED_ROW] = int(dropped.sum())
@@ -158,7 +160,7 @@ class Format:
     purpose: str
     tables: tuple[Table, ...]
     options: tuple[str, ...] = ()
-    open: Callable[[Format, Path, Options, SplitRows, bool], Writer] = TableWriter
+    open: Callable[[Format, Path, Options, SplitRows, bool], Writer] = Writer
     repeats: bool = False
     files: str = ""
     example: str = ""
@@ -187,6 +189,136 @@ def _scored(rows: pa.Table) -> Any:
             )
         counts, _ = flat_lists(rows, side.passages)
         lengths, scores = flat_lists(rows, side.scores)
-        missing = is_null(scores) | ~np.isfinite(pc.fill_null(scores.cast(SCORE_TYPE), 0.0).to_numpy())
-        known &= (lengths == counts) & (np.bincount(rows_of(lengths)[missing], minlength=rows.num_rows) == 0)
+        missing = arrow.is_null(scores) | ~np.isfinite(pc.fill_null(scores.cast(SCORE_TYPE), 0.0).to_numpy())
+        known &= (lengths == counts) & (np.bincount(arrow.rows_of(lengths)[missing], minlength=rows.num_rows) == 0)
     return known
+
+
+# -- what several formats take from canonical rows ---------------------------------------------------------------------
+
+
+class Passages:
+    """The passages of one side: the length of each list, and the flat values."""
+
+    def __init__(self, rows: pa.Table, side: Side) -> None:
+        self._rows, self._side = rows, side
+        if side.passages in rows.column_names:
+            self.counts, self.values = flat_lists(rows, side.passages)
+        else:
+            self.counts, self.values = np.zeros(rows.num_rows, np.int64), pa.nulls(0)
+        self.starts = arrow.starts_of(self.counts)
+
+    def field(self, name: str) -> pa.Array:
+        """A field of the passages, ``""`` where it is null."""
+        return pc.fill_null(field_of(self.values, name, pa.string()), "")
+
+    def ids(self) -> pa.Array:
+        """The docids."""
+        return _ids(field_of(self.values, "docid", pa.string()), "passage", "docid")
+
+    def texts(self, separator: str) -> pa.Array:
+        """Title and text as one text; one of them alone where the other is empty."""
+        titles, texts = self.field("title"), self.field("text")
+        titled = pc.not_equal(titles, "")
+        if not pc.any(titled).as_py():
+            return texts
+        between = pc.if_else(pc.and_(titled, pc.not_equal(texts, "")), separator, "")
+        return pc.binary_join_element_wise(titles, texts, between)
+
+    def scores(self) -> Any:
+        """Their scores."""
+        return flat_lists(self._rows, self._side.scores)[1].cast(SCORE_TYPE).to_numpy(zero_copy_only=False)
+
+    def lists(self, values: pa.Array, rows: Any) -> pa.Array:
+        """Flat values as the lists of the rows in which ``rows`` is true."""
+        if not rows.all():
+            values = taken(values, np.flatnonzero(np.repeat(rows, self.counts)))
+        return arrow.lists_of(self.counts[rows], values)
+
+
+def queries(rows: pa.Table) -> pa.Array:
+    """The queries, ``""`` where there is none."""
+    return pc.fill_null(arrow.strings_of(rows, QUERY), "")
+
+
+def query_ids(rows: pa.Table) -> pa.Array:
+    """The ids of the queries, each of which has one."""
+    return _ids(arrow.strings_of(rows, QUERY_ID), "row", QUERY_ID)
+
+
+def without(positives: Passages, others: Any = True) -> dict[str, int]:
+    """How many rows have no positive, and how many of the others no negative, which is where ``others`` is false."""
+    there = positives.counts > 0
+    return {"no positive": int((~there).sum()), "no negative": int((there & np.logical_not(others)).sum())}
+
+
+def labelled(rows: pa.Table, separator: str, labels: Mapping[Side, int]) -> tuple[Integers, Integers, pa.Array, Any]:
+    """The passages of several sides in one list each: counts, the order of the flat values, texts and labels."""
+    sides = [Passages(rows, side) for side in labels]
+    counts, order = arrow.merged([side.counts for side in sides])
+    texts = pa.concat_arrays([side.texts(separator) for side in sides])
+    values = np.repeat(np.array(list(labels.values()), np.int64), [len(side.values) for side in sides])
+    return counts, order, taken(texts, order), values[order]
+
+
+def _ids(ids: pa.Array, what: str, name: str) -> pa.Array:
+    if ids.null_count:
+        raise SchemaError(
+            f"A {what} has no {name}, which this format needs. Bring the rows into the canonical form, which gives "
+            f"every {what} one: arhn.adapt_dataset(ds)."
+        )
+    return ids
+
+
+# -- the formats that there are: what the files of this folder hold, found by looking ----------------------------------
+
+
+@cache
+def known_formats() -> Mapping[str, Format]:
+    """Every format by its name, in their places."""
+    names = [f"{formats.__name__}.{module.name}" for module in pkgutil.iter_modules(formats.__path__)]
+    values = [value for name in names for value in vars(importlib.import_module(name)).values()]
+    ordered = sorted({value for value in values if isinstance(value, Format)}, key=lambda one: (one.place, one.name))
+    return {format.name: format for format in ordered}
+
+
+def chosen_formats(names: Sequence[str]) -> dict[str, Format]:
+    """The formats of these names, each once.
+
+    Raises:
+        ConfigurationError: there is no such format, or none is named.
+    """
+    known = known_formats()
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ConfigurationError(f"The format is {unknown or 'not named'}; expected some of {', '.join(known)}.")
+    return {name: known[name] for name in names}
+
+
+def table_named(name: str) -> Table:
+    """The table of a configuration.
+
+    Raises:
+        ConfigurationError: no format has such a table.
+    """
+    tables = {table.name: table for format in known_formats().values() for table in format.tables}
+    if name not in tables:
+        raise ConfigurationError(f"The format is {name!r}; a table of one of {', '.join(tables)} was expected.")
+    return tables[name]
+
+
+def table_of(name: str, rows: pa.Table, options: Options | None = None) -> tuple[pa.Table, Counter[str]]:
+    """The table of a configuration from rows, and how many were left out by reason; see :meth:`Table.of`.
+
+    In the tables of a corpus, a docid or a query that is in several rows is there several times.
+    """
+    return table_named(name).of(rows, options)
+
+
+def examples_of(there: Collection[str]) -> dict[str, dict[str, str]]:
+    """The examples of loading what is there, as the card takes them: by template, the formats and what a row is."""
+    examples: dict[str, dict[str, str]] = {}
+    for format in known_formats().values():
+        if set(format.loads or [format.name]) <= set(there):
+            examples.setdefault(format.example or format.name, {})[format.name] = format.row
+    return examples

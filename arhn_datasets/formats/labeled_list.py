@@ -7,14 +7,24 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import NO_NEGATIVE, NO_POSITIVE, Passages, labelled, queries
-from arhn_datasets.formats.format import SCORES, TEXT, TEXTS, Format, Made, Options, Table
+from arhn_datasets.formats.format import (
+    SCORES,
+    TEXT,
+    Format,
+    Made,
+    Options,
+    Passages,
+    Table,
+    labelled,
+    queries,
+    without,
+)
 from arhn_datasets.rows.arrow import lists_of, taken
 from arhn_datasets.rows.records import FILTERED, NEGATIVE, POSITIVE, Side
 
 
 def _types(options: Options) -> Mapping[str, pa.DataType]:
-    return {"query": TEXT, "docs": TEXTS, "labels": SCORES if options.soft else pa.list_(pa.int64())}
+    return {"query": TEXT, "docs": pa.list_(TEXT), "labels": SCORES if options.soft else pa.list_(pa.int64())}
 
 
 def _grades(options: Options) -> Mapping[Side, int]:
@@ -27,16 +37,15 @@ def _columns(rows: pa.Table, options: Options) -> Made:
     counts, order, passages, labels = labelled(rows, options.separator, grades)
     if options.soft:
         labels = np.concatenate([Passages(rows, side).scores() for side in grades])[order]
-    positives = Passages(rows, POSITIVE).counts
-    usable = (positives > 0) & (counts > positives)  # a list of one label teaches no order
+    positives = Passages(rows, POSITIVE)
+    usable = (positives.counts > 0) & (counts > positives.counts)  # a list of one label teaches no order
     kept = np.flatnonzero(np.repeat(usable, counts))
     columns = {
         "query": taken(queries(rows), np.flatnonzero(usable)),
         "docs": lists_of(counts[usable], passages if usable.all() else taken(passages, kept)),
         "labels": lists_of(counts[usable], pa.array(labels[kept])),
     }
-    reasons = {NO_POSITIVE: int((positives == 0).sum()), NO_NEGATIVE: int(((positives > 0) & ~usable).sum())}
-    return columns, reasons
+    return columns, without(positives, usable)
 
 
 def _description(names: str, options: Options) -> str:
@@ -45,19 +54,12 @@ def _description(names: str, options: Options) -> str:
     return f"{names}: {'2 is a positive, 1 a filtered passage, 0 a negative' if options.grades else '1 is a positive'}"
 
 
-LABELED_LIST = Format(
+TABLE = Table(
     name="labeled-list",
-    place=4,
-    purpose="listwise rerankers",
-    tables=(
-        Table(
-            name="labeled-list",
-            types=_types,
-            columns=_columns,
-            sides=lambda options: tuple(_grades(options)),
-            scored=True,
-            describe=_description,
-        ),
-    ),
-    options=("grades",),
+    types=_types,
+    columns=_columns,
+    sides=lambda options: tuple(_grades(options)),
+    scored=True,
+    describe=_description,
 )
+LABELED_LIST = Format(name="labeled-list", place=4, purpose="listwise rerankers", tables=(TABLE,), options=("grades",))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import labelled, queries
-from arhn_datasets.formats.format import TEXT, Format, Made, Options, Table
+from arhn_datasets.formats.format import TEXT, Format, Made, Options, Table, labelled, queries
 from arhn_datasets.rows.arrow import rows_of, taken
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE
 
@@ -16,15 +15,6 @@ def _columns(rows: pa.Table, options: Options) -> Made:
     return columns, {"no passage": int((counts == 0).sum())}
 
 
-LABELED_PAIR = Format(
-    name="labeled-pair",
-    place=5,
-    purpose="binary rerankers",
-    tables=(
-        Table(
-            name="labeled-pair",
-            types=lambda options: {"query": TEXT, "passage": TEXT, "label": pa.int64()},
-            columns=_columns,
-        ),
-    ),
-)
+TYPES = {"query": TEXT, "passage": TEXT, "label": pa.int64()}
+TABLE = Table(name="labeled-pair", types=lambda options: TYPES, columns=_columns)
+LABELED_PAIR = Format(name="labeled-pair", place=5, purpose="binary rerankers", tables=(TABLE,))

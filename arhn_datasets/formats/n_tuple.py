@@ -10,8 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import Passages, queries, without
-from arhn_datasets.formats.format import SCORES, TEXT, Format, Made, Options, Table
+from arhn_datasets.formats.format import SCORES, TEXT, Format, Made, Options, Passages, Table, queries, without
 from arhn_datasets.rows.arrow import lists_of, rows_of, taken
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE
 
@@ -36,7 +35,7 @@ def _columns(rows: pa.Table, options: Options) -> Made:
         together = np.stack([positives.scores()[own], *(scores[at] for at in places)], axis=1)
         columns["scores"] = lists_of(np.full(len(row), options.negatives + 1), pa.array(together.reshape(-1)))
     short = (positives.counts > 0) & (negatives.counts > 0) & ~enough
-    return columns, {**without(positives, negatives), f"fewer than {least} negatives": int(short.sum())}
+    return columns, {**without(positives, negatives.counts > 0), f"fewer than {least} negatives": int(short.sum())}
 
 
 def _description(names: str, options: Options) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import Passages, queries, without
-from arhn_datasets.formats.format import TEXT, Format, Made, Options, Table
+from arhn_datasets.formats.format import TEXT, Format, Made, Options, Passages, Table, queries, without
 from arhn_datasets.rows.arrow import rows_of, taken
 from arhn_datasets.rows.records import POSITIVE
 

@@ -8,23 +8,20 @@ as relevant.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from arhn_datasets.folder.card_content import Config
-from arhn_datasets.folder.parquet import Shards, features_of
-from arhn_datasets.formats.columns import Passages, queries, query_ids, without
-from arhn_datasets.formats.distinct import Distinct
-from arhn_datasets.formats.format import TEXT, Format, Made, Options, Table
-from arhn_datasets.formats.split_rows import SplitRows
-from arhn_datasets.formats.writers import Lines, TabbedLines, Written, sized
+from arhn_datasets.folder.parquet import Shards
+from arhn_datasets.folder.readme import Config
+from arhn_datasets.formats.format import TEXT, Format, Made, Options, Passages, Table, queries, query_ids, without
+from arhn_datasets.formats.writers import Distinct, Lines, SplitRows, TabbedLines, Writer, Written
 from arhn_datasets.rows.arrow import merged, rows_of, taken
 from arhn_datasets.rows.records import FILTERED, NEGATIVE, POSITIVE, QUERY_ID
 
-GRADES = {POSITIVE: 2, FILTERED: 1}
+QREL_GRADES = {POSITIVE: 2, FILTERED: 1}
 ALL_SIDES = (POSITIVE, NEGATIVE, FILTERED)
 
 
@@ -46,10 +43,10 @@ def _judged_queries(rows: pa.Table, options: Options) -> Made:
 
 
 def _judgements(rows: pa.Table, options: Options) -> Made:
-    sides = [Passages(rows, side) for side in GRADES]
+    sides = [Passages(rows, side) for side in QREL_GRADES]
     counts, order = merged([side.counts for side in sides])
     row = rows_of(counts)
-    grades = np.repeat(np.array(list(GRADES.values()), np.int32), [len(side.values) for side in sides])[order]
+    grades = np.repeat(np.array(list(QREL_GRADES.values()), np.int32), [len(side.values) for side in sides])[order]
     kept = sides[0].counts[row] > 0
     columns = {
         "query-id": taken(query_ids(rows), row[kept]),
@@ -81,19 +78,17 @@ QRELS = Table(
 )
 
 
-class _BeirWriter:
+class _BeirWriter(Writer):
     """A corpus and queries over all splits, and the qrels of each, as files."""
 
+    LOADED = False
+
     def __init__(self, format: Format, root: Path, options: Options, rows: SplitRows, published: bool) -> None:
-        self._format, self._root, self._options, self._published = format, root, options, published
+        super().__init__(format, root, options, rows, published)
         self._distinct = {
             table: Distinct(name, table, options, rows) for name, table in (("docid", CORPUS), (QUERY_ID, QUERIES))
         }
         self._tables = {table: self._open(table, table.name) for table in self._distinct}
-        self._counts: dict[str, int] = {}
-        self._paths: list[Path] = []
-        self._sizes: dict[Table, dict[str, tuple[int, int]]] = {table: {} for table in format.tables}
-        self._left_out: Counter[str] = Counter()
 
     def begin(self, split: str) -> None:
         """Start a split."""
@@ -112,7 +107,6 @@ class _BeirWriter:
         schema, found = QRELS.schema(), pa.concat_tables(self._qrels)
         best = found.group_by(["query-id", "corpus-id"], use_threads=False).aggregate([("score", "max")])
         table = best.rename_columns([name.removesuffix("_max") for name in best.column_names]).select(schema.names)
-        self._counts[self._split] = table.num_rows
         out = self._open(QRELS, self._split)
         out.write(table.cast(schema))
         self._close(QRELS, self._split, out)
@@ -121,26 +115,13 @@ class _BeirWriter:
         """Finish the format."""
         for table, out in self._tables.items():
             self._close(table, table.name, out)
-        return Written(
-            format=self._format.name,
-            files=sized(self._root, self._paths),
-            rows=self._counts,
-            left_out=self._left_out,
-            configs=self._configs(),
-        )
-
-    def _close(self, table: Table, split: str, out: Shards | Lines) -> None:
-        self._paths += out.close()
-        self._sizes[table][split] = (out.rows, out.bytes)
+        return super().close()
 
     def _open(self, table: Table, split: str) -> Shards | Lines:
         folder = self._root / self._format.name
         if table is QRELS:
             return TabbedLines(folder / QRELS.name / f"{split}.tsv")
         return Lines(folder / f"{table.name}.jsonl")
-
-    def _configs(self) -> Mapping[str, Config]:
-        return {}
 
 
 class _MtebWriter(_BeirWriter):
@@ -150,24 +131,19 @@ class _MtebWriter(_BeirWriter):
     configurations, where ``default`` is taken, they are named ``qrels``.
     """
 
-    def __init__(self, format: Format, root: Path, options: Options, rows: SplitRows, published: bool) -> None:
-        super().__init__(format, root, options, rows, published)
-        self._names = {} if published else {QRELS.name: "default"}
+    LOADED = True
 
     def _open(self, table: Table, split: str) -> Shards | Lines:
         folder = self._root if self._published else self._root / self._format.name
         return Shards(folder / table.name, split, table.schema())
 
-    def _configs(self) -> Mapping[str, Config]:
-        prefix = "" if self._published else f"{self._format.name}/"
+    def _configs(self) -> dict[str, Config]:
+        configs = super()._configs()
+        if self._published:
+            return configs
         return {
-            self._names.get(table.name, table.name): Config(
-                splits={split: f"{prefix}{table.name}/{split}-*" for split in sizes},
-                features=features_of(table.schema()),
-                sizes=sizes,
-                content=table.content(self._options),
-            )
-            for table, sizes in self._sizes.items()
+            "default" if name == QRELS.name else name: replace(config, folder=f"{self._format.name}/{config.folder}")
+            for name, config in configs.items()
         }
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from arhn_datasets.formats.columns import Passages, queries, without
-from arhn_datasets.formats.format import TEXT, Format, Made, Options, Table
+from arhn_datasets.formats.format import TEXT, Format, Made, Options, Passages, Table, queries, without
 from arhn_datasets.rows.arrow import rows_of, taken, within
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE
 
@@ -19,20 +18,16 @@ def _columns(rows: pa.Table, options: Options) -> Made:
         "positive": taken(positives.texts(options.separator), positives.starts[row] + at // negatives.counts[row]),
         "negative": taken(negatives.texts(options.separator), negatives.starts[row] + at % negatives.counts[row]),
     }
-    return columns, without(positives, negatives)
+    return columns, without(positives, negatives.counts > 0)
 
 
+NAMES = ("anchor", "positive", "negative")
+TABLE = Table(name="triplet", types=lambda options: dict.fromkeys(NAMES, TEXT), columns=_columns)
 TRIPLET = Format(
     name="triplet",
     place=1,
     purpose="sentence-transformers",
-    tables=(
-        Table(
-            name="triplet",
-            types=lambda options: dict.fromkeys(("anchor", "positive", "negative"), TEXT),
-            columns=_columns,
-        ),
-    ),
+    tables=(TABLE,),
     repeats=True,
     example="tuples",
     row="a row for each positive and negative",

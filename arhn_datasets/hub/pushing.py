@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import tempfile
@@ -13,30 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ArhnError, ConfigurationError
-from arhn_datasets.folder.facts import Facts
 from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.readme import Facts
 from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.formats.format import Options
+from arhn_datasets.hub.publication import PublishedFile, build_publication
 from arhn_datasets.hub.repository import Repository
 from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-    from arhn_datasets.hub.publication import Publication
-
-logger = logging.getLogger(__name__)
-
 MESSAGE = "Refine hard negatives with ARHN"
 _BRANCH = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$|\.$|/$))[\w][\w./+@-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PushedFile:
-    """A file as it goes to the Hub; ``size`` in bytes."""
-
-    path: str
-    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +34,14 @@ class Pushed:
     url: str
     repo_id: str
     pull_request_url: str | None
-    files: tuple[PushedFile, ...]
+    files: tuple[PublishedFile, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
     """What a push would send: the files and the text of the card."""
 
-    files: tuple[PushedFile, ...]
+    files: tuple[PublishedFile, ...]
     card: str
 
 
@@ -106,15 +94,16 @@ def push(
         OutputError: the Hub did not take it.
     """
     _check_names(repo_id, revision, message)
-    with _as_folder(data, source, transforms) as path, tempfile.TemporaryDirectory(prefix="arhn-push-") as scratch:
+    with _as_folder(data, source, transforms) as path, _scratch() as scratch:
         folder = _checked(path, force)
-        repository = Repository(repo_id, revision, create_pr, token, Path(scratch) / "there")
+        repository = Repository(repo_id, revision, create_pr, token, scratch / "there")
         try:
             is_private = repository.check_rights()
             public = not (private if is_private is None else is_private)
-            if public and not allow_private_source:
-                refuse_private(folder, repo_id)
-            publication = _built(folder, Path(scratch) / "new", repo_id, formats, options, license, facts)
+            _check_terms(folder, repo_id, public and not allow_private_source, license, facts)
+            publication = build_publication(
+                folder, scratch / "new", formats=formats, options=options, repo_id=repo_id, license=license, facts=facts
+            )
             if is_private is None:
                 repository.create(private)
             commit = repository.replace(publication, message, license)
@@ -126,7 +115,7 @@ def push(
         url=str(commit.commit_url),
         repo_id=repo_id,
         pull_request_url=commit.pr_url,
-        files=_listed(publication),
+        files=publication.files,
     )
 
 
@@ -149,26 +138,29 @@ def preview(
         ConfigurationError: as for :func:`push`.
     """
     _check_names(repo_id, revision, MESSAGE)
-    with tempfile.TemporaryDirectory(prefix="arhn-push-") as scratch:
+    with _scratch() as scratch:
         folder = _checked(Path(data), force)
-        if not private and not allow_private_source:
-            refuse_private(folder, repo_id)
-        publication = _built(folder, Path(scratch) / "new", repo_id, formats, options, license, facts)
-        return Preview(files=_listed(publication), card=publication.card)
+        _check_terms(folder, repo_id, not private and not allow_private_source, license, facts)
+        publication = build_publication(
+            folder, scratch / "new", formats=formats, options=options, repo_id=repo_id, license=license, facts=facts
+        )
+        return Preview(files=publication.files, card=publication.card)
 
 
-def refuse_private(source: Folder, repo_id: str) -> None:
-    """Refuse to publish what came from a private dataset.
-
-    Raises:
-        ConfigurationError: it did.
-    """
+def _check_terms(source: Folder, repo_id: str, open_only: bool, license: str | None, facts: Facts | None) -> None:
+    """Refuse to publish what came from a private dataset, or under a licence that was not given for this source."""
     origin = source.run.source
-    if origin.private:
+    if origin.private and open_only:
         raise ConfigurationError(
             f"The source {origin.name} is private on the Hub, and everybody could read {repo_id}. Push it to a "
             "private repository (--private, to one that is not public already), or say --allow-private-source if you "
             "may publish it."
+        )
+    stated, inherited = facts.license if facts else None, origin.license
+    if license is None and stated and inherited and stated != inherited:
+        raise ConfigurationError(
+            f"The facts name the licence {stated}, and the source is under {inherited}. Say it again with "
+            f"--license {stated} if you may publish under it, or leave it out of the facts."
         )
 
 
@@ -194,6 +186,12 @@ def _check_names(repo_id: str, revision: str | None, message: str) -> None:
 
 
 @contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="arhn-push-") as scratch:
+        yield Path(scratch)
+
+
+@contextmanager
 def _as_folder(data: Any, source: str | None, transforms: Sequence[Transform]) -> Iterator[Path]:
     """The folder that holds ``data``."""
     if isinstance(data, (str, os.PathLike)):
@@ -206,8 +204,8 @@ def _as_folder(data: Any, source: str | None, transforms: Sequence[Transform]) -
         return
     from arhn_datasets.runs.saving import save
 
-    with tempfile.TemporaryDirectory(prefix="arhn-push-") as scratch:
-        yield save(data, Path(scratch) / "refined", source=source, transforms=transforms).path
+    with _scratch() as scratch:
+        yield save(data, scratch / "refined", source=source, transforms=transforms).path
 
 
 def _checked(path: Path, force: bool) -> Folder:
@@ -217,8 +215,7 @@ def _checked(path: Path, force: bool) -> Folder:
         return folder
     from arhn_datasets.checks.verification import verify_folder
 
-    violations = verify_folder(path).violations
-    if violations:
+    if violations := verify_folder(path).violations:
         first = violations[0]
         more = f" (and {len(violations) - 1:,} more)" if len(violations) > 1 else ""
         raise ConfigurationError(
@@ -226,34 +223,3 @@ def _checked(path: Path, force: bool) -> Folder:
             f"arhn-verify {path}, refine again, or publish it as it is with --force."
         )
     return folder
-
-
-def _built(
-    source: Folder,
-    target: Path,
-    repo_id: str,
-    formats: Sequence[str],
-    options: Options | None,
-    license: str | None,
-    facts: Facts | None,
-) -> Publication:
-    """The content of the repository; what its present README says is merged into the card at each attempt."""
-    from arhn_datasets.hub.publication import build_publication
-
-    inherited = source.run.source.license
-    if license is None and facts is not None and facts.license and inherited and facts.license != inherited:
-        raise ConfigurationError(
-            f"The facts name the licence {facts.license}, and the source is under {inherited}. Say it again with "
-            f"--license {facts.license} if you may publish under it, or leave it out of the facts."
-        )
-    target.mkdir(parents=True)
-    publication = build_publication(
-        source, target, formats=tuple(formats), options=options, repo_id=repo_id, license=license, facts=facts
-    )
-    for note in publication.notes:
-        logger.warning("%s", note)
-    return publication
-
-
-def _listed(publication: Publication) -> tuple[PushedFile, ...]:
-    return tuple(PushedFile(path=path, size=size) for path, size in sorted(publication.files))

@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from arhn_datasets.errors import AccessDenied, ArhnError, OutputError
 from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE
 from arhn_datasets.folder.readme import merge_card
-from arhn_datasets.folder.run import RUN_FILE
-from arhn_datasets.hub.asking import (
-    ATTEMPTS,
-    MOVED,
-    TRANSIENT,
-    attempts,
-    is_transient,
-    may_pass,
-    persistent,
-    said_by,
-    status_of,
-)
+from arhn_datasets.folder.run import RUN_FILE, is_refined
+from arhn_datasets.rows import retries
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import CommitInfo, RepoFile
-    from tenacity import RetryCallState
+    from tenacity import RetryCallState, Retrying
 
     from arhn_datasets.hub.publication import Publication
 
+logger = logging.getLogger(__name__)
+
 CHARTS = "charts"
 STORAGE_SECONDS = 30.0
+LOG_IN = (
+    "Log in with hf auth login, set HF_TOKEN, or give --token; make one with write access at "
+    "https://huggingface.co/settings/tokens."
+)
 HEAD_READ, UPLOADED = 1, 2
+ATTEMPTS = 8
+TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+MOVED = frozenset({409, 412})
+LONGEST_PAUSE_SECONDS = 30.0
+
+T = TypeVar("T")
+_LOST = frozenset({"TransportError", "ConnectionError", "Timeout", "ChunkedEncodingError", "JSONDecodeError"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,7 @@ def replaced(there: Sequence[str], new: Sequence[str], *, ours: bool) -> list[st
 
     In a repository that no push of ours has made, only what lies where the new files come.
     """
-    from arhn_datasets.formats.registry import known_formats
+    from arhn_datasets.formats.format import known_formats
 
     folders = {DATA, *(path.split("/")[0] for path in new if "/" in path)}
     if ours:
@@ -111,10 +114,7 @@ class Repository:
         from huggingface_hub.utils import RepositoryNotFoundError
 
         if not (self.token or get_token()):
-            raise AccessDenied(
-                f"There is no token of the Hub to write to {self.repo_id} with. Log in with hf auth login, set "
-                "HF_TOKEN, or give --token; make one with write access at https://huggingface.co/settings/tokens."
-            )
+            raise AccessDenied(f"There is no token of the Hub to write to {self.repo_id} with. {LOG_IN}")
         self.user = persistent(self.api.whoami)
         role = self.user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
@@ -143,27 +143,20 @@ class Repository:
         sent = _Sent(pull_requests=self._pull_requests() if self.create_pr else {})
 
         def attempt() -> CommitInfo:
-            found = self._found(sent, message)
-            if found is not None:
-                return found
-            self._prepare(publication, sent, license)
-            return self._commit(sent, message)
+            return self._found(sent, message) or self._sent(publication, sent, message, license)
 
         try:
             return attempts(may_pass, sent.is_over)(attempt)
         except Exception as error:
-            if not is_transient(error):
-                self.uncertain = False
-            found = None
+            self.uncertain &= is_transient(error)
             with suppress(Exception):  # the Hub is away, and the first error says it
-                found = self._found(sent, message)
+                if found := self._found(sent, message):
+                    return found
                 self.uncertain = False
-            if found:
-                return found
             raise
 
-    def _prepare(self, publication: Publication, sent: _Sent, license: str | None) -> None:
-        """Read the head and upload what is to be committed on it."""
+    def _sent(self, publication: Publication, sent: _Sent, message: str, license: str | None) -> CommitInfo:
+        """Read the head, upload what is to be committed on it, and commit it."""
         head = self._head()
         if sent.head is None or head.sha != sent.head.sha:
             sent.operations = self._operations(publication, head, license, sent.operations)
@@ -171,9 +164,6 @@ class Repository:
         sent.reach(HEAD_READ)
         self._upload(sent.operations)
         sent.reach(UPLOADED)
-
-    def _commit(self, sent: _Sent, message: str) -> CommitInfo:
-        assert sent.head is not None
         self.uncertain = True
         return self.api.create_commit(
             self.repo_id,
@@ -182,13 +172,18 @@ class Repository:
             repo_type="dataset",
             revision=self.branch,
             create_pr=self.create_pr,
-            parent_commit=sent.head.sha,
+            parent_commit=head.sha,
         )
 
     def _upload(self, operations: Sequence[CommitOperationAdd | CommitOperationDelete]) -> None:
         from huggingface_hub import CommitOperationAdd
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        self._check_storage()
+        # Where the Hub is too busy to take files, the library of the Xet storage would ask for ever.
+        url = f"{self.api.endpoint}/api/datasets/{self.repo_id}/xet-write-token/{self.branch.replace('/', '%2F')}"
+        reply = get_session().get(url, headers=build_hf_headers(token=self.token), timeout=STORAGE_SECONDS)
+        if reply.status_code in TRANSIENT:
+            hf_raise_for_status(reply)
         self.api.preupload_lfs_files(
             self.repo_id,
             [operation for operation in operations if isinstance(operation, CommitOperationAdd)],
@@ -198,49 +193,34 @@ class Repository:
             free_memory=False,
         )
 
-    def _check_storage(self) -> None:
-        """Raise where the Hub is too busy to take files: the library of the Xet storage would ask for ever."""
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        url = f"{self.api.endpoint}/api/datasets/{self.repo_id}/xet-write-token/{self.branch.replace('/', '%2F')}"
-        reply = get_session().get(url, headers=build_hf_headers(token=self.token), timeout=STORAGE_SECONDS)
-        if reply.status_code in TRANSIENT:
-            hf_raise_for_status(reply)
-
     def _head(self) -> _Head:
         from huggingface_hub.utils import RevisionNotFoundError
 
-        sha = None
         try:
-            sha = self.api.dataset_info(self.repo_id, revision=self.branch).sha
+            sha = self._sha()
         except RevisionNotFoundError as error:
             if self.create_pr or self.branch.startswith("refs/"):
                 raise OutputError(
                     f"{self.repo_id} has no branch {self.branch} to build on. Name one that it has, or leave "
                     "--revision out."
                 ) from error
-        if sha is None:
             self.api.create_branch(self.repo_id, repo_type="dataset", branch=self.branch, exist_ok=True)
-            sha = self.api.dataset_info(self.repo_id, revision=self.branch).sha
-        assert sha is not None
+            sha = self._sha()
         files = self._files(sha)
-        run = self._text(RUN_FILE, sha) if RUN_FILE in files else None
-        return _Head(
-            sha=sha,
-            files=files,
-            card=self._text(CARD_FILE, sha) if CARD_FILE in files else None,
-            ours=_is_run(run),
-        )
+        there = {name: self._download(name, sha) for name in (RUN_FILE, CARD_FILE) if name in files}
+        card = there[CARD_FILE].read_bytes().decode("utf-8", errors="replace") if CARD_FILE in there else None
+        return _Head(sha=sha, files=files, card=card, ours=RUN_FILE in there and is_refined(there[RUN_FILE].parent))
+
+    def _sha(self) -> str:
+        return str(self.api.dataset_info(self.repo_id, revision=self.branch).sha)
 
     def _files(self, revision: str) -> dict[str, RepoFile]:
         listed = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=revision, recursive=True)
         return {entry.path: entry for entry in listed if hasattr(entry, "blob_id")}
 
-    def _text(self, name: str, sha: str) -> str:
-        path = self.api.hf_hub_download(
-            self.repo_id, name, repo_type="dataset", revision=sha, local_dir=self.scratch / sha
-        )
-        return Path(path).read_bytes().decode("utf-8", errors="replace")
+    def _download(self, name: str, sha: str) -> Path:
+        folder = self.scratch / sha
+        return Path(self.api.hf_hub_download(self.repo_id, name, repo_type="dataset", revision=sha, local_dir=folder))
 
     def _operations(
         self,
@@ -261,7 +241,7 @@ class Repository:
             card = merge_card(head.card, card, license_given=license is not None)
         hashed = {operation.path_in_repo: operation for operation in earlier}
         operations: list[CommitOperationAdd | CommitOperationDelete] = []
-        for path in (path for path, _ in sorted(publication.files)):
+        for path, _ in publication.files:
             content = card.encode() if path == CARD_FILE else str(publication.path / path)
             addition = CommitOperationAdd(path_in_repo=path, path_or_fileobj=content)
             before = hashed.get(path)
@@ -282,7 +262,7 @@ class Repository:
         if self.create_pr:
             new = {ref: sha for ref, sha in self._pull_requests().items() if ref not in sent.pull_requests}
         else:
-            new = {self.branch: str(self.api.dataset_info(self.repo_id, revision=self.branch).sha)}
+            new = {self.branch: self._sha()}
         for ref, sha in new.items():
             if sha != sent.head.sha and _holds(self._files(sha), sent.operations):
                 return CommitInfo(
@@ -315,10 +295,7 @@ class Repository:
                 "https://huggingface.co/settings/tokens, then hf auth login, or give it by --token."
             )
         if status == 401:
-            return AccessDenied(
-                f"The Hub does not know this token ({said}). Nothing was changed. Log in with hf auth login, set "
-                "HF_TOKEN, or give --token; make one with write access at https://huggingface.co/settings/tokens."
-            )
+            return AccessDenied(f"The Hub does not know this token ({said}). Nothing was changed. {LOG_IN}")
         if status == 403:
             return self._denied(f"it lacks the right to write ({said})")
         state = "What was there before is unchanged and loads as it did."
@@ -347,18 +324,94 @@ def _holds(files: Mapping[str, RepoFile], operations: Sequence[CommitOperationAd
         if there is None or there.size != operation.upload_info.size:
             return False
         if there.lfs is not None:
-            same = there.lfs.sha256 == operation.upload_info.sha256.hex()
-        else:
-            with operation.as_file() as file:
-                content = file.read()
-            same = there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        if not same:
+            if there.lfs.sha256 != operation.upload_info.sha256.hex():
+                return False
+            continue
+        with operation.as_file() as file:
+            content = file.read()
+        if there.blob_id != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
             return False
     return True
 
 
-def _is_run(text: str | None) -> bool:
-    try:
-        return text is not None and "arhn_datasets" in json.loads(text)["versions"]
-    except (ValueError, LookupError, TypeError):
+# -- how the Hub is asked: again where it only was busy or away, and what its errors say -------------------------------
+
+
+def persistent(ask: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Ask the Hub, again where it only was busy."""
+    return attempts(is_transient)(ask, *arguments, **options)
+
+
+def attempts(
+    again: Callable[[BaseException], bool], stop: int | Callable[[RetryCallState], bool] = ATTEMPTS
+) -> Retrying:
+    """What calls a function again after the errors that ``again`` names, telling each time; by default 8 times."""
+    from tenacity import Retrying
+
+    return Retrying(
+        **retries.policy(
+            again=again, stop=stop, first=1.0, longest=LONGEST_PAUSE_SECONDS, asked=_pause_asked, tell=_say_again
+        )
+    )
+
+
+def _say_again(error: BaseException, pause: float) -> None:
+    status = status_of(error)
+    why = f"the Hub answered {status}" if status else f"no reply of the Hub ({type(error).__name__})"
+    logger.warning("%s; trying again in %.0f seconds", why, pause)
+
+
+def _pause_asked(error: BaseException) -> float | None:
+    return retries.seconds_of(_header(error, "Retry-After"))
+
+
+def _header(error: BaseException, name: str) -> str | None:
+    """What a header of the first reply that has it says."""
+    for cause in _causes(error):
+        value = getattr(getattr(cause, "response", None), "headers", {}).get(name)
+        if value:
+            return str(value)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it: the library wraps what an upload raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error, None where there was no reply."""
+    for cause in _causes(error):
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether asking again may help: the Hub was busy or away, or the connection broke."""
+    if isinstance(error, ArhnError):
         return False
+    status = status_of(error)
+    if status is not None:
+        return status in TRANSIENT
+    return any(cls.__name__ in _LOST for cause in _causes(error) for cls in type(cause).__mro__)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another attempt on what is there then may succeed."""
+    return is_transient(error) or status_of(error) in MOVED
+
+
+def said_by(error: BaseException) -> str:
+    """What the Hub said, in a line."""
+    told = _header(error, "X-Error-Message")
+    if told:
+        return told[:300]
+    if any(type(cause).__name__ == "JSONDecodeError" for cause in _causes(error)):
+        return "no JSON, as from a gateway whose server is away"
+    return " ".join(str(error).split())[:300]

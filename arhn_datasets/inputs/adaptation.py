@@ -7,9 +7,9 @@
     ds = arhn.adapt_dataset(ds, corpus=corpus)     # document ids become passages
     ds = arhn.adapt_dataset(queries=queries, corpus=corpus, qrels=qrels, run=run)
 
-The forms are the modules of ``arhn_datasets/inputs/forms``. What a form holds beside its columns passes through
-untouched. Nothing is guessed: columns that fit no form or two, and rows that a trainer could not read as they
-are meant, raise a ``SchemaError`` that names the row, the column, what was found and what to do.
+What a form of :mod:`~arhn_datasets.inputs.forms` holds beside its columns passes through untouched. Nothing is guessed:
+columns that fit no form or two, and rows that a trainer could not read as they are meant, raise a ``SchemaError`` that
+names the row, the column, what was found and what to do.
 
 A form is read into the flat passages of its two sides, and everything else is computed on those: Arrow arrays in, Arrow
 arrays out. The one loop over passages makes docids where a form has none, a hash for every distinct passage.
@@ -26,26 +26,13 @@ import numpy as np
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, tables_of_ids
+from arhn_datasets.inputs import passages as flat
+from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, tables_of_ids, tables_of_parts
 from arhn_datasets.inputs.forms import CANONICAL, Reading, reading_of
-from arhn_datasets.inputs.grouping import grouped
-from arhn_datasets.inputs.parts import tables_of_parts
-from arhn_datasets.inputs.passages import FlatPassages, checked
-from arhn_datasets.inputs.values import (
-    ID,
-    QUERY_TEXT,
-    STRING,
-    BrokenRow,
-    Values,
-    batches_of,
-    filled,
-    found_as,
-    read,
-    typed,
-    value_at,
-)
-from arhn_datasets.rows.arrow import empty_table, is_null, taken
-from arhn_datasets.rows.records import PASSAGE_TYPE, QUERY_ID, SUBSET, Row, stable_query_id
+from arhn_datasets.inputs.passages import STRING, BrokenRow, FlatPassages, Values, checked, naming_rows, read
+from arhn_datasets.rows import arrow
+from arhn_datasets.rows.arrow import Integers, empty_table, one_array, starts_of
+from arhn_datasets.rows.records import LABELLED, PASSAGE_TYPE, QUERY, QUERY_ID, SUBSET, Row, stable_query_id
 from arhn_datasets.rows.stage import ColumnTransform, is_batch, parts_of
 
 if TYPE_CHECKING:
@@ -123,19 +110,19 @@ def _adapted(columns: Mapping[str, Values], reading: Reading, numbers: Sequence[
 
 
 def _computed(columns: Mapping[str, Values], reading: Reading) -> Adapted:
-    queries = read(columns[reading.query], QUERY_TEXT, reading.query)
+    queries = read(columns[reading.query], flat.QUERY_TEXT, reading.query)
     if reading.sides is None:
         raise BrokenRow(0, reading.no_corpus) if len(queries) else SchemaError(reading.no_corpus)
     sides = checked(*(passages.with_docids() for passages in reading.sides(columns)))
-    given = read(columns[QUERY_ID], ID, QUERY_ID) if QUERY_ID in columns else pa.nulls(len(queries), STRING)
-    missing = np.flatnonzero(is_null(given))
+    given = read(columns[QUERY_ID], flat.ID, QUERY_ID) if QUERY_ID in columns else pa.nulls(len(queries), STRING)
+    missing = np.flatnonzero(arrow.is_null(given))
     if len(missing):
-        subsets = [value_at(columns[SUBSET], row) if SUBSET in columns else None for row in missing.tolist()]
+        subsets = [flat.value_at(columns[SUBSET], row) if SUBSET in columns else None for row in missing.tolist()]
         made = [
             stable_query_id(query, subset if isinstance(subset, str) else None)
-            for query, subset in zip(taken(queries, missing).to_pylist(), subsets, strict=True)
+            for query, subset in zip(arrow.taken(queries, missing).to_pylist(), subsets, strict=True)
         ]
-        given = filled(given, pa.array(made, STRING))
+        given = flat.filled(given, pa.array(made, STRING))
     return given, queries, *sides
 
 
@@ -203,7 +190,7 @@ def adapt_dataset(
     negatives: GivenRows | None = None,
     max_negatives: int | None = None,
 ) -> Dataset | DatasetDict:
-    """A dataset of any known form as canonical rows with typed features.
+    """A dataset of any known form as canonical rows with flat.typed features.
 
     Either ``ds``, whose form is recognised from its columns, or the BEIR parts. Triplets and n-tuples of the same
     anchor (and query id and subset, where there are such columns) become one row at the place of the first;
@@ -215,7 +202,7 @@ def adapt_dataset(
         ds: a ``Dataset``, a ``DatasetDict`` (each split on its own) or dicts, one per row.
         queries: rows of ``_id`` and ``text``, or ``{query id: text}``.
         corpus: rows of ``_id`` or ``docid``, ``text`` and optionally ``title``, or ``{docid: row}``; further
-            columns are not taken over. Only the passages that are needed are held.
+            columns are not arrow.taken over. Only the passages that are needed are held.
         qrels: rows of ``query-id``, ``corpus-id`` and ``score``, or ``{query id: {docid: score}}``.
         run: retrieved documents, rows of ``query-id``, ``corpus-id`` and ``rank`` or ``score``, or with a list of
             docids, best first unless scores stand beside them, or ``{query id: {docid: score}}``.
@@ -261,14 +248,13 @@ def _adapted_dataset(ds: Dataset | Iterable[object], corpus: GivenRows | None) -
     if corpus is not None:
         raise ConfigurationError("corpus= is for rows that hold document ids; this dataset holds its passages itself.")
     adapted = _mapped(rows, reading) if isinstance(rows, Dataset) else _dataset_of(rows)
-    return grouped(adapted) if reading.grouped else adapted
+    return _grouped(adapted) if reading.grouped else adapted
 
 
 def _with_the_same_columns(given: Iterable[object]) -> list[Row]:
     rows: list[Any] = list(given)
-    for row in rows:
-        if not isinstance(row, Mapping):
-            raise SchemaError(f"Found {found_as(row)} among the rows; a dataset, or one dict per row, was expected.")
+    if odd := [flat.found_as(row) for row in rows if not isinstance(row, Mapping)]:
+        raise SchemaError(f"Found {odd[0]} among the rows; a dataset, or one dict per row, was expected.")
     if not rows:
         raise SchemaError("There are no rows, so there are no columns to recognise a form by.")
     columns = dict.fromkeys(chain.from_iterable(rows))
@@ -309,11 +295,11 @@ def _dataset_of(rows: list[Row]) -> Dataset:
     from datasets import Features
 
     adapted: list[Row] = []
-    for batch in batches_of(rows):
+    for batch in flat.batches_of(rows):
         adapted += adapt_rows(batch, range(len(adapted), len(rows)))
-    found = pa.schema([(name, typed([row[name] for row in adapted], name).type) for name in adapted[0]])
+    found = pa.schema([(name, flat.typed([row[name] for row in adapted], name).type) for name in adapted[0]])
     features = _features_of(Features.from_arrow_schema(found), reading_of(tuple(found.names)))
-    tables = (pa.Table.from_pylist(batch, schema=features.arrow_schema) for batch in batches_of(adapted))
+    tables = (pa.Table.from_pylist(batch, schema=features.arrow_schema) for batch in flat.batches_of(adapted))
     return _dataset(tables, features)
 
 
@@ -333,3 +319,70 @@ def _features(passages: pa.DataType, passed: Mapping[str, Any] | None = None) ->
 def _features_of(features: Features, reading: Reading) -> Features:
     passed = {name: features[name] for name in reading.passed(features)}
     return _features(reading.passages(features.arrow_schema), passed)
+
+
+# --- rows of one query --------------------------------------------------------------------------------------------
+
+
+def _grouped(ds: Dataset) -> Dataset:
+    """The canonical rows of one query as one row, at the place of the first."""
+    from datasets import Dataset
+
+    found = ds.with_format("arrow")
+    groups = _groups(found.select_columns([n for n in (QUERY_ID, QUERY, SUBSET) if n in ds.column_names])[:])
+    sizes = np.bincount(groups)
+    if len(sizes) == len(ds):
+        return ds
+    order = np.argsort(groups, kind="stable")
+    ends = starts_of(sizes)[1:]
+    # Whole groups at a time, some thousand rows.
+    cuts = np.flatnonzero(np.append(np.diff(ends // flat.ROWS_PER_BATCH) > 0, True)) + 1
+    tables = [empty_table(ds.features.arrow_schema)]
+    for own, rows in zip(np.split(sizes, cuts[:-1]), np.split(order, ends[cuts[:-1] - 1]), strict=True):
+        tables.append(_merged(found.select(rows)[:], own, rows))
+    return Dataset(pa.concat_tables(tables), split=ds.split)
+
+
+def _groups(keys: pa.Table) -> Integers:
+    """The number of each row's group, in the order of the first rows."""
+    encoded = (one_array(column).dictionary_encode(null_encoding="encode") for column in keys.columns)
+    numbers: dict[tuple[int, ...], int] = {}
+    codes = zip(*(column.indices.to_pylist() for column in encoded), strict=True)
+    return np.array([numbers.setdefault(code, len(numbers)) for code in codes], np.int64)
+
+
+def _merged(table: pa.Table, sizes: Integers, numbers: Integers) -> pa.Table:
+    """The rows of each group as one row: positives united, negatives united, each passage once."""
+    begin = starts_of(sizes)[:-1]
+    first = table.take(pa.array(begin))
+    columns = dict(zip(first.column_names, first.columns, strict=True))
+    lists = [arrow.flat_lists(table, side.passages) for side in LABELLED]
+    with naming_rows(columns, QUERY, numbers[begin]):
+        try:
+            united = [(np.add.reduceat(counts, begin), flat.fields_in(structs)) for counts, structs in lists]
+            sides = checked(*(FlatPassages(counts=counts, fields=fields) for counts, fields in united))
+        except BrokenRow as broken:
+            raise BrokenRow(broken.row, f"after grouping its {sizes[broken.row]} rows, {broken}") from None
+        for name in table.column_names:
+            if name not in CANONICAL:
+                _refuse_differing(table.column(name), sizes, name)
+    for side, passages in zip(LABELLED, sides, strict=True):
+        columns[side.passages] = passages.lists(table.schema.field(side.passages).type)
+    return pa.Table.from_arrays(list(columns.values()), schema=table.schema)
+
+
+def _refuse_differing(values: pa.ChunkedArray, sizes: Integers, name: str) -> None:
+    firsts = np.repeat(starts_of(sizes)[:-1], sizes)
+    try:
+        codes = one_array(values).dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
+        differ = codes != codes[firsts]
+    except pa.ArrowNotImplementedError:  # of lists and structs
+        found = values.to_pylist()
+        differ = np.array([value != found[first] for value, first in zip(found, firsts.tolist(), strict=True)], bool)
+    if differ.any():
+        group = int(arrow.rows_of(sizes)[differ.argmax()])
+        raise BrokenRow(
+            group,
+            f"column {name!r} differs between the {sizes[group]} rows of this query, so the one row that they "
+            f"become cannot keep it. Leave it out first, with ds.remove_columns({name!r}).",
+        )

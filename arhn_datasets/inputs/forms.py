@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.inputs.passages import FlatPassages
-from arhn_datasets.inputs.structs import FIELDS, structs_of
-from arhn_datasets.inputs.values import NUMBER, OPTIONAL_TEXT, TEXT, BrokenRow, Values, absent, read, read_lists
+from arhn_datasets.inputs import passages as flat
+from arhn_datasets.inputs.passages import BrokenRow, FlatPassages, Values, read, read_lists
 from arhn_datasets.rows.arrow import Integers, aligned, is_null, rows_of, taken
 from arhn_datasets.rows.records import NEGATIVE, PASSAGE_TYPE, POSITIVE, QUERY, QUERY_ID, SUBSET
 
@@ -79,7 +78,7 @@ class Reading:
         Canonical columns keep the order of their fields; those of another form begin with docid, title and text.
         """
         sides = [pa.schema(_struct_fields(schema.field(name).type)) for name in self.structs]
-        replaced = (*FIELDS, *self.docids)
+        replaced = (*flat.FIELDS, *self.docids)
         further = [pa.schema([field for field in side if field.name not in replaced]) for side in sides]
         try:
             # The empty schema stands for the forms whose passages are bare texts.
@@ -147,14 +146,13 @@ def reading_of(columns: tuple[str, ...]) -> Reading:
             f"The columns fit more than one form: {sorted(columns)}. Remove those of the other form first, with "
             f"ds.remove_columns(...). Known forms:\n{lines}"
         )
-    if recognised and not readings:
-        raise SchemaError(f"The columns {sorted(columns)} {recognised[0]}")
     if not readings:
-        raise SchemaError(
+        unknown = (
             f"The columns fit no known form: {sorted(columns)}. Rename them to those of one of the known forms, with "
             f"ds.rename_columns({{...}}):\n{lines}"
         )
-    reading = readings[0]
+        raise SchemaError(f"The columns {sorted(columns)} {recognised[0]}" if recognised else unknown)
+    [reading] = readings
     shadowed = [name for name in CANONICAL[1:] if name in columns and name not in (reading.query, *reading.consumed)]
     if shadowed:
         raise SchemaError(
@@ -187,7 +185,7 @@ def _struct_reading(
     columns: Collection[str], query: str, names: tuple[str, ...], docids: tuple[str, ...]
 ) -> Reading | None:
     def sides(columns: Columns) -> TwoSides:
-        positives, negatives = (structs_of(columns[name], name, docids) for name in names)
+        positives, negatives = (flat.structs_of(columns[name], name, docids) for name in names)
         return positives, negatives
 
     there = {query, *names} <= set(columns)
@@ -201,7 +199,7 @@ def _flag_embedding(columns: Collection[str]) -> Reading | None:
     scores = tuple(name for name in ("pos_scores", "neg_scores") if name in columns)
 
     def side(columns: Columns, name: str) -> FlatPassages:
-        counts, texts = read_lists(columns[name], TEXT, name)
+        counts, texts = read_lists(columns[name], flat.TEXT, name)
         fields = {"text": texts}
         if scores:
             fields["score"] = _scores(columns, f"{name}_scores", counts, name)
@@ -216,9 +214,9 @@ def _flag_embedding(columns: Collection[str]) -> Reading | None:
 def _scores(columns: Columns, name: str, counts: Integers, beside: str) -> pa.Array:
     """The scores of passages; null in the rows that have none, and everywhere without the column."""
     if name not in columns:
-        return pa.nulls(int(counts.sum()), NUMBER.type)
-    found, numbers = read_lists(columns[name], NUMBER, name)
-    _refuse_unequal(found, name, np.where(absent(columns[name]), 0, counts), beside)
+        return pa.nulls(int(counts.sum()), flat.NUMBER.type)
+    found, numbers = read_lists(columns[name], flat.NUMBER, name)
+    _refuse_unequal(found, name, np.where(flat.absent(columns[name]), 0, counts), beside)
     return aligned(numbers, found, counts)
 
 
@@ -242,7 +240,7 @@ def _tuples(columns: Collection[str]) -> Reading | None:
 
 def _optional(columns: Columns, names: list[str]) -> FlatPassages:
     # A tuple with fewer negatives than columns has nulls or empty strings in the rest of them.
-    texts = pa.concat_arrays([read(columns[name], OPTIONAL_TEXT, name) for name in names])
+    texts = pa.concat_arrays([read(columns[name], flat.OPTIONAL_TEXT, name) for name in names])
     there = ~is_null(texts).reshape(len(names), -1)
     # From the columns one after the other to the places in them row by row.
     places = np.arange(len(texts)).reshape(there.shape).T[there.T]
@@ -259,8 +257,8 @@ def _labelled_list(columns: Collection[str]) -> Reading | None:
     scored = labels in ("scores", "score")
 
     def sides(columns: Columns) -> TwoSides:
-        counts, texts = read_lists(columns[documents], TEXT, documents)
-        found, numbers = read_lists(columns[labels], NUMBER, labels)
+        counts, texts = read_lists(columns[documents], flat.TEXT, documents)
+        found, numbers = read_lists(columns[labels], flat.NUMBER, labels)
         _refuse_unequal(found, labels, counts, documents)
         if numbers.null_count:
             raise BrokenRow(

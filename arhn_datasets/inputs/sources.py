@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
-from arhn_datasets.rows.records import DECISION
+from arhn_datasets.rows.records import DECISION, shorten
 from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
@@ -22,13 +23,7 @@ logger = logging.getLogger(__name__)
 
 LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 RESHARDED_FILES = 1000  # more take too long to look into first
-UNPUBLISHED: Mapping[str, Any] = {
-    "revision": None,
-    "license": None,
-    "languages": [],
-    "private": None,
-    "gated": None,
-}
+UNPUBLISHED: Mapping[str, Any] = {"revision": None, "license": None, "languages": [], "private": None, "gated": None}
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Where load_dataset keeps a dataset of the Hub, and map what was made of it: USER___NAME/CONFIG/VERSION/COMMIT.
@@ -37,11 +32,7 @@ _HUB_CACHE = re.compile(r".*[/\\]([\w.-]+?)___([\w.-]+)[/\\][^/\\]+[/\\][\d.]+[/
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A contiguous part of each split: number ``index``, from 0, of ``of`` parts.
-
-    Raises:
-        ConfigurationError: there is no such part.
-    """
+    """A contiguous part of each split: number ``index``, from 0, of ``of`` parts; refused where there is none."""
 
     index: int
     of: int
@@ -63,6 +54,16 @@ class Input:
     revision: str | None = None
     limit: int | None = None
     shard: Shard | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is on this disk, if it is there."""
+        return Path(self.name).expanduser()
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the name can only be that of a dataset of the Hub."""
+        return not self.path.exists() and self.path.suffix not in LOADERS and bool(_HUB_ID.fullmatch(self.name))
 
 
 def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], dict[str, Any]]:
@@ -109,8 +110,7 @@ def stream(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]] |
     """
     from datasets import load_dataset
 
-    path = Path(source.name).expanduser()
-    if path.exists() or path.suffix in LOADERS or not _HUB_ID.fullmatch(source.name):
+    if not source.is_published:
         return None
     published = _hub_facts(source)
     try:
@@ -129,10 +129,8 @@ def _by_groups(split: IterableDataset) -> IterableDataset:
 
     The scanner of a parquet file reads far ahead of a slow consumer, but not beyond its part.
     """
-    if not hasattr(split, "reshard") or split.num_shards > RESHARDED_FILES:
-        return split
-    groups: IterableDataset = split.reshard()
-    return groups
+    groups: Any = split
+    return groups.reshard() if hasattr(split, "reshard") and split.num_shards <= RESHARDED_FILES else split
 
 
 def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, Any]:
@@ -150,21 +148,14 @@ def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, An
             f"source is {source!r}; the id of a dataset on the Hub was expected, user/name or user/name@revision."
         )
     published = dict(UNPUBLISHED) if name is None else _hub_facts(Input(name=name, revision=revision))
-    return {
-        "name": name or "rows in memory",
-        "kind": "memory" if name is None else "hub",
-        "config": None,
-        **published,
-        "split": None,
-        "limit": None,
-        "rows": {},
-        "fingerprints": {n: rows._fingerprint for n, rows in splits.items() if hasattr(rows, "_fingerprint")},
-    }
+    where = _provenance(Input(name=name or "rows in memory"), "memory" if name is None else "hub", published)
+    prints = {split: rows._fingerprint for split, rows in splits.items() if hasattr(rows, "_fingerprint")}
+    return {**where, "fingerprints": prints}
 
 
 def stamp_of(source: Input) -> list[Any]:
     """What changes when the files of an input do: their names, sizes and times; nothing of a dataset of the Hub."""
-    path = Path(source.name).expanduser()
+    path = source.path
     files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
     return [[found.relative_to(path).as_posix(), (s := found.stat()).st_size, s.st_mtime_ns] for found in files]
 
@@ -182,31 +173,35 @@ def _provenance(source: Input, kind: str, published: Mapping[str, Any]) -> dict[
 
 
 def _splits_of(loaded: Any, source: Input) -> dict[str, Any]:
-    if isinstance(loaded, dict):
-        splits = dict(loaded)
-    else:  # of save_to_disk it may have another name of its own
-        splits = {source.split if source.split and source.split == str(loaded.split) else "train": loaded}
-    if source.split and source.split in splits:
-        return {source.split: splits[source.split]}
-    if source.split:
-        raise InputError(f"{source.name} has no split {source.split!r}; its splits are {sorted(splits)}.")
-    return splits
+    wanted = source.split
+    if not isinstance(loaded, dict):  # of save_to_disk it may have another name of its own
+        loaded = {wanted if wanted and wanted == str(loaded.split) else "train": loaded}
+    if wanted and wanted not in loaded:
+        raise InputError(f"{source.name} has no split {wanted!r}; its splits are {sorted(loaded)}.")
+    return {wanted: loaded[wanted]} if wanted else dict(loaded)
 
 
 def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
     """The dataset, the kind of its source, and what that says of itself: revision, licence, languages, visibility."""
     from datasets import load_dataset, load_from_disk
 
-    path = Path(source.name).expanduser()
+    path = source.path
     if path.is_file() and path.suffix not in LOADERS:
         raise InputError(f"{path} is no {', '.join(LOADERS)} file; convert it, or name one of these.")
-    if not path.exists() and (not _HUB_ID.fullmatch(source.name) or path.suffix in LOADERS):
+    if not path.exists() and not source.is_published:
         raise InputError(
             f"There is nothing at {source.name}. Expected a {', '.join(LOADERS)} file, a folder of them, a folder "
             "written by save_to_disk, or the id of a dataset on the Hub (user/name)."
         )
     saved = path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    _check_options(source, path, saved)
+    kind = "a file" if path.is_file() else "a folder of save_to_disk" if saved else "a folder"
+    # What would be ignored must not stand in `run.json`.
+    if source.config is not None and (saved or path.is_file()):
+        raise ConfigurationError(f"--config names a part of a Hub dataset, and {path} is {kind}; leave it out.")
+    if source.revision is not None and path.exists():
+        raise ConfigurationError(f"--revision names a state of a Hub dataset, and {path} is {kind}; leave it out.")
+    if path.is_file() and not path.stat().st_size:
+        raise InputError(f"{path} is empty; rows were expected. Name another file, or make this one again.")
     with reading(source):
         if path.is_file():
             return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", UNPUBLISHED
@@ -218,17 +213,6 @@ def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
         return load_dataset(source.name, source.config, revision=published["revision"]), "hub", published
 
 
-def _check_options(source: Input, path: Path, saved: bool) -> None:
-    """Refuse what would be ignored and yet stand in ``run.json``, and a file without content."""
-    kind = "a file" if path.is_file() else "a folder of save_to_disk" if saved else "a folder"
-    if source.config is not None and (saved or path.is_file()):
-        raise ConfigurationError(f"--config names a part of a Hub dataset, and {path} is {kind}; leave it out.")
-    if source.revision is not None and path.exists():
-        raise ConfigurationError(f"--revision names a state of a Hub dataset, and {path} is {kind}; leave it out.")
-    if path.is_file() and not path.stat().st_size:
-        raise InputError(f"{path} is empty; rows were expected. Name another file, or make this one again.")
-
-
 @contextmanager
 def reading(source: Input) -> Iterator[None]:
     """Name the input in what a loader raises, which may be anything that its file system or parser raises."""
@@ -237,7 +221,7 @@ def reading(source: Input) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        path = Path(source.name).expanduser()
+        path = source.path
         if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
             raise InputError(f"{source.name} holds no rows; nothing can be refined. Name another input.") from error
         cause: BaseException = error
@@ -295,6 +279,42 @@ def _tagged(info: Any, name: str) -> list[str]:
     tags = [str(tag) for tag in getattr(info, "tags", None) or []]
     if found := [tag.removeprefix(f"{name}:") for tag in tags if tag.startswith(f"{name}:")]:
         return found
-    card = getattr(info, "card_data", None)
-    stated = card.get(name) if card is not None else None
+    stated = (getattr(info, "card_data", None) or {}).get(name)
     return [str(one) for one in (stated if isinstance(stated, list) else [stated]) if one]
+
+
+# --- the files of a repository ------------------------------------------------------------------------------------
+
+
+def folder_or_repository(
+    name: str | os.PathLike[str], revision: str | None = None, token: str | None = None
+) -> tuple[Path, str | None]:
+    """A folder as it is; else the files of the repository of that name, and the commit that they are of.
+
+    Raises:
+        ConfigurationError: a revision was named, of a folder.
+        InputError: there is neither, or the repository cannot be downloaded.
+    """
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ConfigurationError(f"{name} is a folder, and a revision ({revision}) goes with a repository.")
+        return Path(name), None
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    repository = os.fspath(name)
+    try:
+        # The commit first: a download alone would fall back to a cached copy where access is denied or there is no net.
+        commit = str(HfApi(token=token).dataset_info(repository, revision=revision).sha)
+        return Path(snapshot_download(repository, repo_type="dataset", revision=commit, token=token)), commit
+    except Exception as error:  # no public name covers what the transports of hub 0.x, 1.x and 2.x raise
+        hint = "Check the name, the --revision, and the --token where it is private."
+        if not isinstance(error, HFValidationError) and getattr(error, "response", None) is None:
+            hint = (
+                f"Check the connection to {constants.ENDPOINT} (HF_ENDPOINT), and the room in the cache "
+                f"{constants.HF_HUB_CACHE} (HF_HOME), then run this again: what was downloaded is kept."
+            )
+        raise InputError(
+            f"{name}{f' at {revision}' if revision else ''} is no folder and cannot be downloaded: "
+            f"{type(error).__name__}: {shorten(' '.join(str(error).split()), 300).rstrip('.')}. {hint}"
+        ) from error

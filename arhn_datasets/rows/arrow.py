@@ -1,4 +1,7 @@
-"""Columns of lists as counts and flat values: what is computed on Arrow buffers, with no Python object a passage."""
+"""Columns of lists as counts and flat values: what is computed on Arrow buffers, with no Python object a passage.
+
+What reads a column of lists raises SchemaError where the column does not hold lists.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,7 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def flat_lists(table: pa.Table, column: str) -> tuple[Integers, pa.Array]:
-    """The length of each list of a column (0 where it is null), and the values of all of them.
-
-    Raises:
-        SchemaError: the column does not hold lists.
-    """
+    """The length of each list of a column (0 where it is null), and the values of all of them."""
     values = lists_in(table, column)
     return lengths_of(values), values.flatten()
 
@@ -39,11 +38,7 @@ def is_list(type: pa.DataType) -> bool:
 
 
 def lists_in(table: pa.Table, column: str) -> pa.Array:
-    """A column of lists of any kind as one array of lists with offsets.
-
-    Raises:
-        SchemaError: the column does not hold lists.
-    """
+    """A column of lists of any kind as one array of lists with offsets."""
     values = table.column(column)
     type = values.type
     if pa.types.is_null(type):
@@ -63,11 +58,7 @@ def lists_in(table: pa.Table, column: str) -> pa.Array:
 
 
 def lengths_in(table: pa.Table, column: str) -> tuple[Integers, Mask]:
-    """The length of each list of a column, and where it is null; the values are not copied.
-
-    Raises:
-        SchemaError: the column does not hold lists.
-    """
+    """The length of each list of a column, and where it is null; the values are not copied."""
     values = table.column(column)
     lengths = pc.list_value_length(values if is_list(values.type) else lists_in(table, column))
     absent: Mask = is_null(one_array(lengths))
@@ -104,11 +95,7 @@ def strings_of(table: pa.Table, column: str) -> pa.Array:
 
 
 def flat_field(table: pa.Table, column: str, name: str, type: pa.DataType) -> tuple[Integers, pa.Array]:
-    """The length of each list of structs, and one field of all of them; the other fields are not copied.
-
-    Raises:
-        SchemaError: the column does not hold lists.
-    """
+    """The length of each list of structs, and one field of all of them; the other fields are not copied."""
     values = table.column(column)
     if not is_list(values.type):
         lengths, structs = flat_lists(table, column)
@@ -212,7 +199,9 @@ def shaped(values: pa.Array, type: pa.DataType, name: str = "") -> pa.Array:
         return pa.nulls(len(values), type)
     if pa.types.is_struct(type) and pa.types.is_struct(values.type):
         inside = f"{name}." if name else ""
-        fields = [shaped(_field(values, field), field.type, inside + field.name) for field in type]
+        there = {field.name: pc.struct_field(values, at) for at, field in enumerate(values.type)}
+        nothing = pa.nulls(len(values))
+        fields = [shaped(there.get(field.name, nothing), field.type, inside + field.name) for field in type]
         mask = pc.is_null(values) if values.null_count else None
         return pa.StructArray.from_arrays(fields, fields=list(type), mask=mask)
     if hasattr(type, "value_type") and pa.types.is_nested(values.type):
@@ -226,11 +215,6 @@ def shaped(values: pa.Array, type: pa.DataType, name: str = "") -> pa.Array:
             f"Field {name!r} holds {values.type} and shall stand in one column of {type}, as all lists of a row do: "
             f"{error}. Cast the field to one type on both sides, as to string, or remove it."
         ) from error
-
-
-def _field(structs: pa.Array, field: pa.Field) -> pa.Array:
-    at = structs.type.get_field_index(field.name)
-    return pa.nulls(len(structs), field.type) if at < 0 else pc.struct_field(structs, at)
 
 
 def is_null(values: pa.Array) -> Any:

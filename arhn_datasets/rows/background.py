@@ -2,22 +2,24 @@
 
 `Dataset.map` makes a new event loop for every call, a notebook has one running already, and forked workers inherit a
 copy of the parent's: a pooled client survives none of them. So every process has one daemon thread with one loop, and
-what lives on it is kept by key in :func:`resource`, never on an object that is hashed or pickled.
+what lives on it is kept by key in :func:`resource`, never on an object that is hashed or pickled. What else a process
+does around a fork is registered here, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from arhn_datasets.rows.forks import around_forks
-
 T = TypeVar("T")
+Act = Callable[[], None]
 
 CLOSING_SECONDS = 5.0
 
@@ -70,12 +72,17 @@ async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     return await asyncio.wrap_future(submit(coroutine))
 
 
-async def gathered(awaitables: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of all at once, in order.
+async def gathered(awaitables: Iterable[Awaitable[T]], *, concurrently: bool = True) -> list[T]:
+    """The results in order: of all at once on a loop, or one after the other where nothing waits.
 
     The first error ends the others: what is left of a call that fails must neither ask on nor be waited for.
     """
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    if not concurrently:
+        return [await awaitable for awaitable in awaitables]
+    listed = list(awaitables)
+    if len(listed) == 1:  # needs no task of its own
+        return [await listed[0]]
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in listed]
     try:
         return list(await asyncio.gather(*tasks))
     except BaseException:
@@ -141,6 +148,22 @@ async def _close_all(ended: _Loop) -> None:
     for result in await asyncio.gather(*closing, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
+
+
+def around_forks(*, before: Act = lambda: None, in_parent: Act = lambda: None, in_child: Act) -> None:
+    """Call these at every fork of this process from now on; those of ``before`` last registered first."""
+    if hasattr(os, "register_at_fork"):  # pragma: no branch - absent on Windows only
+        os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def when_a_worker_ends(act: Act) -> None:
+    """Call ``act`` at the end of this process if it is a worker, which ends without atexit.
+
+    Workers are those of multiprocessing, and of multiprocess, which `Dataset.map` uses.
+    """
+    for name in ("multiprocessing.util", "multiprocess.util"):
+        if name in sys.modules:
+            sys.modules[name].Finalize(None, act, exitpriority=100)
 
 
 def _after_fork() -> None:

@@ -1,4 +1,4 @@
-"""What an option may be: a check names it, says what was given and what was expected."""
+"""What an option may be: a check raises ConfigurationError, which names it and says what was given and expected."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from arhn_datasets.errors import ConfigurationError
 
 
 def check_integer(name: str, value: object, least: int | None = None, *, optional: bool = False) -> None:
-    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where it is ``optional``.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
+    """Refuse what is no whole number, or below ``least``, as the option ``name``; None only where ``optional``."""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
@@ -22,11 +18,7 @@ def check_integer(name: str, value: object, least: int | None = None, *, optiona
 
 
 def check_seconds(name: str, value: object, *, above_zero: bool = True) -> None:
-    """Refuse what is no finite number of seconds, or none above 0, as the option ``name``.
-
-    Raises:
-        ConfigurationError: says what was given, and what was expected.
-    """
+    """Refuse what is no finite number of seconds, or none above 0, as the option ``name``."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value < math.inf or (above_zero and value == 0):  # type: ignore[operator]
         expected = "above 0" if above_zero else "from 0"
@@ -34,11 +26,7 @@ def check_seconds(name: str, value: object, *, above_zero: bool = True) -> None:
 
 
 def check_choice(name: str, value: object, choices: Collection[str], *, optional: bool = False) -> None:
-    """Refuse what is none of ``choices`` as the option ``name``; None only where it is ``optional``.
-
-    Raises:
-        ConfigurationError: says what was given, and what there is.
-    """
+    """Refuse what is none of ``choices`` as the option ``name``; None only where it is ``optional``."""
     if not (optional and value is None) and value not in choices:
         none = ", or None," if optional else ""
         raise ConfigurationError(f"{name} is {value!r}; one of {', '.join(choices)}{none} was expected.")

@@ -4,31 +4,19 @@ A canonical row is a row of the published RLHN and Tevatron sets: ``query_id``, 
 ``positive_passages`` and ``negative_passages`` (lists of ``{docid, title, text}``, title ``""`` when there is
 none), optionally ``subset``, and any further columns, which pass through.
 
-The stages add columns whose lists are aligned with the passage lists:
+The stages add columns whose lists are aligned with the passage lists, one value a passage. The sides are ``positive``
+and ``negative``, and of rows that a rule has decided upon ``filtered``, too:
 
 =======================  ====================================================================
-column                   one value per row
-=======================  ====================================================================
-``positive_snippets``    list of :data:`SNIPPET_TYPE`, one per positive passage
-``negative_snippets``    the same, one per negative passage
-``positive_ranks``       list of int32: 1 is best, null is not ranked, equal is equally good
-``negative_ranks``       the same for the negatives
+``<side>_snippets``      list of :data:`SNIPPET_TYPE`: the words that answer
+``<side>_ranks``         list of int32: 1 is best, null is not ranked, equal is equally good
 ``ranking``              :data:`RANKING_TYPE`: how the ranking of the row went
+``<side>_scores``        list of double: the higher the more relevant, null is not scored
+``<side>_verdicts``      list of :data:`VERDICT_TYPE`: how a passage compares with the positives
+``<side>_grades``        list of :data:`GRADE_TYPE`: how relevant a passage is, from 0 to 3
 ``filtered_passages``    the passages that left the negatives
-``filtered_snippets``    their snippets
-``filtered_ranks``       their ranks
-``*_origins``            list of :data:`ORIGIN_TYPE`: where each passage of the three lists came from
-``decision``             :data:`DECISION_TYPE`: what relabelling did to the row, and why
-=======================  ====================================================================
-
-Beside snippets and ranks, or instead of them, there may be further evidence for further rules, in the same form:
-
-=======================  ====================================================================
-``positive_scores``      list of double: the higher the more relevant, null is not scored
-``positive_verdicts``    list of :data:`VERDICT_TYPE`: how a passage compares with the positives
-``positive_grades``      list of :data:`GRADE_TYPE`: how relevant a passage is, from 0 to 3
-``negative_*``           the same for the negatives
-``filtered_*``           the same for the passages that left
+``<side>_origins``       list of :data:`ORIGIN_TYPE`: where each passage came from
+``decision``             :data:`DECISION_TYPE`: what a rule did to the row, and why
 =======================  ====================================================================
 """
 
@@ -53,51 +41,29 @@ SUBSET = "subset"
 RANKING = "ranking"
 DECISION = "decision"
 
-PASSAGE_TYPE = pa.struct([("docid", pa.string()), ("title", pa.string()), ("text", pa.string())])
+_TEXT, _COUNT = pa.string(), pa.int32()
+PASSAGE_TYPE = pa.struct({"docid": _TEXT, "title": _TEXT, "text": _TEXT})
 SNIPPET_TYPE = pa.struct(
-    [
-        ("snippet", pa.string()),  # as it stands in the passage, null unless grounded
-        ("start", pa.int32()),  # offsets in characters into passage[field], end exclusive
-        ("end", pa.int32()),
-        ("field", pa.string()),  # "text" or "title"
-        ("status", pa.string()),
-        ("detail", pa.string()),  # why, and the beginning of the reply, where it is not plain
-    ]
+    {
+        "snippet": _TEXT,  # as it stands in the passage, null unless grounded
+        "start": _COUNT,  # offsets in characters into passage[field], end exclusive
+        "end": _COUNT,
+        "field": _TEXT,  # "text" or "title"
+        "status": _TEXT,
+        "detail": _TEXT,  # why, and the beginning of the reply, where it is not plain
+    }
 )
 RANKING_TYPE = pa.struct(
-    [
-        ("status", pa.string()),
-        ("candidates", pa.int32()),
-        ("permutations", pa.int32()),
-        ("agreement", pa.float64()),
-        ("detail", pa.string()),
-    ]
+    {"status": _TEXT, "candidates": _COUNT, "permutations": _COUNT, "agreement": pa.float64(), "detail": _TEXT}
 )
 SCORE_TYPE = pa.float64()
-VERDICT_TYPE = pa.struct(
-    [
-        ("verdict", pa.string()),  # "better", "worse" or "no_match", null where the reply does not say it
-        ("status", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-GRADE_TYPE = pa.struct(
-    [
-        ("grade", pa.int32()),  # from 0, not relevant, to 3; null where the reply does not say it
-        ("status", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
-ORIGIN_TYPE = pa.struct([("label", pa.string()), ("position", pa.int32())])
+# "better", "worse" or "no_match"; null where the reply does not say it
+VERDICT_TYPE = pa.struct({"verdict": _TEXT, "status": _TEXT, "detail": _TEXT})
+# from 0, not relevant, to 3; null where the reply does not say it
+GRADE_TYPE = pa.struct({"grade": _COUNT, "status": _TEXT, "detail": _TEXT})
+ORIGIN_TYPE = pa.struct({"label": _TEXT, "position": _COUNT})
 DECISION_TYPE = pa.struct(
-    [
-        ("status", pa.string()),
-        ("policy", pa.string()),
-        ("reference", pa.string()),
-        ("relabelled", pa.int32()),
-        ("filtered", pa.int32()),
-        ("detail", pa.string()),
-    ]
+    {"status": _TEXT, "policy": _TEXT, "reference": _TEXT, "relabelled": _COUNT, "filtered": _COUNT, "detail": _TEXT}
 )
 
 
@@ -106,9 +72,9 @@ class Side:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.passages, self.origins = self.column("passages"), self.column("origins")
-        self.snippets, self.ranks = self.column("snippets"), self.column("ranks")
-        self.scores, self.verdicts, self.grades = (self.column(kind) for kind in ("scores", "verdicts", "grades"))
+        self.passages, self.origins, self.snippets = f"{label}_passages", f"{label}_origins", f"{label}_snippets"
+        self.ranks, self.scores = f"{label}_ranks", f"{label}_scores"
+        self.verdicts, self.grades = f"{label}_verdicts", f"{label}_grades"
 
     def column(self, kind: str) -> str:
         """The column of a kind of :data:`KINDS` on this side."""
@@ -182,8 +148,8 @@ KINDS: Mapping[str, Kind] = {
         statuses=SNIPPET_STATUSES,
         everywhere=True,
     ),
-    "ranks": Kind(type=pa.int32(), shown_as={"rank": None}, stage="arhn.ranks"),
-    "scores": Kind(type=pa.float64(), shown_as={"score": None}, stage="arhn.Scores(model)"),
+    "ranks": Kind(type=_COUNT, shown_as={"rank": None}, stage="arhn.ranks"),
+    "scores": Kind(type=SCORE_TYPE, shown_as={"score": None}, stage="arhn.Scores(model)"),
     "verdicts": Kind(
         type=VERDICT_TYPE,
         shown_as={"verdict": "verdict", "verdict_status": "status", "verdict_detail": "detail"},
@@ -264,10 +230,10 @@ def passages_of(row: Mapping[str, Any], column: str) -> Sequence[Passage]:
     return list(value)
 
 
-def text_of(passage: Passage) -> str:
+def text_of(passage: Passage, separator: str = "\n") -> str:
     """Title and text of a passage as one text, title first."""
     title, text = passage.get("title") or "", passage.get("text") or ""
-    return f"{title}\n{text}" if title and text else title or text
+    return f"{title}{separator}{text}" if title and text else title or text
 
 
 def types_of(kinds: Sequence[str], sides: Sequence[Side] = SIDES) -> dict[str, pa.DataType]:

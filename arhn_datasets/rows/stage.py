@@ -6,24 +6,14 @@ What a stage gives is a pure function of rows or of columns. How `datasets` come
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.rows import background
-from arhn_datasets.rows.map_hooks import (
-    ArrowColumns,
-    MapCallable,
-    TypedList,
-    forget,
-    is_lazy,
-    is_lazy_batch,
-    schema_of,
-    stored_behind,
-)
+from arhn_datasets.rows import background, map_hooks
 from arhn_datasets.rows.records import QUERY, Row
 
 MOST_BYTES = 256_000_000  # of the rows of a table that are computed at once; Arrow's strings end at 2 GB
@@ -33,7 +23,7 @@ Self = TypeVar("Self", bound="Transform")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Transform(MapCallable):
+class Transform(map_hooks.MapCallable):
     """A stage for ``Dataset.map``: immutable configuration, and a pure function of rows.
 
     Call it with a row (a dict of values), a batch (a dict of lists) or a ``pyarrow.Table``; the same kind comes back,
@@ -103,7 +93,7 @@ class Transform(MapCallable):
             raise SchemaError(
                 f"{self._called} needs the columns {missing}; the columns found are {found}. {self._advice(missing)}"
             )
-        return [*self.required, *(column for column in self.OPTIONAL if column in found)]
+        return list(dict.fromkeys([*self.required, *(column for column in self.OPTIONAL if column in found)]))
 
     def _is_batch(self, rows: Mapping[str, Any]) -> bool:
         return is_batch(rows)
@@ -123,7 +113,7 @@ class Transform(MapCallable):
 
     def _write(self, rows: Any, results: Sequence[Row], *, owned: bool) -> Any:
         table = isinstance(rows, pa.Table)
-        types = self.types(rows.schema if table else schema_of(rows))
+        types = self.types(rows.schema if table else map_hooks.schema_of(rows))
         types = {column: type for column, type in types.items() if not results or column in results[0]}
         if table:
             arrays = {name: pa.array([result[name] for result in results], type=type) for name, type in types.items()}
@@ -131,16 +121,15 @@ class Transform(MapCallable):
         gone = self.dropped(list(rows))
         batch = self._is_batch(rows)
         if owned:
-            forget(rows, gone)
+            map_hooks.forget(rows, gone)
         if batch:
-            new: dict[str, Any] = {
-                column: _typed([result[column] for result in results], type) for column, type in types.items()
-            }
-        elif is_lazy(rows):
+            new: dict[str, Any] = {column: [result[column] for result in results] for column in types}
+            new |= {c: map_hooks.TypedList(new[c], type) for c, type in types.items() if type is not None}
+        elif map_hooks.is_lazy(rows):
             new = {column: pa.array([results[0][column]], type=type) for column, type in types.items()}
         else:
             new = {column: results[0][column] for column in types}
-        if is_lazy(rows):
+        if map_hooks.is_lazy(rows):
             return new
         return {**{column: value for column, value in rows.items() if column not in gone}, **new}
 
@@ -168,15 +157,15 @@ class ColumnTransform(Transform):
         """The rows with the new columns; ``owned`` by `datasets`, or else handed in by a user."""
         if isinstance(rows, pa.Table):
             return self._joined(rows, self._computed(rows))
-        table = stored_behind(rows, self._inputs(rows))
+        table = map_hooks.stored_behind(rows, self._inputs(rows))
         if table is None:
             return super().transformed(rows, owned=owned)
         columns = self._computed(table)
-        if not owned and is_lazy_batch(rows):  # but for a function of the user's, who expects lists
-            return {column: TypedList(values.to_pylist(), values.type) for column, values in columns.items()}
+        if not owned and map_hooks.is_lazy_batch(rows):  # but for a function of the user's, who expects lists
+            return {column: map_hooks.TypedList(values.to_pylist(), values.type) for column, values in columns.items()}
         if owned:
-            forget(rows, self.dropped(list(rows)))
-        return ArrowColumns(columns) if is_lazy_batch(rows) else columns
+            map_hooks.forget(rows, self.dropped(list(rows)))
+        return map_hooks.ArrowColumns(columns) if map_hooks.is_lazy_batch(rows) else columns
 
     def _computed(self, table: pa.Table) -> dict[str, Any]:
         """The new columns, computed on so many rows at once that no array outgrows its offsets."""
@@ -200,13 +189,9 @@ def parts_of(table: pa.Table) -> Iterator[pa.Table]:
 
 def is_batch(rows: Mapping[str, Any], query: str = QUERY) -> bool:
     """Whether ``rows`` is a batch: its ``query`` column is a list (or an array) of queries, not one query."""
-    if is_lazy(rows):
-        return is_lazy_batch(rows)
+    if map_hooks.is_lazy(rows):
+        return map_hooks.is_lazy_batch(rows)
     return isinstance(rows.get(query), (list, tuple)) or hasattr(rows.get(query), "tolist")
-
-
-def _typed(values: list[Any], type: pa.DataType | None) -> list[Any]:
-    return values if type is None else TypedList(values, type)
 
 
 def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -218,13 +203,3 @@ def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError("an annotator with awaits = False has awaited something")
-
-
-async def gather(awaitables: Iterable[Awaitable[T]], *, concurrently: bool) -> list[T]:
-    """The results in order: all at once on a loop, or one after the other where nothing waits."""
-    if not concurrently:
-        return [await awaitable for awaitable in awaitables]
-    listed = list(awaitables)
-    if len(listed) == 1:  # needs no task of its own
-        return [await listed[0]]
-    return await background.gathered(listed)

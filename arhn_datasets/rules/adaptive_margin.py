@@ -44,6 +44,8 @@ class AdaptiveMargin(ScoreRule):
         SchemaError: the rows have no scores, or they do not fit the passages.
     """
 
+    label = "AdaptiveMargin"
+
     margin: float = 0.95
     slope: float = 0.0
     certain: float = 1.0
@@ -53,11 +55,6 @@ class AdaptiveMargin(ScoreRule):
         check_share(self, "margin")
         check_numbers(self, "slope", least=0)
         check_numbers(self, "certain")
-
-    @property
-    def label(self) -> str:
-        """The rule."""
-        return "AdaptiveMargin"
 
     def limit(self, reference: Any) -> Any:
         """The highest score of a negative that stays, of one reference or of an array; NaN where it cannot be told."""

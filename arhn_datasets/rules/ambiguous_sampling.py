@@ -44,6 +44,7 @@ class AmbiguousSampling(ScoreRule):
     """
 
     OPTIONAL: ClassVar[tuple[str, ...]] = (*Decision.OPTIONAL, QUERY_ID)
+    label = "SimANS"
 
     a: float = 1.0
     b: float = 0.0
@@ -56,11 +57,6 @@ class AmbiguousSampling(ScoreRule):
         check_numbers(self, "b")
         check_integer("num_hard_negatives", self.num_hard_negatives, least=1)
         check_integer("seed", self.seed)
-
-    @property
-    def label(self) -> str:
-        """The rule."""
-        return "SimANS"
 
     def probabilities(self, reference: float, scores: Sequence[float]) -> list[float]:
         """The probability of each negative to be drawn first; they sum up to 1."""
@@ -81,7 +77,8 @@ class AmbiguousSampling(ScoreRule):
             named = zip(names(which), numbers[which].tolist(), strict=True)
             uniform = np.concatenate([self._uniform(name, number) for name, number in named])
             with np.errstate(over="ignore"):  # the hopeless ones
-                keys = self._logit(scores[asked], references[rows[asked]]) + _gumbel(uniform)
+                gumbel = -np.log(-np.log(np.maximum(uniform, 5e-324)))
+                keys = self._logit(scores[asked], references[rows[asked]]) + gumbel
             verdicts[asked[beyond(self.num_hard_negatives, keys, rows[asked])]] = BELOW
         return verdicts
 
@@ -96,8 +93,3 @@ class AmbiguousSampling(ScoreRule):
     def _logit(self, score: Any, reference: Any) -> Any:
         distance = score - reference - self.b
         return -self.a * distance * distance
-
-
-def _gumbel(uniform: Numbers) -> Numbers:
-    gumbel: Numbers = -np.log(-np.log(np.maximum(uniform, 5e-324)))
-    return gumbel

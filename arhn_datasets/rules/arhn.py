@@ -16,20 +16,9 @@ from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.arrow import Codes, Numbers, extremes
 from arhn_datasets.rows.options import check_choices, check_integer
 from arhn_datasets.rows.records import GRADES, Side
+from arhn_datasets.rules import rule
 from arhn_datasets.rules.moves import Evidence, Names
-from arhn_datasets.rules.rule import (
-    ABOVE,
-    ACTIONS,
-    ANSWERLESS,
-    BELOW,
-    NOTHING,
-    SUPPORTED,
-    UNKNOWN,
-    UNPLACED,
-    UNRANKED,
-    Decision,
-    states_of,
-)
+from arhn_datasets.rules.rule import ABOVE, ACTIONS, BELOW, NOTHING, UNRANKED, Decision, states_of
 
 POLICIES = tuple(ACTIONS)
 REFERENCES = ("best", "worst")
@@ -50,12 +39,12 @@ def _by_snippets(positives: Evidence, negatives: Evidence, options: Relabel) -> 
     ranks = np.where(held, positives.of("ranks"), np.nan)
     reference = extremes(ranks, rows, count, largest=options.reference == "worst")
     denied = np.bincount(rows[statuses == no_answer], minlength=count)
-    states = np.where((denied == positives.counts) & (denied > 0), ANSWERLESS, UNKNOWN)
-    states[rows[held]] = UNPLACED
-    states[~np.isnan(reference)] = SUPPORTED
+    states = np.where((denied == positives.counts) & (denied > 0), rule.ANSWERLESS, rule.UNKNOWN)
+    states[rows[held]] = rule.UNPLACED
+    states[~np.isnan(reference)] = rule.SUPPORTED
     verdicts = _placed(-negatives.of("ranks"), -reference[negatives.rows], options)
     answerless = {"filter": BELOW, "relabel": ABOVE, "keep": NOTHING}[options.unsupported]
-    verdicts = np.where(states[negatives.rows] == ANSWERLESS, answerless, verdicts)
+    verdicts = np.where(states[negatives.rows] == rule.ANSWERLESS, answerless, verdicts)
     return states, np.where(negatives.of("snippets") == grounded, verdicts, NOTHING)
 
 
@@ -138,16 +127,8 @@ class Relabel(Decision):
     max_matches: int | None = None
 
     def __post_init__(self) -> None:
-        check_choices(
-            self,
-            {
-                "policy": POLICIES,
-                "reference": REFERENCES,
-                "unsupported": UNSUPPORTED,
-                "ties": TIES,
-                "evidence": tuple(_JUDGES),
-            },
-        )
+        known = {"policy": POLICIES, "reference": REFERENCES, "unsupported": UNSUPPORTED, "ties": TIES}
+        check_choices(self, {**known, "evidence": tuple(_JUDGES)})
         super().__post_init__()
         if type(self.threshold) is not int or self.threshold not in GRADES[1:]:
             raise ConfigurationError(f"threshold is {self.threshold!r}; a grade from 1 to {GRADES[-1]} was expected.")
@@ -173,11 +154,6 @@ class Relabel(Decision):
     def judge(self, positives: Evidence, negatives: Evidence, names: Names) -> tuple[Codes, Codes]:
         """The verdicts of the evidence."""
         return _JUDGES[self.evidence](positives, negatives, self)
-
-    @property
-    def most_matches(self) -> int | None:
-        """With more, the query is too broad, or the annotator was wrong."""
-        return self.max_matches
 
     def identity(self) -> dict[str, Any]:
         """Every option; those of other evidence only where it is used."""

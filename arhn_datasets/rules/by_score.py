@@ -46,22 +46,15 @@ REFERENCE_SCORES: Mapping[str, Callable[[Numbers, Integers, int], Numbers]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreRule(Decision):
-    """A rule that compares the scores of the negatives with that of the positives.
+    """A rule that compares the scores of the negatives with that of the positives."""
 
-    Args:
-        reference: With several positives that have a score, their ``"min"``, ``"max"`` or ``"mean"``.
-    """
+    evidence_kinds = ("scores",)
 
     reference: str = "min"
 
     def __post_init__(self) -> None:
         check_choices(self, {"reference": tuple(REFERENCE_SCORES)})
         super().__post_init__()
-
-    @property
-    def evidence_kinds(self) -> tuple[str, ...]:
-        """Scores."""
-        return ("scores",)
 
     def judge(self, positives: Evidence, negatives: Evidence, names: Names) -> tuple[Codes, Codes]:
         """The states of the references, ``supported`` or ``unknown``, and the verdicts.

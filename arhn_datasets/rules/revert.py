@@ -12,8 +12,7 @@ import pyarrow as pa
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows.arrow import gathered, lists_in, shaped
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, LABELLED, QUERY, RANKING
-from arhn_datasets.rules.moves import Undecided, decided_rows, moved_columns, passage_list_type
-from arhn_datasets.rules.objects import MovingTransform
+from arhn_datasets.rules.moves import MovingTransform, Undecided, decided_rows, passage_list_type
 from arhn_datasets.rules.rule import ADDED, EVIDENCE_COLUMNS, WRITTEN, Decision, check_pairs, unwritten
 
 
@@ -52,13 +51,10 @@ class Revert(MovingTransform):
         """The columns of the rows as they were before relabelling."""
         decided = decided_rows(table)
         if decided.all():
-            return moved_columns(table, Undecided(table).moves(), types)
+            return Undecided(table).moved(types)
         # The others were never relabelled, and concatenated with rows that were: they stay as they are.
-        own = {
-            column: shaped(lists_in(table, column), type, column)
-            for column, type in types.items()
-            if column in table.column_names
-        }
+        there = [column for column in types if column in table.column_names]
+        own = {column: shaped(lists_in(table, column), types[column], column) for column in there}
         if not decided.any():
             return own
         back = self.moved(table.filter(pa.array(decided)), types)
@@ -76,12 +72,11 @@ class Revert(MovingTransform):
         return tuple(column for column in columns if column in gone)
 
     def _inputs(self, columns: Any) -> list[str]:
-        given = list(columns)
-        inputs = super()._inputs(given)
+        inputs = super()._inputs(given := list(columns))
         check_pairs(given)
         if missing := unwritten(given):
             raise SchemaError(f"arhn.revert needs the columns {missing}. {self._advice(missing)}")
-        return list(dict.fromkeys(inputs))
+        return inputs
 
     def _advice(self, missing: Sequence[str]) -> str:
         return "Only rows that arhn.relabel has written, with all their columns, can be reverted."

@@ -1,56 +1,31 @@
 """What every rule shares: it moves the passages of a row by a verdict on each negative, guards the row, and says why.
 
 A pure function of the evidence: another rule or policy costs no LLM call. A rule is computed on whole columns: from the
-evidence on the passages of all rows to one code a negative. It is one file of this folder, see ``registry``.
+evidence on the passages of all rows to one code a negative. It is one file of this folder, found by its class.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.errors import SchemaError
+from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.rows import records
 from arhn_datasets.rows.arrow import Codes, Integers, Mask, field_of, one_array
 from arhn_datasets.rows.options import check_choices, check_integer
-from arhn_datasets.rows.records import (
-    ALL_EVIDENCE_TYPES,
-    ARHN_KINDS,
-    CHANGED,
-    DECISION,
-    DECISION_TYPE,
-    DROPPED,
-    EVIDENCE_KINDS,
-    FILTERED,
-    FURTHER_KINDS,
-    GUARDED,
-    KINDS,
-    LABELLED,
-    NEGATIVE,
-    POSITIVE,
-    QUERY,
-    RANKING,
-    SIDES,
-    UNCHANGED,
-    Side,
-)
+from arhn_datasets.rows.records import DECISION, FILTERED, KINDS, LABELLED, NEGATIVE, POSITIVE, SIDES, Side
 from arhn_datasets.rows.stage import is_batch
-from arhn_datasets.rules.moves import (
-    ORIGINS,
-    Evidence,
-    Moves,
-    Names,
-    Undecided,
-    moved_columns,
-    passage_list_type,
-    words_of,
-)
-from arhn_datasets.rules.objects import MovingTransform
+from arhn_datasets.rules.moves import ORIGINS, Evidence, MovingTransform, Names, Undecided, passage_list_type, words_of
 
 GUARDS = ("keep", "drop", "allow")
 
@@ -69,38 +44,22 @@ ACTIONS: Mapping[str, Mapping[int, Side]] = {
     "relabel+filter": {ABOVE: POSITIVE, BELOW: FILTERED},
 }
 
-EVIDENCE_COLUMNS = tuple(side.column(kind) for side in LABELLED for kind in EVIDENCE_KINDS)
+EVIDENCE_COLUMNS = tuple(side.column(kind) for side in LABELLED for kind in records.EVIDENCE_KINDS)
 WRITTEN = (FILTERED.passages, *ORIGINS, DECISION)  # by every rule
-ADDED = (*WRITTEN, *(FILTERED.column(kind) for kind in EVIDENCE_KINDS))  # by a rule over rows with all evidence
-
-_ROW_STATUSES = (CHANGED, UNCHANGED, GUARDED, DROPPED)
+ADDED = (*WRITTEN, *(FILTERED.column(kind) for kind in records.EVIDENCE_KINDS))  # by a rule over rows with all evidence
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decision(MovingTransform):
-    """Moves passages by a rule over their evidence, and adds where each came from and why.
+    """Moves passages by a rule over their evidence, and says why, as :class:`~arhn_datasets.Relabel` does.
 
-    The result holds every passage that came in exactly once, in ``positive_passages``, ``negative_passages`` or
-    ``filtered_passages``, each with its origin and all evidence on it; ``decision`` says what was done to the row.
-    A row that was decided upon before is reverted first, so any rule can follow any other.
-
-    A subclass gives the rule, :meth:`judge`, and what becomes of each verdict, :attr:`actions`.
-
-    Args:
-        min_negatives: Fewest negatives that a row must have left.
-        on_shortage: With fewer, ``"keep"`` leaves the row as it came, ``"drop"`` marks it as dropped (see
-            :func:`is_kept`), ``"allow"`` lets it pass.
-        max_relabelled: Most negatives that may become positives in a row; None for any number.
-        on_excess: With more, the same choices.
-
-    Raises:
-        ConfigurationError: a value is out of range.
-        SchemaError: the rows have no evidence columns, or they do not fit the passages.
+    A subclass gives the rule, :meth:`judge`, and what becomes of each verdict, :attr:`actions`. With an option
+    ``max_matches`` a row with more verdicts than these, of any but :data:`NOTHING`, is dropped, whatever the guards.
     """
 
     NAME: ClassVar[str] = "relabel"
     ORDER: ClassVar[int] = 3
-    OPTIONAL: ClassVar[tuple[str, ...]] = (*EVIDENCE_COLUMNS, RANKING, *ADDED)
+    OPTIONAL: ClassVar[tuple[str, ...]] = (*EVIDENCE_COLUMNS, records.RANKING, *ADDED)
 
     min_negatives: int = 1
     on_shortage: str = "keep"
@@ -120,7 +79,7 @@ class Decision(MovingTransform):
     @property
     @abstractmethod
     def evidence_kinds(self) -> tuple[str, ...]:
-        """The kinds of evidence that the rule cannot do without, of :data:`~arhn_datasets.rows.records.KINDS`."""
+        """The kinds of evidence that the rule cannot do without, of :data:`~arhn_datasets.rows.KINDS`."""
 
     @property
     def actions(self) -> Mapping[int, Side]:
@@ -135,28 +94,16 @@ class Decision(MovingTransform):
         """
 
     @property
-    def most_matches(self) -> int | None:
-        """Most negatives of a row with any verdict but :data:`NOTHING`; with more it is dropped, whatever the guards.
-
-        None for any number.
-        """
-        return None
-
-    @property
     def required(self) -> tuple[str, ...]:
         """The passages, and the evidence that the rule looks at."""
-        return (QUERY, *(side.column(kind) for kind in ("passages", *self.evidence_kinds) for side in LABELLED))
+        return (records.QUERY, *(side.column(kind) for kind in ("passages", *self.evidence_kinds) for side in LABELLED))
 
     def identity(self) -> dict[str, Any]:
         """The rule, and every option."""
         return {"rule": type(self).__name__, **{option.name: getattr(self, option.name) for option in fields(self)}}
 
     def moved(self, table: pa.Table, types: Mapping[str, Any]) -> Mapping[str, pa.Array]:
-        """The columns of the relabelled rows."""
-        return moved_columns(table, self.moves(table), types)
-
-    def moves(self, table: pa.Table) -> Moves:
-        """Where the passages of rows go, and their decisions; of passages only how many there are is looked at.
+        """The columns of the relabelled rows.
 
         Raises:
             SchemaError: the evidence does not fit the passages.
@@ -177,42 +124,41 @@ class Decision(MovingTransform):
             targets = np.where(stopped[rows], kept, targets)
             relabelled, left = np.where(stopped, 0, relabelled), np.where(stopped, negatives.counts, left)
         filtered = negatives.counts - relabelled - left
-        columns = {
-            "status": words_of(_ROW_STATUSES, np.where(stopped, status, relabelled + filtered == 0)),
-            "policy": pa.repeat(self.label, count),
-            "reference": words_of(STATES, states),
-            "relabelled": pa.array(relabelled.astype(np.int32)),
-            "filtered": pa.array(filtered.astype(np.int32)),
-            "detail": detail,
-        }
-        decision = pa.StructArray.from_arrays([columns[one.name] for one in DECISION_TYPE], fields=list(DECISION_TYPE))
-        return source.moves(targets, decision)
+        columns = [  # of DECISION_TYPE, in its order
+            words_of(records.DECISION_STATUSES, np.where(stopped, status, relabelled + filtered == 0)),
+            pa.repeat(self.label, count),
+            words_of(STATES, states),
+            pa.array(relabelled.astype(np.int32)),
+            pa.array(filtered.astype(np.int32)),
+            detail,
+        ]
+        decision = pa.StructArray.from_arrays(columns, fields=list(records.DECISION_TYPE))
+        return source.moved(types, targets, decision)
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Passages as in the input, and the evidence types."""
         columns = [
-            *(side.column(kind) for side in SIDES for kind in (*ARHN_KINDS, "origins")),
+            *(side.column(kind) for side in SIDES for kind in (*records.ARHN_KINDS, "origins")),
             DECISION,
-            *(side.column(kind) for side in SIDES for kind in FURTHER_KINDS),
+            *(side.column(kind) for side in SIDES for kind in records.FURTHER_KINDS),
         ]
         passages = dict.fromkeys((side.passages for side in SIDES), passage_list_type(schema))
-        return {**passages, **{column: ALL_EVIDENCE_TYPES[column] for column in columns}}
+        return {**passages, **{column: records.ALL_EVIDENCE_TYPES[column] for column in columns}}
 
     def _inputs(self, columns: Any) -> list[str]:
-        given = list(columns)
-        inputs = super()._inputs(given)
+        inputs = super()._inputs(given := list(columns))
         check_pairs(given)
         if any(column in given for column in ADDED) and (missing := unwritten(given)):
             raise SchemaError(
                 f"The rows were relabelled and lack {missing}; without these, passages would be lost. "
                 "Relabel rows with all the columns that arhn.relabel has written, or those of before."
             )
-        return list(dict.fromkeys(inputs))
+        return inputs
 
     def _advice(self, missing: Sequence[str]) -> str:
-        if not {QUERY, *(side.passages for side in LABELLED)}.isdisjoint(missing):
+        if not {records.QUERY, *(side.passages for side in LABELLED)}.isdisjoint(missing):
             return super()._advice(missing)
-        kinds = [kind for kind in EVIDENCE_KINDS if {side.column(kind) for side in SIDES} & set(missing)]
+        kinds = [kind for kind in records.EVIDENCE_KINDS if {side.column(kind) for side in SIDES} & set(missing)]
         if kinds == ["snippets"] and "ranks" in self.evidence_kinds:
             kinds.append("ranks")  # which are ranks of snippets
         return f"Run the stages before first: {', then '.join(f'ds.map({KINDS[kind].stage})' for kind in kinds)}."
@@ -228,13 +174,13 @@ def is_kept(rows: Any) -> Any:
         if DECISION not in rows.column_names:
             return pa.repeat(True, rows.num_rows)
         statuses = field_of(one_array(rows.column(DECISION)), "status", pa.string())
-        return pc.fill_null(pc.not_equal(statuses, DROPPED), True)
+        return pc.fill_null(pc.not_equal(statuses, records.DROPPED), True)
     decision = rows.get(DECISION)
     if decision is None and is_batch(rows):
         return [True] * len(rows[next(iter(rows))])
     if isinstance(decision, list) or hasattr(decision, "tolist"):  # of NumPy or pandas
-        return [one is None or one["status"] != DROPPED for one in decision]
-    return decision is None or bool(decision["status"] != DROPPED)
+        return [one is None or one["status"] != records.DROPPED for one in decision]
+    return decision is None or bool(decision["status"] != records.DROPPED)
 
 
 def states_of(placed: Mask) -> Codes:
@@ -244,21 +190,20 @@ def states_of(placed: Mask) -> Codes:
 
 def _guarded(options: Decision, matches: Integers, relabelled: Integers, left: Integers) -> tuple[Codes, pa.Array]:
     """The status of each row that must not be changed, -1 of the others, and why."""
+    most = getattr(options, "max_matches", None)  # with more the query is too broad, or the annotator was wrong
     status, detail = np.full(len(matches), -1), pa.nulls(len(matches), pa.string())
     for numbers, breaks, limit, choice, reason in (
-        (matches, np.greater, options.most_matches, "drop", "negatives match, max_matches is"),
-        (
-            *(relabelled, np.greater, options.max_relabelled, options.on_excess),
-            "negatives would become positives, max_relabelled is",
-        ),
-        (left, np.less, options.min_negatives, options.on_shortage, "negatives would be left, min_negatives is"),
+        (matches, np.greater, most, "drop", "match, max_matches"),
+        (relabelled, np.greater, options.max_relabelled, options.on_excess, "would become positives, max_relabelled"),
+        (left, np.less, options.min_negatives, options.on_shortage, "would be left, min_negatives"),
     ):
         if limit is None or choice == "allow":
             continue
         broken = breaks(numbers, limit) & (status < 0)
         if broken.any():
-            status[broken] = _ROW_STATUSES.index(DROPPED if choice == "drop" else GUARDED)
-            said = pc.binary_join_element_wise(pa.array(numbers).cast(pa.string()), f"{reason} {limit}", " ")
+            status[broken] = records.DECISION_STATUSES.index(records.DROPPED if choice == "drop" else records.GUARDED)
+            why = f"negatives {reason} is {limit}"
+            said = pc.binary_join_element_wise(pa.array(numbers).cast(pa.string()), why, " ")
             detail = pc.if_else(pa.array(broken), said, detail)
     return status, detail
 
@@ -269,7 +214,7 @@ def check_pairs(columns: Sequence[str]) -> None:
     Raises:
         SchemaError: says which column there is and which there is not.
     """
-    for kind in EVIDENCE_KINDS:
+    for kind in records.EVIDENCE_KINDS:
         missing = [side.column(kind) for side in LABELLED if side.column(kind) not in columns]
         if len(missing) == 1:
             there = next(side.column(kind) for side in LABELLED if side.column(kind) in columns)
@@ -281,5 +226,34 @@ def check_pairs(columns: Sequence[str]) -> None:
 
 def unwritten(columns: Sequence[str]) -> list[str]:
     """What rows that were relabelled must have, and rows with these columns have not."""
-    filtered = [FILTERED.column(kind) for kind in EVIDENCE_KINDS if POSITIVE.column(kind) in columns]
+    filtered = [FILTERED.column(kind) for kind in records.EVIDENCE_KINDS if POSITIVE.column(kind) in columns]
     return [column for column in (*WRITTEN, *filtered) if column not in columns]
+
+
+@cache
+def known_rules() -> Mapping[str, type[Decision]]:
+    """Every rule by the name under which ``run.json`` has it, that of its class."""
+    from arhn_datasets import rules
+
+    modules = [importlib.import_module(f"{rules.__name__}.{one.name}") for one in pkgutil.iter_modules(rules.__path__)]
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, Decision) and value.__module__ == module.__name__
+        if not inspect.isabstract(value)
+    }
+
+
+def rule_of(parameters: Mapping[str, Any]) -> Decision:
+    """The rule of the ``relabel`` parameters in ``run.json``; without a name that of ARHN.
+
+    Raises:
+        ConfigurationError: there is no such rule, or a value is out of range.
+        TypeError: the rule has no such option.
+    """
+    options = dict(parameters)
+    name = options.pop("rule", "Relabel")  # whose identity has no name
+    if name not in known_rules():
+        raise ConfigurationError(f"The rule is {name!r}; one of {', '.join(known_rules())} was expected.")
+    return known_rules()[name](**options)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,7 @@ from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.rows.arrow import lengths_in
 from arhn_datasets.rows.records import DECISION, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
-from arhn_datasets.runs.preparing import prepare
-from arhn_datasets.runs.splits import Loaded
-from arhn_datasets.runs.stages import Stages, through
+from arhn_datasets.runs.preparing import Stages, prepare, through
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,15 +23,6 @@ if TYPE_CHECKING:
 SEED = 0
 RESAMPLES = 2000
 MILLION = 1_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prices:
-    """Money in one currency: an hour of all endpoints, or a million tokens in and out."""
-
-    per_hour: float | None = None
-    per_million_in: float | None = None
-    per_million_out: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +58,22 @@ class Estimate:
     errors: int
 
 
-def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices | None = None) -> Estimate:
+def estimate(
+    source: Input,
+    stages: Stages,
+    *,
+    sample: int = 32,
+    per_hour: float | None = None,
+    per_million: tuple[float, float] | None = None,
+) -> Estimate:
     """Annotate ``sample`` rows, drawn at random, and extrapolate.
 
     Args:
         source: The input of the run.
         stages: The configured transforms of the run.
         sample: Rows to annotate.
-        prices: To turn time or tokens into money.
+        per_hour: Money for an hour of all endpoints.
+        per_million: Or else for a million tokens in, and out.
 
     Raises:
         InputError, SchemaError, EndpointError: as the run itself.
@@ -84,23 +82,26 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
         raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
     stages.annotator.identity("snippets")
     prepared = prepare(source, stages, streamed=False)
-    splits = {name: split.dataset for name, split in prepared.splits.items() if isinstance(split, Loaded)}
     stages, annotator = prepared.stages, prepared.stages.annotator
-    rows, passages = _size(splits)
-    drawn = list(_drawn(splits, sample))
+    rows, passages = sum(map(len, prepared.datasets.values())), _count(prepared.datasets)
+    drawn = list(_drawn(prepared.datasets, sample))
     before, started = annotator.statistics(), time.monotonic()
     refined = [row for table in drawn for row in through(table, stages.transforms).to_pylist()]
     seconds, after = time.monotonic() - started, annotator.statistics()
-    spent = {name: int(after[name]) - int(before.get(name, 0)) for name in after}
+    spent = Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
     per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
     requests = passages + round(per_row * stages.ranks.permutations * rows)
-    asked = spent.get("replies", 0)
-    known = asked + spent.get("stored", 0)
+    asked, known = spent["replies"], spent["replies"] + spent["stored"]
     rate = asked / seconds if asked and seconds else None
-    tokens_in = _scaled(spent.get("prompt_tokens", 0) + spent.get("stored_prompt_tokens", 0), known, requests)
-    tokens_out = _scaled(spent.get("completion_tokens", 0) + spent.get("stored_completion_tokens", 0), known, requests)
+    tokens = (spent[f"{of}_tokens"] + spent[f"stored_{of}_tokens"] for of in ("prompt", "completion"))
+    tokens_in, tokens_out = (round(count / known * requests) if known and count else None for count in tokens)
     duration = max(0, requests - known) / rate if rate else None
     endpoints = len(getattr(annotator, "urls", ())) or 1
+    price = None
+    if per_hour is not None:
+        price = None if duration is None else per_hour * duration / 3600
+    elif per_million is not None and tokens_in is not None and tokens_out is not None:
+        price = (per_million[0] * tokens_in + per_million[1] * tokens_out) / MILLION
     return Estimate(
         rows=rows,
         sampled_rows=len(refined),
@@ -111,10 +112,10 @@ def estimate(source: Input, stages: Stages, *, sample: int = 32, prices: Prices 
         requests_per_second=rate,
         seconds=duration,
         gpu_hours=None if duration is None else duration / 3600 * endpoints,
-        price=_price(prices or Prices(), duration, tokens_in, tokens_out),
-        relabelled=_interval(refined, lambda row: int(row[DECISION]["relabelled"])),
-        filtered=_interval(refined, lambda row: int(row[DECISION]["filtered"])),
-        errors=spent.get("failures", 0),
+        price=price,
+        relabelled=_interval(refined, "relabelled"),
+        filtered=_interval(refined, "filtered"),
+        errors=spent["failures"],
     )
 
 
@@ -127,9 +128,9 @@ def format_estimate(found: Estimate, *, command: str = "the same command without
     if found.tokens_in is not None and found.tokens_out is not None:
         lines.append(("tokens", f"{found.tokens_in:,} in, {found.tokens_out:,} out"))
     if found.seconds is not None and found.gpu_hours is not None and found.requests_per_second is not None:
-        lines.append(
-            ("duration", f"{_duration(found.seconds)} at the {found.requests_per_second:.1f} requests/s of the sample")
-        )
+        minutes, seconds = divmod(round(found.seconds), 60)
+        long = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {seconds:02d} s"
+        lines.append(("duration", f"{long} at the {found.requests_per_second:.1f} requests/s of the sample"))
         lines.append(("GPU-hours", f"{found.gpu_hours:.2f}, at one GPU an endpoint"))
     elif found.requests:
         lines.append(("duration", _unmeasured(found)))
@@ -156,14 +157,14 @@ def _unmeasured(found: Estimate) -> str:
     )
 
 
-def _size(splits: Mapping[str, Dataset]) -> tuple[int, int]:
-    """Rows and passages of all splits."""
+def _count(splits: Mapping[str, Dataset]) -> int:
+    """The passages of all splits."""
     columns = [side.passages for side in LABELLED]
     passages = 0
     for dataset in splits.values():
         for batch in dataset.select_columns(columns).with_format("arrow").iter(1000):
             passages += sum(int(lengths_in(batch, column)[0].sum()) for column in columns)
-    return sum(map(len, splits.values())), passages
+    return passages
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:
@@ -177,21 +178,10 @@ def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:
             yield dataset.select(own).with_format("arrow")[:]
 
 
-def _scaled(tokens: int, known: int, requests: int) -> int | None:
-    return round(tokens / known * requests) if known and tokens else None
-
-
-def _price(prices: Prices, seconds: float | None, tokens_in: int | None, tokens_out: int | None) -> float | None:
-    if prices.per_hour is not None:
-        return None if seconds is None else prices.per_hour * seconds / 3600
-    if prices.per_million_in is None or tokens_in is None or tokens_out is None:
-        return None
-    return (prices.per_million_in * tokens_in + (prices.per_million_out or 0.0) * tokens_out) / MILLION
-
-
-def _interval(rows: Sequence[Row], moved: Callable[[Row], int]) -> Interval:
-    """The share of the source's negatives that moved, with an interval from resampled rows."""
-    counts = [(moved(row), _source_negatives(row)) for row in rows]
+def _interval(rows: Sequence[Row], moved: str) -> Interval:
+    """The share of the source's negatives that were ``moved``, with an interval from resampled rows."""
+    origins = [[origin["label"] for side in SIDES for origin in row[side.origins]] for row in rows]
+    counts = [(int(row[DECISION][moved]), own.count(NEGATIVE.label)) for row, own in zip(rows, origins, strict=True)]
     generator = random.Random(SEED)
 
     def share(pairs: Sequence[tuple[int, int]]) -> float:
@@ -199,13 +189,3 @@ def _interval(rows: Sequence[Row], moved: Callable[[Row], int]) -> Interval:
 
     shares = sorted(share(generator.choices(counts, k=len(counts))) for _ in range(RESAMPLES))
     return Interval(share=share(counts), low=shares[RESAMPLES // 40], high=shares[-RESAMPLES // 40 - 1])
-
-
-def _source_negatives(row: Row) -> int:
-    return sum(origin["label"] == NEGATIVE.label for side in SIDES for origin in row[side.origins])
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

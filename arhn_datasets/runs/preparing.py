@@ -1,24 +1,184 @@
-"""From an input to what a run starts with: canonical rows, stages that know them, and where the rows came from."""
+"""What a run starts with: the canonical rows of each split in tables, from any row on, and stages that know them.
+
+A split is a dataset in files on this disk, or a stream.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import pyarrow as pa
+
+from arhn_datasets.annotators.interface import Annotator
+from arhn_datasets.evidence.ranks import Ranks
+from arhn_datasets.evidence.snippets import Snippets
 from arhn_datasets.folder.run import RUN_FILE, is_refined
 from arhn_datasets.inputs import sources
-from arhn_datasets.inputs.adaptation import keeps_rows
-from arhn_datasets.inputs.sources import UNPUBLISHED, Input, silent
-from arhn_datasets.rows.records import NEGATIVE, POSITIVE, Row
-from arhn_datasets.runs.splits import SOURCE_ROWS, Loaded, Split, Streamed
-from arhn_datasets.runs.stages import Stages
+from arhn_datasets.inputs.adaptation import adapt, keeps_rows
+from arhn_datasets.inputs.forms import CANONICAL
+from arhn_datasets.inputs.sources import UNPUBLISHED, Input, Shard
+from arhn_datasets.rows.arrow import empty_table
+from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, QUERY, QUERY_ID, Row, canonical_json
+from arhn_datasets.rows.stage import Transform
+from arhn_datasets.rules.arhn import Relabel
+from arhn_datasets.rules.revert import Revert
 
-FITTED_ROWS = 64
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+TABLE_BYTES = 4_000_000
+SOURCE_ROWS = Revert(keep_evidence=False)
+"""Gives the source rows of an earlier result."""
+FITTED_ROWS = 64  # of a table that the annotator is fitted on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """The three transforms of a run, with an annotator for the first two."""
+
+    snippets: Snippets
+    ranks: Ranks
+    relabel: Relabel
+
+    @cached_property
+    def annotator(self) -> Annotator:
+        """Who gives the evidence."""
+        return self.snippets.configured
+
+    @property
+    def transforms(self) -> tuple[Snippets, Ranks, Relabel]:
+        """The three in order."""
+        return self.snippets, self.ranks, self.relabel
+
+    def asking(self, annotator: Annotator) -> Stages:
+        """The same stages with another annotator, or with the same one in another form."""
+        return replace(self, snippets=self.snippets.asking(annotator), ranks=self.ranks.asking(annotator))
+
+
+def through(table: pa.Table, transforms: Sequence[Transform]) -> pa.Table:
+    """A table through transforms, one after the other."""
+    for transform in transforms:
+        table = transform(table)
+    return table
+
+
+# --- splits -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a split is behind a table: its rows so far and, of a stream, the state of its dataset."""
+
+    rows: int
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A dataset of canonical rows in files on this disk: any row is at hand."""
+
+    dataset: Dataset
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the rows, with the features of the source in the metadata."""
+        return self.dataset.features.arrow_schema
+
+    def tables(self, at: Position | None, most_rows: int) -> Iterator[tuple[pa.Table, Position]]:
+        """Tables of up to ``most_rows`` from ``at`` on, fewer where rows are long, and the position behind each.
+
+        They are slices of the files, which the system holds in memory as long as it has room.
+        """
+        data, rows = self.dataset.data, self.dataset.with_format("arrow")
+        average = data.nbytes / max(1, data.num_rows)
+        size = max(1, min(most_rows, int(TABLE_BYTES / max(1, average))))
+        for start in range(0 if at is None else at.rows, len(rows), size):
+            table = rows[start : start + size]
+            yield table, Position(rows=start + table.num_rows)
+
+    def cut(self, shard: Shard) -> Loaded:
+        """A contiguous part: so many rows as any other part has, or one more."""
+        count = len(self.dataset)
+        first, end = (count * index // shard.of for index in (shard.index, shard.index + 1))
+        return Loaded(self.dataset.select(range(first, end))) if count else self
+
+    def extent(self) -> dict[str, Any]:
+        """What is the same for all who cut this split, wherever its files lie: how many rows, and a hash of queries."""
+        found = hashlib.sha256()
+        for table in self.dataset.select_columns([QUERY_ID, QUERY]).with_format("arrow").iter(1000):
+            values = [column.to_pylist() for column in table.columns]
+            found.update(canonical_json(values).encode("utf-8", "surrogatepass"))
+        return {"rows": len(self.dataset), "queries": found.hexdigest()}
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A stream of rows of any form that keeps its rows: they are read as they are needed, and none is kept."""
+
+    stream: IterableDataset
+    source: Input
+
+    @property
+    def schema(self) -> pa.Schema:
+        """As of :class:`Loaded`."""
+        raw = self.stream.features.arrow_schema
+        return _canonical(empty_table(raw)).schema.with_metadata(raw.metadata)
+
+    def tables(self, at: Position | None, most_rows: int) -> Iterator[tuple[pa.Table, Position]]:
+        """As of :class:`Loaded`; the stream is read by whoever takes them."""
+        held: list[pa.Table] = []
+        size, position = 0, at or Position(rows=0)
+        for row, behind in self._rows(at):
+            if held and (len(held) >= most_rows or size >= TABLE_BYTES or not row.schema.equals(held[0].schema)):
+                yield _canonical(pa.concat_tables(held).combine_chunks()), position
+                held, size = [], 0
+            held.append(row)
+            size += row.nbytes
+            position = behind
+        if held:
+            yield _canonical(pa.concat_tables(held).combine_chunks()), position
+
+    def _rows(self, at: Position | None) -> Iterator[tuple[pa.Table, Position]]:
+        stream = self.stream.with_format("arrow")
+        if at is not None:
+            stream.load_state_dict(dict(at.state))
+        # One by one: in older versions the state is that of the next row only then.
+        rows = iter(stream.iter(batch_size=1))
+        taken = 0 if at is None else at.rows
+        while self.source.limit is None or taken < self.source.limit:
+            with sources.reading(self.source):
+                row = next(rows, None)
+            if row is None:
+                return
+            taken += 1
+            yield row, Position(rows=taken, state=stream.state_dict())
+
+    def cut(self, shard: Shard) -> Streamed:
+        """A contiguous part: whole files or, where the stream knows them, row groups."""
+        return replace(self, stream=self.stream.shard(num_shards=shard.of, index=shard.index, contiguous=True))
+
+    def extent(self) -> dict[str, Any]:
+        """The number of parts into which it can be cut."""
+        return {"parts": self.stream.num_shards}
+
+
+def _canonical(table: pa.Table) -> pa.Table:
+    """The rows of a table of any form that keeps its rows; those of an earlier result as its source rows."""
+    adapted = adapt(SOURCE_ROWS(table) if DECISION in table.column_names else table)
+    return adapted.select([*CANONICAL, *(name for name in adapted.column_names if name not in CANONICAL)])
+
+
+Split: TypeAlias = Loaded | Streamed
+
+
+# --- from an input ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +189,11 @@ class Prepared:
     stages: Stages
     provenance: Mapping[str, Any]
     seconds: Mapping[str, float]
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        """The splits that are no streams."""
+        return {name: split.dataset for name, split in self.splits.items() if isinstance(split, Loaded)}
 
 
 def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
@@ -44,7 +209,7 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
         SchemaError: its rows are in no known form.
     """
     seconds: dict[str, float] = {}
-    with _timed(seconds, "load"), silent():
+    with _timed(seconds, "load"), sources.silent():
         splits, provenance = (_streams(source) if streamed else None) or _loaded(source)
     if stages.annotator.needs_fitting:
         with _timed(seconds, "fit"):
@@ -58,8 +223,10 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
 
 def _loaded(source: Input) -> tuple[dict[str, Split], dict[str, Any]]:
     splits, provenance = sources.load_input(source, undo=SOURCE_ROWS)
-    loaded: dict[str, Split] = {name: Loaded(dataset) for name, dataset in splits.items()}
-    return loaded, {**provenance, **_inherited(Path(source.name).expanduser())}
+    if is_refined(source.path):  # refining twice takes away none of the terms of the first source
+        first = json.loads((source.path / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
+        provenance |= {name: first.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}
+    return {name: Loaded(dataset) for name, dataset in splits.items()}, provenance
 
 
 def _streams(source: Input) -> tuple[dict[str, Split], dict[str, Any]] | None:
@@ -72,14 +239,6 @@ def _streams(source: Input) -> tuple[dict[str, Split], dict[str, Any]] | None:
     if not all(keeps_rows(stream.features) and stream.num_shards >= parts for stream in streams.values()):
         return None
     return {name: Streamed(stream, source) for name, stream in streams.items()}, provenance
-
-
-def _inherited(folder: Path) -> dict[str, Any]:
-    """The terms of an earlier run's source: refining twice takes none of them away."""
-    if not is_refined(folder):
-        return {}
-    source = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
-    return {name: source.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}
 
 
 def _passages(splits: Mapping[str, Split]) -> Iterator[Row]:

@@ -17,29 +17,22 @@ import os
 import platform
 import socket
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from arhn_datasets.annotators.client import store
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
-from arhn_datasets.folder.writer import Refinement
-from arhn_datasets.inputs.sources import Input
-from arhn_datasets.runs.annotating import annotated
-from arhn_datasets.runs.preparing import Prepared
+from arhn_datasets.runs.preparing import Position, Prepared, Stages, through
 from arhn_datasets.runs.ray_replies import at_home, first_line, handing_over, start_keeper
-from arhn_datasets.runs.refine import run
+from arhn_datasets.runs.refine import Engine, Opened, annotated
 from arhn_datasets.runs.signals import kept_handlers
-from arhn_datasets.runs.splits import Loaded, Position
-from arhn_datasets.runs.stages import Stages
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 BLOCK_ROWS = 1024  # each block ends with slots that have nothing left to do
 BLOCKS_PER_ACTOR = 4  # at least, where there are rows for it
@@ -47,50 +40,41 @@ SLICE_ROWS = 16  # of a block: the first slices are ranked while the last ones a
 TELL_SECONDS = 1.0
 
 
-def refine_on_ray(
-    source: Input,
-    output: str | os.PathLike[str],
-    stages: Stages,
-    *,
-    address: str | None = None,
-    actors: int | None = None,
-) -> Refinement:
-    """What :func:`arhn_datasets.runs.refine.refine` does, on a pool of Ray actors; the rows are the same.
+def on_ray(address: str | None = None, actors: int | None = None) -> Opened:
+    """The engine of :func:`arhn_datasets.runs.refine.refine` that works on a pool of Ray actors; the rows are the same.
 
     Args:
-        source: The input, read on this machine.
-        output: A folder that does not exist, is empty, or holds an earlier run, which is replaced; written here.
-        stages: The configured transforms.
-        address: See :func:`running`.
-        actors: See :func:`running`.
+        address: Of a Ray cluster that this machine belongs to, ``HOST:PORT``, ``"auto"`` or ``"local"``; by default
+            ``RAY_ADDRESS``, else the Ray that runs here, else one of its own that ends with the run.
+        actors: Processes of the pool; by default one for each node, or one for each CPU where nothing is waited for.
 
     Raises:
         MissingDependencyError: Ray is not installed.
-        ClusterError: the cluster cannot be reached, or Ray has ended the run.
-        ArhnError: as without Ray.
+        ConfigurationError: ``address`` is of a kind that cannot work; when it is opened.
+        ClusterError: the cluster cannot be reached, or Ray has ended the run; when it is opened.
     """
-    library()
-    return run(source, output, stages, partial(running, address=address, actors=actors), streamed=False)
+    _library()
+    return partial(_running, address=address, actors=actors)
 
 
-class Pool:
+class ActorPool(Engine):
     """The engine of a run on a pool of actors: the relabelled rows, and what it has asked so far."""
 
-    def __init__(self, splits: Mapping[str, Dataset], stages: Stages, actors: int, keeper: Any) -> None:
-        self._splits, self._stages, self._actors, self._keeper = splits, stages, actors, keeper
+    def __init__(self, prepared: Prepared, actors: int, keeper: Any) -> None:
+        super().__init__(prepared)
+        self._datasets, self._actors, self._keeper = prepared.datasets, actors, keeper
         self._blocks: Generator[pa.Table, None, None] | None = None
         self._left: pa.Table | None = None
 
     def relabelled(self, split: str, at: Position | None) -> Iterator[tuple[pa.Table, Position]]:
         """The relabelled rows of a split from ``at`` on; the pool works on all splits from there on."""
-        rows, wanted = 0 if at is None else at.rows, len(self._splits[split])
+        rows, wanted = 0 if at is None else at.rows, len(self._datasets[split])
         if self._blocks is None:
             self._blocks = self._pipeline(split, rows)
         while rows < wanted:
-            table = self._next(self._blocks)
-            if table.num_rows > wanted - rows:
-                self._left = table.slice(wanted - rows)
-                table = table.slice(0, wanted - rows)
+            table = self._next(self._blocks) if self._left is None else self._left
+            self._left = table.slice(wanted - rows) if table.num_rows > wanted - rows else None
+            table = table.slice(0, wanted - rows)
             rows += table.num_rows
             yield table, Position(rows=rows)
 
@@ -98,7 +82,7 @@ class Pool:
         """What all actors together have asked."""
         import ray
 
-        return {**dict.fromkeys(self._stages.annotator.statistics(), 0), **ray.get(self._keeper.told.remote())}
+        return {**dict.fromkeys(self.stages.annotator.statistics(), 0), **ray.get(self._keeper.told.remote())}
 
     def close(self) -> None:
         """Let go of the pool, while there is a Ray to tell."""
@@ -113,35 +97,28 @@ class Pool:
         return {"engine": {"engine": "ray", "version": ray.__version__, "actors": self._actors, "nodes": alive}}
 
     def _next(self, blocks: Iterator[pa.Table]) -> pa.Table:
-        if self._left is not None:
-            table, self._left = self._left, None
-            return table
         try:
             return next(blocks)
         except ArhnError:
             raise
         except Exception as error:  # Ray has many, and none of them says which of ours it was
-            raise self._told_of(error) from error
+            import ray
 
-    def _told_of(self, error: Exception) -> Exception:
-        import ray
-
-        try:
-            found: Exception | None = ray.get(self._keeper.error.remote())
-        except ray.exceptions.RayError:
-            found = None
-        return found or ClusterError(
-            f"Ray has ended the run: {type(error).__name__}: {first_line(error)}. Every reply that was handed over is "
-            "kept: look at Ray's logs, and run the same command again; only the rest is asked."
-        )
+            ours: Exception | None = None
+            with suppress(ray.exceptions.RayError):
+                ours = ray.get(self._keeper.error.remote())
+            raise ours or ClusterError(
+                f"Ray has ended the run: {type(error).__name__}: {first_line(error)}. Every reply that was handed over "
+                "is kept: look at Ray's logs, and run the same command again; only the rest is asked."
+            ) from error
 
     def _pipeline(self, split: str, first: int) -> Generator[pa.Table, None, None]:
         """The relabelled rows from a row of a split on, and those of all splits behind it."""
         import ray
         from ray.data import ActorPoolStrategy
 
-        names = list(self._splits)[list(self._splits).index(split) :]
-        ranges = {name: range(first if name == split else 0, len(self._splits[name])) for name in names}
+        names = list(self._datasets)[list(self._datasets).index(split) :]
+        ranges = {name: range(first if name == split else 0, len(self._datasets[name])) for name in names}
         rows = sum(map(len, ranges.values()))
         block = max(1, min(BLOCK_ROWS, math.ceil(rows / (self._actors * BLOCKS_PER_ACTOR))))
         spans = [
@@ -153,12 +130,12 @@ class Pool:
         here = {f"node:{ray.util.get_node_ip_address()}": 0.6}  # of what Ray gives each node: one reader at a time
         relabelled = (
             ray.data.from_arrow(spans)
-            .map_batches(partial(_read, ray.put(dict(self._splits))), num_cpus=0, resources=here, **whole)
+            .map_batches(partial(_read, ray.put(self._datasets)), num_cpus=0, resources=here, **whole)
             .map_batches(
                 _Refiner,
-                fn_constructor_args=(self._stages, self._keeper),
+                fn_constructor_args=(self.stages, self._keeper),
                 compute=ActorPoolStrategy(size=self._actors),
-                **_needs(self._stages.annotator, self._actors),
+                **_needs(self.stages.annotator, self._actors),
                 **whole,
             )
         )
@@ -166,49 +143,31 @@ class Pool:
 
 
 @contextmanager
-def running(prepared: Prepared, *, address: str | None = None, actors: int | None = None) -> Iterator[Pool]:
-    """The pool of a run, which ends with the block.
-
-    Args:
-        prepared: Canonical rows, in files on this machine, and the stages.
-        address: Of a Ray cluster that this machine belongs to, ``HOST:PORT``, ``"auto"`` or ``"local"``; by default
-            ``RAY_ADDRESS``, else the Ray that runs here, else one of its own that ends with the run.
-        actors: Processes of the pool; by default one for each node, or one for each CPU where nothing is waited for.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ConfigurationError: ``address`` is of a kind that cannot work.
-        ClusterError: the cluster cannot be reached, or Ray has ended the run.
-    """
+def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> Iterator[ActorPool]:
+    """The pool of a run, which ends with the block."""
     folders: list[Path] = []
 
     def noted(folder: Path) -> Path:
         folders.append(folder.absolute())
         return folder.absolute()
 
-    splits = {name: split.dataset for name, split in prepared.splits.items() if isinstance(split, Loaded)}
     stages = prepared.stages.asking(prepared.stages.annotator.kept_at(noted))
     with ExitStack() as stack:
-        stack.enter_context(connected(address))
+        stack.enter_context(_connected(address))
         stack.enter_context(_quiet())
-        count = pool_size(stages.annotator, actors, sum(map(len, splits.values())))
+        count = _pool_size(stages.annotator, actors, sum(map(len, prepared.datasets.values())))
         keeper = start_keeper(sorted(set(folders)))
         stack.enter_context(handing_over(keeper))
-        pool = Pool(splits, stages.asking(stages.annotator.shared_by(count)), count, keeper)
+        shared = stages.asking(stages.annotator.shared_by(count))
+        pool = ActorPool(replace(prepared, stages=shared), count, keeper)
         stack.callback(pool.close)
         yield pool
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to Ray: the one that there is in this process, or one that ends with the block.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        ConfigurationError: ``address`` is that of a Ray client.
-        ClusterError: the cluster cannot be reached.
-    """
-    ray = library()
+def _connected(address: str | None) -> Iterator[None]:
+    """A connection to Ray: the one that there is in this process, or one that ends with the block."""
+    ray = _library()
     if address is not None and "://" in address:
         raise ConfigurationError(
             f"{address!r} is not the address of a Ray cluster that this machine belongs to; HOST:PORT, auto or local "
@@ -217,36 +176,26 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _check_there(address or os.environ.get("RAY_ADDRESS", ""))
+    there = address or os.environ.get("RAY_ADDRESS", "")
+    host, _, port = there.rpartition(":")
     try:
+        if host and port.isdigit():  # where nothing listens Ray ends the whole process after a minute
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         with kept_handlers():  # Ray's would end this process without a word
             ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of its transport
-        raise _unreachable(address or "this machine", error) from error
+        raise ClusterError(
+            f"There is no Ray cluster that answers at {there or 'this machine'} ({first_line(error)}). Check the "
+            "address with ray status on a machine of the cluster, or leave --ray-address out to start Ray on this "
+            "machine alone."
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _check_there(address: str) -> None:
-    """Refuse an address at which nothing listens: there Ray ends the whole process after a minute."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except (OSError, OverflowError) as error:
-            raise _unreachable(address, error) from error
-
-
-def _unreachable(address: str, error: Exception) -> ClusterError:
-    return ClusterError(
-        f"There is no Ray cluster that answers at {address} ({first_line(error)}). Check the address with ray status "
-        "on a machine of the cluster, or leave --ray-address out to start Ray on this machine alone."
-    )
-
-
-def pool_size(annotator: Annotator, wanted: int | None, rows: int) -> int:
+def _pool_size(annotator: Annotator, wanted: int | None, rows: int) -> int:
     """How many actors: as wanted, or as the cluster is; no more than the endpoint takes requests, or there are rows."""
     import ray
 
@@ -313,7 +262,7 @@ def relabelled(stages: Stages, table: pa.Table) -> pa.Table:
     """The rows through all stages; while the last of them are annotated, the first ones are ranked already."""
     *asking, relabel = stages.transforms
     if not stages.annotator.awaits or not table.num_rows:
-        return relabel(asking[1](asking[0](table)))
+        return through(table, stages.transforms)
     parts = (table.slice(start, SLICE_ROWS) for start in range(0, table.num_rows, SLICE_ROWS))
     return relabel(pa.concat_tables([part for part, _ in annotated(((part, None) for part in parts), asking)]))
 
@@ -334,12 +283,8 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def library() -> Any:
-    """Ray.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
+def _library() -> Any:
+    """Ray; a MissingDependencyError where it is not installed."""
     try:
         import ray
         import ray.data

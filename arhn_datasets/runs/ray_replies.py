@@ -13,14 +13,14 @@ import platform
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from arhn_datasets.annotators.client import store_upkeep
 from arhn_datasets.annotators.client.store import Stored
 from arhn_datasets.rows.background import every
-from arhn_datasets.runs.stages import Stages
+from arhn_datasets.runs.preparing import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,10 @@ class Keeper:
     def _gather(self, node: str, folder: Path) -> int:
         import ray
 
+        asked = ray.remote(_page_of_node).options(num_cpus=0, scheduling_strategy=there(node), max_retries=0)
         new = 0
         while True:
-            after = self._gathered.get((node, folder), 0)
-            asked = ray.remote(_page_of_node).options(num_cpus=0, scheduling_strategy=there(node), max_retries=0)
-            page, last = ray.get(asked.remote(folder, after), timeout=60)
+            page, last = ray.get(asked.remote(folder, self._gathered.get((node, folder), 0)), timeout=60)
             if not page:
                 return new
             new += store_upkeep.add_replies(folder, page)[0]
@@ -146,26 +145,17 @@ def at_home(stages: Stages, keeper: Any) -> Stages:
     if ray.get_runtime_context().get_node_id() == node:
         return stages
     for folder in folders:
-        _fetch(keeper, folder, run)
-    return stages.asking(stages.annotator.kept_at(on_this_node))
-
-
-def _fetch(keeper: Any, folder: Path, run: str) -> None:
-    import ray
-
-    place = on_this_node(folder)
-    noted = place / "fetched.json"  # how far this node has come in this run
-    try:
-        found = json.loads(noted.read_text(encoding="utf-8"))
-        after = found["after"] if found["run"] == run else 0
-    except (OSError, ValueError, LookupError):
+        noted = on_this_node(folder) / "fetched.json"  # how far this node has come in this run
         after = 0
-    while True:
+        with suppress(OSError, ValueError, LookupError):
+            found = json.loads(noted.read_text(encoding="utf-8"))
+            after = found["after"] if found["run"] == run else 0
         page, after = ray.get(keeper.page.remote(folder, after))
-        if not page:
-            return
-        store_upkeep.add_replies(place, page)
-        noted.write_text(json.dumps({"run": run, "after": after}), encoding="utf-8")
+        while page:
+            store_upkeep.add_replies(noted.parent, page)
+            noted.write_text(json.dumps({"run": run, "after": after}), encoding="utf-8")
+            page, after = ray.get(keeper.page.remote(folder, after))
+    return stages.asking(stages.annotator.kept_at(on_this_node))
 
 
 def on_this_node(folder: Path) -> Path:

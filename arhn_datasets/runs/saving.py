@@ -15,12 +15,10 @@ import pyarrow.compute as pc
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.scores import Scores
 from arhn_datasets.evidence.stage import AnnotatedTransform
-from arhn_datasets.folder.description import describe_run
-from arhn_datasets.folder.place import check_output
+from arhn_datasets.folder.parquet import united
 from arhn_datasets.folder.reading import BATCH_BYTES, BATCH_ROWS
 from arhn_datasets.folder.report import Report
-from arhn_datasets.folder.types import united
-from arhn_datasets.folder.writer import Refinement, write_run
+from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
 from arhn_datasets.inputs.sources import provenance_of, silent
 from arhn_datasets.rows.arrow import empty_table, field_of
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, DECISION, FILTERED, SIDES
@@ -73,7 +71,13 @@ def save(
         )
     target = Path(output)
     check_output(target)
-    given = _known(transforms)
+    given = {transform.NAME: transform for transform in transforms}
+    unknown = [name for name, found in given.items() if not isinstance(found, (AnnotatedTransform, Scores, Decision))]
+    if unknown:
+        raise ConfigurationError(
+            f"transforms has {unknown}; those were expected that made the rows: arhn.Snippets, arhn.Ranks or other "
+            "evidence, and arhn.Relabel or another rule."
+        )
     policies: set[str] = set()
     with silent():
         streams = {name: _decided(name, _tables_of(rows), policies) for name, rows in splits.items()}
@@ -99,17 +103,6 @@ def _decided(split: str, tables: Iterable[pa.Table], policies: set[str]) -> Iter
         found = pc.unique(field_of(table.column(DECISION), "policy", pa.string())).to_pylist()
         policies.update(policy for policy in found if policy is not None)
         yield table
-
-
-def _known(transforms: Sequence[Transform]) -> dict[str, Transform]:
-    made = {transform.NAME: transform for transform in transforms}
-    unknown = [name for name, found in made.items() if not isinstance(found, (AnnotatedTransform, Scores, Decision))]
-    if unknown:
-        raise ConfigurationError(
-            f"transforms has {unknown}; those were expected that made the rows: arhn.Snippets, arhn.Ranks or other "
-            "evidence, and arhn.Relabel or another rule."
-        )
-    return made
 
 
 def _made_by(made: Mapping[str, Transform], policies: set[str]) -> list[Transform]:

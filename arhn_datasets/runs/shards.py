@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.folder.description import describe_run
-from arhn_datasets.folder.place import check_output
-from arhn_datasets.folder.reading import REFINED, Folder, open_folder
+from arhn_datasets.folder.reading import Folder, open_folder
+from arhn_datasets.folder.readme import REFINED
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.run import RUN_FILE
-from arhn_datasets.folder.writer import Refinement, write_run
+from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
 from arhn_datasets.rows.arrow import empty_table
+from arhn_datasets.rows.records import shorten
 
 # What differs from shard to shard: their rows, and hashes that depend on where files lie.
 _OWN = ("rows", "fingerprints", "shard")
@@ -57,13 +57,9 @@ def merge(output: str | os.PathLike[str], folders: Sequence[str | os.PathLike[st
 
 
 def _in_order(folders: Sequence[Folder]) -> list[Folder]:
-    """The folders by their index.
-
-    Raises:
-        ConfigurationError: one is no shard, one is there twice, or some are missing.
-    """
+    """The folders by their index, each once and all of one number of shards."""
     found: dict[int, Folder] = {}
-    of: dict[int, Path] = {}
+    of: dict[int, Path] = {}  # a folder for each number of shards that is named
     for folder in folders:
         shard = folder.run.source.shard
         if folder.layout != REFINED or shard is None:
@@ -94,21 +90,17 @@ def _in_order(folders: Sequence[Folder]) -> list[Folder]:
 
 
 def _check_alike(shards: Sequence[Folder]) -> None:
-    """Refuse shards of different runs.
-
-    Raises:
-        ConfigurationError: they differ in their input or in how it was refined.
-    """
+    """Refuse shards that differ in their input or in how it was refined."""
     first = _told(shards[0])
     for shard in shards[1:]:
         other = _told(shard)
         differ = [name for name in first if first[name] != other.get(name)] + [n for n in other if n not in first]
         if differ:
-            name = differ[0]
+            there, here = (shorten(json.dumps(one.get(differ[0]), ensure_ascii=False), 100) for one in (other, first))
             raise ConfigurationError(
-                f"{shard.path} is of another run than {shards[0].path}: {name} is {_short(other.get(name))} there and "
-                f"{_short(first.get(name))} here{f' (differing: {differ})' if len(differ) > 1 else ''}. Refine all "
-                "shards of one input with the same arguments."
+                f"{shard.path} is of another run than {shards[0].path}: {differ[0]} is {there} there and {here} here"
+                f"{f' (differing: {differ})' if len(differ) > 1 else ''}. Refine all shards of one input with the same "
+                "arguments."
             )
 
 
@@ -137,8 +129,3 @@ def _summed(shards: Sequence[Folder], name: str) -> dict[str, Any]:
     for shard in shards:
         total.update(shard.run.get(name) or {})
     return {key: round(value, 3) for key, value in total.items()}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else f"{text[:99]}…"

@@ -266,15 +266,12 @@ class Emulator:
         if raw.path != "/_emulator/faults":
             return web.Response(status=404)
         try:
-            if raw.method in ("PUT", "POST"):
-                given = json.loads(await raw.content.read())
-                faults = [Fault.from_json(one) for one in (given if isinstance(given, list) else [given])]
-                if raw.method == "PUT":
-                    self.script.replace(faults)
-                for fault in faults if raw.method == "POST" else ():
-                    self.script.add(fault)
-            elif raw.method == "DELETE":
-                self.script.replace(())
+            given = json.loads(await raw.content.read()) if raw.method in ("PUT", "POST") else []
+            faults = [Fault.from_json(one) for one in (given if isinstance(given, list) else [given])]
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=422)
+        if raw.method in ("PUT", "DELETE"):
+            self.script.replace(faults)
+        for fault in faults if raw.method == "POST" else ():
+            self.script.add(fault)
         return json_response([fault.to_json() for fault in self.script if not callable(fault.on)])

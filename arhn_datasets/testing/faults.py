@@ -120,9 +120,13 @@ class Fault:
         """
         if callable(self.on):
             raise ConfigurationError("A fault with a function cannot be sent to another process; use match= or on=.")
-        values = {**asdict(self), "on": _on_json(self.on)}
-        plain = {field.name: field.default for field in fields(self)}
-        return {name: value for name, value in values.items() if name == "kind" or value != plain[name]}
+        on: Any = self.on
+        if isinstance(on, range) and on.step == 1:
+            on = {"from": on.start, "to": on.stop - 1}
+        elif isinstance(on, Sequence):
+            on = list(on)
+        values = {**asdict(self), "on": on}
+        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
     @classmethod
     def from_json(cls, value: Any) -> Fault:
@@ -156,12 +160,6 @@ class Fault:
             return cls(kind=kind, on=range(int(first), int(last or first) + 1))
         except ValueError as error:
             raise ConfigurationError(f"{text!r} is no fault: {error}") from error
-
-
-def _on_json(on: Any) -> Any:
-    if isinstance(on, range) and on.step == 1:
-        return {"from": on.start, "to": on.stop - 1}
-    return on if on is None or isinstance(on, int) else list(on)
 
 
 class FaultScript:

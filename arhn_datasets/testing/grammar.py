@@ -198,10 +198,8 @@ def _walked(parsed: Any) -> str:
         name = str(operation)
         if name == "LITERAL":
             said += chr(value)
-        elif name == "NOT_LITERAL":
-            said += "a" if value != ord("a") else "b"
-        elif name == "ANY":
-            said += "a"
+        elif name in ("NOT_LITERAL", "ANY"):
+            said += "b" if value == ord("a") else "a"
         elif name == "IN":
             said += _member(value)
         elif name == "BRANCH":
@@ -214,10 +212,9 @@ def _walked(parsed: Any) -> str:
 
 
 def _member(members: Any) -> str:
-    kinds = {str(operation): value for operation, value in members}
-    if "NEGATE" in kinds:
-        return next(sign for sign in "a 0-" if not _is_member(sign, members))
     operation, value = members[0]
+    if str(operation) == "NEGATE":
+        return next(sign for sign in "a 0-" if not _is_member(sign, members))
     if str(operation) == "LITERAL":
         return chr(value)
     return chr(value[0]) if str(operation) == "RANGE" else next(s for s in "0 a-" if _is_member(s, members))
@@ -231,8 +228,6 @@ def _is_member(sign: str, members: Any) -> bool:
             return True
         if name == "RANGE" and value[0] <= ord(sign) <= value[1]:
             return True
-        if name == "CATEGORY":
-            negated, kind = "NOT_" in str(value), str(value).rpartition("_")[2]
-            if classes[kind] != negated:
-                return True
+        if name == "CATEGORY" and classes[str(value).rpartition("_")[2]] != ("NOT_" in str(value)):
+            return True
     return False

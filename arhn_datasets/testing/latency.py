@@ -104,10 +104,11 @@ class Entry:
     timer: asyncio.TimerHandle | None = None
     _waiter: asyncio.Future[None] | None = None
 
-    async def change(self) -> None:
-        """Wait until it is started, or ended."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        await self._waiter
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Wait for what comes with its start or its end."""
+        while not reached():
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
 
     def changed(self) -> None:
         """Wake who waits."""
@@ -154,8 +155,7 @@ class Batch:
 
     async def _until(self, entry: Entry, reached: Callable[[], bool]) -> None:
         try:
-            while not reached():
-                await entry.change()
+            await entry.until(reached)
         except BaseException:
             self.leave(entry)
             raise

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,8 +102,8 @@ def config_json(options: dict[str, Any]) -> str:
     unknown = sorted(values.keys() - {one.name for one in fields(Emulator)})
     if unknown:
         raise ConfigurationError(f"The emulator has no option {', '.join(unknown)}.")
-    if not isinstance(values.get("reply", ""), str):
-        raise ConfigurationError("Only a text can be the reply of an emulator in another process.")
+    if not isinstance(values.get("reply", ""), str) or values.get("intercept") is not None:
+        raise ConfigurationError("Only a text can be the reply of an emulator in another process, and no intercept.")
     if "latency" in values:
         values["latency"] = asdict(values["latency"])
     values["faults"] = [fault.to_json() for fault in values.get("faults", ())]
@@ -120,8 +119,7 @@ def emulator_of(config: dict[str, Any]) -> Emulator:
     values = dict(config)
     try:
         values["latency"] = Latency(**values.get("latency", {}))
-        faults: Iterable[Any] = values.get("faults", ())
-        values["faults"] = [one if isinstance(one, Fault) else Fault.from_json(one) for one in faults]
+        values["faults"] = [Fault.from_json(one) for one in values.get("faults", ())]
         return Emulator(**values)
     except TypeError as error:
         raise ConfigurationError(f"The configuration describes no emulator: {error}.") from error

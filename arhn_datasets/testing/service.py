@@ -118,7 +118,7 @@ class Service:
 
     async def _get(self, raw: web.BaseRequest) -> web.StreamResponse:
         request = Request(raw=raw, path=raw.path, number=self.counts.by_path[raw.path], body={})
-        given = await self._intercepted(request)
+        given = await self._intercepted(request) if self._server.intercept else None
         if given is not None:
             return given
         fault = self._server.script.pick(request, request.path)
@@ -148,7 +148,7 @@ class Service:
         request.number = self.counts.see(data) if counted else self.counts.by_path[path]
         if counted:
             server.requests.append(request)
-        early = await self._intercepted(request)
+        early = await self._intercepted(request) if server.intercept else None
         if early is None and counted:
             early = await self._struck(request)
         if early is not None:
@@ -158,9 +158,8 @@ class Service:
         return await route(request)
 
     async def _intercepted(self, request: Request) -> web.StreamResponse | None:
-        if self._server.intercept is None:
-            return None
-        given = self._server.intercept(request)
+        intercept = self._server.intercept
+        given = None if intercept is None else intercept(request)
         return await given if inspect.isawaitable(given) else given
 
     async def _struck(self, request: Request) -> web.StreamResponse | None:

@@ -86,7 +86,7 @@ def configured(options: dict[str, Any]) -> Emulator:
         return emulator_of(options["config"])
     values = dict(options)
     values["latency"] = {one.name: values.pop(one.name) for one in fields(Latency) if one.name in values}
-    values["faults"] = [Fault.from_text(text) for text in values.get("faults", ())]
+    values["faults"] = [Fault.from_text(text).to_json() for text in values.get("faults", ())]
     return emulator_of(values)
 
 

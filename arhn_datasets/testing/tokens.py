@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 from zlib import crc32
@@ -21,15 +20,23 @@ CHUNK = 1024  # TGI schedules a generation in rounds of so many tokens
 pieces = _PIECE.findall
 
 
-@lru_cache(WORDS_KEPT)
-def _count_in(word: str) -> int:
-    return len(pieces(f" {word}"))  # a piece holds a space at its beginning only
+class _WordCounts(dict[str, int]):
+    """The number of pieces of a word with the space before it: a piece holds a space at its beginning only."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= WORDS_KEPT:
+            self.clear()
+        self[word] = found = len(pieces(f" {word}"))
+        return found
+
+
+_words = _WordCounts()
 
 
 def count(text: str) -> int:
     """The number of pieces, at a quarter of the price of making them."""
     first, *others = text.split(" ")
-    return len(pieces(first)) + sum(map(_count_in, others))
+    return len(pieces(first)) + sum(map(_words.__getitem__, others))
 
 
 def token_id(piece: str) -> int:

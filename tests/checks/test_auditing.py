@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.checks import audit_sample, audit_sheet, auditing, subsets
+from arhn_datasets.checks import audit_sheet, auditing
 from arhn_datasets.checks.agreement import LABELS, summarize
-from arhn_datasets.checks.audit_sample import choose_pairs, shares
 from arhn_datasets.checks.audit_sheet import (
     CLOSING,
     COLUMNS,
@@ -33,9 +32,11 @@ from arhn_datasets.checks.audit_sheet import (
     read_answers,
     sheet_of,
 )
-from arhn_datasets.checks.auditing import draw_audit, read_audit, with_audit
+from arhn_datasets.checks.auditing import choose_pairs, draw_audit, read_audit, shares, with_audit
+from arhn_datasets.checks.row_checks import check_relabelled
 from arhn_datasets.checks.verification import verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
+from arhn_datasets.folder import report
 from arhn_datasets.folder.card import audit_sentence
 from arhn_datasets.folder.reading import DATA, open_folder
 from arhn_datasets.folder.readme import BEGIN, END
@@ -499,6 +500,7 @@ def unknown(rows):
         (lambda rows: rows[2].update(id="12"), r"line \d+: the id is '12'; one as it was drawn was expected"),
         (lambda rows: rows[2].update(id=""), r"line \d+: the id is ''"),
         (lambda rows: rows[2].update(id=unknown(rows)), r"line \d+: the id is of no pair of this run"),
+        (lambda rows: rows[2].update(id=rows[2]["id"][:7] + "z" * 15), r"line \d+: the id is of no pair of this run"),
         (lambda rows: rows.append({**rows[0], "answers": "no"}), r"line \d+: the answer is 'no', and in line \d+"),
         (lambda rows: [row.update(answers="") for row in rows], "answers nothing: of 10 rows"),
         (lambda rows: rows.clear(), "answers nothing: of 0 rows"),
@@ -828,7 +830,7 @@ def test_the_command_draws_and_reads(folder, tmp_path, capsys):
 
 def test_the_command_says_what_a_sample_lacks(whole, tmp_path, capsys, monkeypatch):
     """Fewer rows than asked for, strata without a row, passages that were cut, rows without an answer."""
-    monkeypatch.setattr(auditing, "CELL_CHARACTERS", 50)
+    monkeypatch.setattr(audit_sheet, "CELL_CHARACTERS", 50)
     path = tmp_path / "all.csv"
     assert cli.audit_command([str(whole), "--rows", "5000", "--output", str(path)]) == 0
     noted = capsys.readouterr().err
@@ -848,7 +850,7 @@ def test_the_command_says_what_a_sample_lacks(whole, tmp_path, capsys, monkeypat
 
 def test_many_subsets_are_counted_together(whole, tmp_path, monkeypatch):
     """Those beyond the first, as in the report; the answers find them again."""
-    monkeypatch.setattr(subsets, "MOST_SUBSETS", 2)
+    monkeypatch.setattr(report, "MOST_SUBSETS", 2)
     path = answered(whole, tmp_path / "audit.csv", perfect)
     names = {one.subset for one in read_audit(whole, path, write=False).strata}
     assert names == {"qa", "claims", "(other subsets)"}
@@ -922,13 +924,13 @@ def test_places_that_are_none_are_refused(whole):
     """A damaged folder is told, not drawn from."""
     table = next(open_folder(whole).tables("train"))
     with pytest.raises(SchemaError, match="lack the columns"):
-        audit_sample._check_columns(table.drop_columns(["filtered_origins"]))
+        check_relabelled(table.drop_columns(["filtered_origins"]))
     broken = table.drop_columns(["negative_origins"]).append_column(
         "negative_origins",
         [[[{"label": "negative", "position": -1} for _ in one] for one in table["negative_origins"].to_pylist()]],
     )
     with pytest.raises(SchemaError, match="position -1"):
-        audit_sample._positions(broken, "negative_origins")
+        auditing._positions(broken, "negative_origins")
 
 
 def test_without_scikit_learn_the_extra_is_named(whole, tmp_path, monkeypatch, capsys):

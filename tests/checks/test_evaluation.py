@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.checks.evaluation import evaluate, format_evaluation
+from arhn_datasets.checks.evaluation import draw_curves, evaluate, format_evaluation
 from arhn_datasets.checks.measures import levels_of, resampled
-from arhn_datasets.checks.squad import contains, covered, is_exact, normalised, token_f1
+from arhn_datasets.checks.pairs import contains, covered, is_exact, normalised, token_f1
 from arhn_datasets.checks.truth import JUDGED_PASSAGES, LABELLED_DATASET, QRELS, read_truth
 from arhn_datasets.errors import ConfigurationError, InputError, MissingDependencyError, OutputError, SchemaError
 from arhn_datasets.folder.reading import open_folder, read_rows
@@ -616,8 +616,6 @@ def test_the_command_prints_tables_or_one_object(folder, tmp_path, capsys):
 
 def test_a_plot_that_cannot_be_written_is_an_error(folder, tmp_path):
     """A file stands where the folder was to be."""
-    from arhn_datasets.checks.curves import draw_curves
-
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="another file"):
         draw_curves(evaluate(folder, TRUTH, samples=0), tmp_path / "file" / "pr.png")

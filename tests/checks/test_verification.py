@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.checks.format_checks import Stored
 from arhn_datasets.checks.row_checks import (
     impossible_ranks,
     misplaced_passages,
@@ -30,11 +29,11 @@ from arhn_datasets.checks.row_checks import (
     unknown_statuses,
     wrong_labels,
 )
-from arhn_datasets.checks.verification import verify, verify_folder
+from arhn_datasets.checks.verification import StoredRows, verify, verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.reading import open_folder, read_rows, read_tables, sha256_of
 from arhn_datasets.hub.publication import build_publication
-from arhn_datasets.inputs.download import downloaded
+from arhn_datasets.inputs.sources import folder_or_repository
 from arhn_datasets.rows.records import PASSAGE_TYPE, SNIPPET_TYPE
 from arhn_datasets.runs.refine import Input, Stages, refine
 from arhn_datasets.testing import Fault
@@ -654,7 +653,7 @@ def test_a_download_that_stops(hub, monkeypatch):
     hub.commit("writer/rows", {"README.md": b"# Mine"})
     monkeypatch.setattr("huggingface_hub.snapshot_download", timed_out)
     with pytest.raises(InputError, match="ReadTimeout: The read operation timed out. Check the connection to http"):
-        downloaded("writer/rows")
+        folder_or_repository("writer/rows")
 
 
 @pytest.mark.skipif(not hasattr(datasets, "Json"), reason="these datasets have no type for values of several types")
@@ -698,7 +697,7 @@ def test_stored_rows_are_compared_across_files(rows, takes, tmp_path_factory):
     for i, count in enumerate(rows):
         paths.append(folder / f"{i}.parquet")
         pq.write_table(pa.table({"x": pa.array([next(numbers) for _ in range(count)], pa.int64())}), paths[-1])
-    stored, first, total = Stored("x", paths), 0, sum(rows)
+    stored, first, total = StoredRows("x", paths), 0, sum(rows)
     for take in takes:
         made = pa.table({"x": pa.array(range(first, first + take), pa.int64())})
         difference = stored.difference(made)

@@ -7,6 +7,7 @@ import math
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
-from arhn_datasets.evidence import score_models
+from arhn_datasets.evidence import scores as score_models
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES
 
 pytest.importorskip("sentence_transformers")
@@ -133,13 +134,13 @@ def test_each_text_goes_through_the_model_once(bi_encoder, sample, monkeypatch):
     """Passages that several rows share are encoded once, and all texts of a call together."""
     scores = arhn.Scores(bi_encoder, device="cpu")
     shown = []
-    encode = score_models.Loaded._encode
+    encode = score_models.LoadedModel._encode
 
     def seen(self, role, texts, *rest):
         shown.append((role, list(texts)))
         return encode(self, role, texts, *rest)
 
-    monkeypatch.setattr(score_models.Loaded, "_encode", seen)
+    monkeypatch.setattr(score_models.LoadedModel, "_encode", seen)
     table = Dataset.from_list([*sample[:5], *sample[:5]]).data.table
     found = scores(table).to_pylist()
     assert [role for role, _ in shown] == ["query", "document"]
@@ -164,7 +165,7 @@ def test_rows_without_passages_or_words(bi_encoder, cross_encoder):
 def test_identity_is_model_revision_and_prompts(bi_encoder, cross_encoder, tmp_path):
     """A copy of a folder is the same model, a changed one is not; device and batch size are no part of it."""
     scores = arhn.Scores(bi_encoder)
-    copy = tmp_path / "elsewhere" / score_models.Path(bi_encoder).name
+    copy = tmp_path / "elsewhere" / Path(bi_encoder).name
     shutil.copytree(bi_encoder, copy)
     same = arhn.Scores(str(copy), batch_size=2, device="cpu")
     assert same.identity() == scores.identity()
@@ -302,7 +303,7 @@ def offline(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return score_models.Path(constants.HF_HUB_CACHE)
+    return Path(constants.HF_HUB_CACHE)
 
 
 def test_a_model_of_the_hub_is_named_by_its_commit(offline, bi_encoder, sample):

@@ -15,20 +15,17 @@ from hypothesis import strategies as st
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, InputError
-from arhn_datasets.folder import templates
+from arhn_datasets.folder import card
 from arhn_datasets.folder.card import counts_table, render_card
-from arhn_datasets.folder.card_content import CardContent, Config
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of
-from arhn_datasets.folder.facts import Facts, load_facts
-from arhn_datasets.folder.readme import BEGIN, END, merge_card, parsed
+from arhn_datasets.folder.readme import BEGIN, END, CardContent, Config, Facts, load_facts, merge_card, parsed
 from arhn_datasets.folder.report import Counts, Report, changed_rows
-from arhn_datasets.formats.format import Options
-from arhn_datasets.formats.registry import examples_of, known_formats, table_named, table_of
+from arhn_datasets.formats.format import Options, examples_of, known_formats, table_named, table_of
 from tests.conftest import build_report, snippet, tables_of
 
 CONFIGS = {
-    "default": Config(splits={"train": "data/train-*"}),
-    "dropped": Config(splits={"train": "dropped/train-*"}),
+    "default": Config(folder="data", sizes={"train": (3, 300)}),
+    "dropped": Config(folder="dropped", sizes={"train": (1, 100)}),
 }
 COUNTS = Counts(
     rows=3,
@@ -334,7 +331,7 @@ def test_what_the_publisher_says_goes_into_page_and_metadata():
 def test_the_dataset_info_is_what_datasets_writes_and_reads(tmp_path):
     """Features, rows and bytes of each split, and the files' bytes as the download."""
     features = Features({"a": Value("string"), "b": [{"c": Value("int32")}]})
-    sized = {"default": Config(splits={"train": "data/train-*"}, features=features, sizes={"train": (1, 100)})}
+    sized = {"default": Config(folder="data", features=features, sizes={"train": (1, 100)})}
     files = {"data/train-00000-of-00001.parquet": {"bytes": 40}, "dropped/train-0.parquet": {"bytes": 5}}
     text = render_card(content({**run(), "files": files}, configs=sized))
     (entry,) = parts(text)[0]["dataset_info"]
@@ -507,9 +504,9 @@ def test_metadata_are_read_where_the_hub_finds_them(text, metadata, rest):
 
 def test_pages_are_found_by_name_and_nowhere_else():
     """A policy has its page; a name that leads out of the folder, or to no page, has none."""
-    assert templates.is_there("policies/relabel+filter")
-    assert not templates.is_there("policies/../card")
-    assert not templates.is_there("policies/of mine")
+    assert card.is_there("policies/relabel+filter")
+    assert not card.is_there("policies/../card")
+    assert not card.is_there("policies/of mine")
 
 
 def test_the_example_of_facts_is_a_facts_file():
@@ -550,7 +547,7 @@ def test_facts_that_are_none_are_told(text, message, tmp_path):
 
 def test_a_missing_template_is_told(monkeypatch, tmp_path):
     """A broken installation says which file is missing."""
-    monkeypatch.setattr(templates, "_roots", lambda: [tmp_path])
+    monkeypatch.setattr(card, "_roots", lambda: [tmp_path])
     with pytest.raises(FileNotFoundError, match=r"dataset_cards/.*\.md is missing.*reinstall"):
         render_card(content())
 
@@ -586,7 +583,7 @@ def published(tmp_path_factory, sample):
         (folder / name).mkdir()
         pq.write_table(rows, folder / name / "train-00000-of-00001.parquet")
         configs[name] = Config(
-            splits={"train": f"{name}/train-*"},
+            folder=name,
             features=Features.from_arrow_schema(rows.schema),
             sizes={"train": (rows.num_rows, rows.nbytes)},
             content="" if name in ("default", "evidence") else table_named(name).content(Options()),
@@ -638,7 +635,9 @@ def test_the_code_of_a_refined_folder_runs_as_it_stands(tmp_path, sample):
     wide = refined(sample[:4])
     (tmp_path / "data").mkdir()
     wide.to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
-    (tmp_path / "README.md").write_text(render_card(content(configs={"default": CONFIGS["default"]})), encoding="utf-8")
+    (tmp_path / "README.md").write_text(
+        render_card(content(configs={"default": Config(folder="data", sizes={"train": (4, 300)})})), encoding="utf-8"
+    )
     blocks = [code for _, code in python_blocks((tmp_path / "README.md").read_text(encoding="utf-8"))]
     done = [execute(code, tmp_path) for code in blocks]
     assert len(done) == 2

@@ -133,7 +133,7 @@ def naive_changed(rows, most):
     st.sampled_from([(), ("subset",), ("ranking", "positive_verdicts", "filtered_snippets")]),
 )
 def test_counts_and_changed_rows_are_what_plain_python_says(rows, kind, step, without):
-    """In any memory layout and any tables; stopped and gone on with, and in parts that are merged."""
+    """In any memory layout and any tables; in one go, and stopped and gone on with."""
     whole = table_from(rows, without)
     rows = whole.to_pylist()
     tables = [in_other_buffers(whole.slice(at, step), kind) for at in range(0, len(rows), step)]
@@ -145,11 +145,10 @@ def test_counts_and_changed_rows_are_what_plain_python_says(rows, kind, step, wi
     found = tally.report().to_json()
     assert found == expected
     assert list(found) == list(expected)
-    halves = [Tally(), Tally()]
-    for i, table in enumerate(tables):
-        halves[i >= len(tables) // 2].add(table)
-    halves[0].merge(halves[1])
-    assert list(halves[0].report().to_json().items()) == list(expected.items())
+    at_once = Tally()
+    for table in tables:
+        at_once.add(table)
+    assert list(at_once.report().to_json().items()) == list(expected.items())
     for most in (0, 2, 5):
         assert changed_rows(tables, most) == naive_changed(rows, most)
 
@@ -167,17 +166,16 @@ def test_a_subset_of_any_type_is_a_name(type):
 
 
 def test_very_many_subsets_are_merged_into_the_rest(monkeypatch):
-    """In parts or at once: the same names, the rest in one line, and no row lost."""
+    """Over several tables: the first names, the rest in one line, and no row lost."""
     monkeypatch.setattr(reporting, "MOST_SUBSETS", 3)
     rows = [
         {"subset": f"s{i}", "decision": {"status": "unchanged", "relabelled": 0, "filtered": 0}}
         for i in (0, 1, 0, 2, 3, 4)
     ]
-    parts = [Tally(), Tally()]
-    parts[0].add(table_from(rows[:2]))
-    parts[1].add(table_from(rows[2:]))
-    parts[0].merge(parts[1])
-    assert {name: counts.rows for name, counts in parts[0].report().rows()} == {
+    tally = Tally()
+    tally.add(table_from(rows[:2]))
+    tally.add(table_from(rows[2:]))
+    assert {name: counts.rows for name, counts in tally.report().rows()} == {
         **{"s0": 2, "s1": 1, "s2": 1},
         **{"(other subsets)": 2, "all": 6},
     }

@@ -11,9 +11,8 @@ from datasets import Dataset, load_dataset
 
 import arhn_datasets as arhn
 from arhn_datasets import formats
-from arhn_datasets.folder.templates import is_there
-from arhn_datasets.formats.format import Options
-from arhn_datasets.formats.registry import examples_of, known_formats
+from arhn_datasets.folder.card import is_there
+from arhn_datasets.formats.format import Options, examples_of, known_formats
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 ROW = {
@@ -46,7 +45,7 @@ def further_format(tmp_path, monkeypatch):
     """A folder with the file of a format beside those of the package, which is forgotten afterwards."""
     (tmp_path / "bare_query.py").write_text(
         """
-from arhn_datasets.formats.columns import queries
+from arhn_datasets.formats.format import queries
 from arhn_datasets.formats.format import TEXT, Format, Table
 
 TABLE = Table(

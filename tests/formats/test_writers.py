@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 from collections import Counter
 
@@ -19,9 +20,8 @@ from arhn_datasets.cli import export_command
 from arhn_datasets.errors import ConfigurationError, OutputError, SchemaError
 from arhn_datasets.folder import parquet
 from arhn_datasets.folder.reading import open_folder
-from arhn_datasets.formats import split_rows, writers
-from arhn_datasets.formats.format import Options
-from arhn_datasets.formats.registry import known_formats, table_named, table_of
+from arhn_datasets.formats import writers
+from arhn_datasets.formats.format import Options, known_formats, table_named, table_of
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.rows.records import DECISION_TYPE, PASSAGE_TYPE
 from arhn_datasets.runs.refine import Input, Stages, refine
@@ -334,7 +334,7 @@ def test_beir_files_are_those_of_beir(tmp_path):
 @pytest.mark.parametrize("batch", [1, 1000])
 def test_the_same_query_in_two_rows_is_one_query(tmp_path, monkeypatch, batch):
     """It stands once in the queries, and a passage that both rows judge has the higher grade."""
-    monkeypatch.setattr(split_rows, "BATCH_ROWS", batch)
+    monkeypatch.setattr(writers, "BATCH_ROWS", batch)
     first, second = canonical(0, "a", "b", "same"), canonical(1, "bc", "d", "same")
     table = pa.Table.from_pylist(
         [{**first, "filtered_passages": second["positive_passages"]}, {**second, "filtered_passages": []}]
@@ -348,7 +348,7 @@ def test_the_same_query_in_two_rows_is_one_query(tmp_path, monkeypatch, batch):
 @pytest.mark.parametrize("batch", [1, 3, 1000])
 def test_a_large_corpus_has_each_docid_once(tmp_path, monkeypatch, batch):
     """Over any number of batches, in the order of the first appearance."""
-    monkeypatch.setattr(split_rows, "BATCH_ROWS", batch)
+    monkeypatch.setattr(writers, "BATCH_ROWS", batch)
     docs = [[f"d{(7 * i + j * j) % 60}" for j in range(4)] for i in range(40)]
     arhn.export(Dataset.from_list([canonical(i, d[:1], d[1:]) for i, d in enumerate(docs)]), "mteb", tmp_path / "out")
     corpus = pq.read_table(next((tmp_path / "out/mteb/corpus").iterdir()))
@@ -359,7 +359,7 @@ def test_a_large_corpus_has_each_docid_once(tmp_path, monkeypatch, batch):
 @pytest.mark.parametrize("format", ["beir", "mteb"])
 def test_an_id_for_two_texts_is_refused(tmp_path, monkeypatch, batch, format):
     """The message names the id and the beginning of both, also when they are in different batches."""
-    monkeypatch.setattr(split_rows, "BATCH_ROWS", batch)
+    monkeypatch.setattr(writers, "BATCH_ROWS", batch)
     rows = [canonical(0, "a", "b"), canonical(1, "c", "d"), canonical(2, "e", "a")]
     rows[2]["negative_passages"][0]["title"] = "Another title"
     with pytest.raises(SchemaError, match="docid 'a' stands for two texts, 'text of a' and 'Another title text of a'"):
@@ -432,7 +432,7 @@ def test_a_failed_export_leaves_nothing(folders, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
 
     def full(*_):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(parquet.Shards, "close", full)
     with pytest.raises(OutputError, match="no space left on device. Free some space"):

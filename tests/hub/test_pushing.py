@@ -53,7 +53,7 @@ def new(two_runs, tmp_path):
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("arhn_datasets.hub.asking.LONGEST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("arhn_datasets.hub.repository.LONGEST_PAUSE_SECONDS", 0.0)
 
 
 def number_of_rows(**options):

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.inputs import values
+from arhn_datasets.inputs import passages
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
 from tests.inputs.lighthouses import (
     ALSO_NO,
@@ -222,8 +222,8 @@ def test_a_batched_map_stays_in_arrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Dataset.map` with batched=True makes no Python object of a value, and drops the columns that it is told to."""
     rows = [{"query": f"q{number}", "pos": ["yes"], "neg": [f"no {number}"], "kind": "x"} for number in range(5)]
     ds = Dataset.from_list(rows)
-    monkeypatch.setattr(values, "typed", None)
-    monkeypatch.setattr(values, "each", None)
+    monkeypatch.setattr(passages, "typed", None)
+    monkeypatch.setattr(passages, "each", None)
 
     adapted = ds.map(arhn.adapt, batched=True, batch_size=2, remove_columns=ds.column_names)
 

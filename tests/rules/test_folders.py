@@ -16,11 +16,10 @@ from arhn_datasets.checks.verification import verify_folder
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.folder.evidence_table import canonical_of, evidence_of, join_evidence
 from arhn_datasets.folder.reading import open_folder
-from arhn_datasets.formats.format import Options
-from arhn_datasets.formats.registry import table_of
+from arhn_datasets.formats.format import Options, table_of
 from arhn_datasets.hub.publication import build_publication
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES, BETTER, NO_MATCH, PASSAGE_TYPE, WORSE
-from arhn_datasets.runs.refine import save
+from arhn_datasets.runs.saving import save
 from tests.rules.drawn import LISTS, cases, judgement
 from tests.rules.test_by_score import row_of
 from tests.rules.test_rule import same

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.records import EVIDENCE_KINDS
-from arhn_datasets.rules.registry import known_rules, rule_of
+from arhn_datasets.rules.rule import known_rules, rule_of
 from tests.rules.drawn import cases
 from tests.rules.test_rule import same
 

@@ -10,8 +10,8 @@ import pytest
 from arhn_datasets.annotators.interface import Snippet
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.records import NO_ANSWER
-from arhn_datasets.runs import annotating
-from arhn_datasets.runs.annotating import annotated
+from arhn_datasets.runs import refine as engine
+from arhn_datasets.runs.refine import annotated
 from tests.runs.annotators import Failing
 from tests.runs.test_refine import stages
 
@@ -68,7 +68,7 @@ def test_all_rows_of_the_window_ask_together(sample, size):
 def test_no_more_is_read_than_the_window_holds(sample, name, monkeypatch):
     """Where the first rows take long, no table beyond the window is taken from the input."""
     size = sum(table.nbytes for table, _ in tables_of(sample[:8], 4))
-    monkeypatch.setattr(annotating, name, 8 if name == "WINDOW_ROWS" else size)
+    monkeypatch.setattr(engine, name, 8 if name == "WINDOW_ROWS" else size)
     annotator, taken = Together(passages(sample[:8])), []
 
     def read():

@@ -17,9 +17,8 @@ from arhn_datasets import cli
 from arhn_datasets.folder import parquet
 from arhn_datasets.folder import writer as output
 from arhn_datasets.inputs.sources import Input
-from arhn_datasets.runs import annotating
-from arhn_datasets.runs.checkpoints import CHECKPOINT, work_folder
-from arhn_datasets.runs.refine import refine
+from arhn_datasets.runs import refine as engine
+from arhn_datasets.runs.refine import CHECKPOINT, refine, work_folder
 from arhn_datasets.testing import Emulator, Latency
 from tests.runs.annotators import Failing
 from tests.runs.test_refine import stages
@@ -36,18 +35,18 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(parquet, "SHARD_BYTES", 30_000)
     monkeypatch.setattr(parquet, "GROUP_BYTES", 10_000)
     monkeypatch.setattr(output, "TYPED_BYTES", 1)
-    monkeypatch.setattr(annotating, "WINDOW_ROWS", 8)
+    monkeypatch.setattr(engine, "WINDOW_ROWS", 8)
 
 
 SMALL = """
 import sys
 from arhn_datasets.folder import writer as output
-from arhn_datasets.runs import annotating
+from arhn_datasets.runs import refine as engine
 from arhn_datasets import cli
 sys.modules["arhn_datasets.folder.parquet"].SHARD_BYTES = 30_000
 sys.modules["arhn_datasets.folder.parquet"].GROUP_BYTES = 10_000
 output.TYPED_BYTES = 1
-annotating.WINDOW_ROWS = 8
+engine.WINDOW_ROWS = 8
 sys.exit(cli.refine_command(sys.argv[1:]))
 """
 
@@ -75,14 +74,14 @@ def test_killed_and_run_again_goes_on_behind_the_last_shard(jsonl, tmp_path, sam
         running.send_signal(signal.SIGKILL)
         running.wait(timeout=60)
         assert not (tmp_path / "out").exists()
-        checkpoint = json.loads((work / CHECKPOINT).read_text())
+        checkpoint = json.loads((work / CHECKPOINT).read_text())["checkpoint"]
         spent = server.stats.requests
         assert spent < needed
         time.sleep(0.2)
         server.reset_stats()
         assert cli.refine_command(command) == 0
         again = server.stats.requests
-    assert 0 < checkpoint["rows"] < len(sample)
+    assert 0 < checkpoint["position"]["rows"] < len(sample)
     if cache == "none":
         assert again == needed - checkpoint["requests"]["replies"] + ahead(checkpoint, whole)
     else:
@@ -108,7 +107,7 @@ def ahead(checkpoint, whole):
         sides = ("positive_snippets", "negative_snippets", "filtered_snippets")
         return sum(len(row[side] or ()) for side in sides) + (row["ranking"]["status"] != "skipped")
 
-    before = sum(requests(rows[query_id]) for query_id in source[: checkpoint["rows"]])
+    before = sum(requests(rows[query_id]) for query_id in source[: checkpoint["position"]["rows"]])
     return checkpoint["requests"]["replies"] - before
 
 

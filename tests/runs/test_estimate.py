@@ -10,7 +10,7 @@ import pytest
 import arhn_datasets as arhn
 from arhn_datasets import cli
 from arhn_datasets.errors import ConfigurationError
-from arhn_datasets.runs.estimate import Prices, estimate, format_estimate
+from arhn_datasets.runs.estimate import estimate, format_estimate
 from arhn_datasets.runs.refine import Input, Stages
 from arhn_datasets.testing import Fault, Latency
 from tests.conftest import SAMPLE
@@ -26,7 +26,7 @@ def stages(annotator):
 def test_the_sample_is_paid_once_and_extrapolated(server):
     """Requests, tokens, time and rates follow from the sample, whose replies the real run finds in the store."""
     annotator = arhn.Endpoint(server.url)
-    found = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=20, prices=Prices(per_hour=3.6))
+    found = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=20, per_hour=3.6)
     assert (found.rows, found.sampled_rows, found.errors) == (69, 20, 0)
     assert found.stored == server.stats.requests
     assert 400 < found.requests <= 400 + 69
@@ -48,7 +48,7 @@ def test_a_sample_that_is_in_the_store_says_why_nothing_was_measured(server):
     """No rate, so no duration, GPU-hours or price, and what to do; nothing is missing where all is in the store."""
     annotator = arhn.Endpoint(server.url)
     estimate(Input(name=str(SAMPLE)), stages(annotator), sample=8)
-    again = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=8, prices=Prices(per_hour=4.0))
+    again = estimate(Input(name=str(SAMPLE)), stages(annotator), sample=8, per_hour=4.0)
     assert (again.seconds, again.gpu_hours, again.price) == (None, None, None)
     text = format_estimate(again)
     assert "duration, GPU-hours and a price by the hour cannot be told" in text
@@ -64,11 +64,11 @@ def test_a_sample_that_is_in_the_store_says_why_nothing_was_measured(server):
 
 def test_prices_by_token_and_a_baseline_without_requests(server):
     """Tokens times their price; the lexical baseline costs nothing and says only its rates."""
-    prices = Prices(per_million_in=2.0, per_million_out=10.0)
-    found = estimate(Input(name=str(SAMPLE), limit=9), stages(arhn.Endpoint(server.url)), sample=50, prices=prices)
+    prices = (2.0, 10.0)
+    found = estimate(Input(name=str(SAMPLE), limit=9), stages(arhn.Endpoint(server.url)), sample=50, per_million=prices)
     assert found.sampled_rows == 9
     assert found.price == pytest.approx((2 * found.tokens_in + 10 * found.tokens_out) / 1e6)
-    free = estimate(Input(name=str(SAMPLE)), stages(arhn.Lexical()), prices=prices)
+    free = estimate(Input(name=str(SAMPLE)), stages(arhn.Lexical()), per_million=prices)
     assert (free.requests, free.tokens_in, free.price, free.seconds) == (0, None, None, None)
     assert "tokens" not in format_estimate(free)
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from arhn_datasets.runs import progress
-from arhn_datasets.runs.progress import format_statistics, live
+from arhn_datasets.runs import refine as engine
+from arhn_datasets.runs.refine import format_statistics, live
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ class Bar:
 
 def test_the_bar_is_kept_up_to_date(monkeypatch):
     """It says what happens while the block runs."""
-    monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(engine, "REFRESH_SECONDS", 0.01)
     seen, bar = {"replies": 0}, Bar()
     with live(bar, lambda: dict(seen)):
         seen["replies"] = 7

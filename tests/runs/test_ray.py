@@ -26,8 +26,8 @@ from arhn_datasets.folder.reading import open_folder, read_rows
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs import ray as cluster
 from arhn_datasets.runs import ray_replies
-from arhn_datasets.runs.checkpoints import Checkpoint, is_unfinished
-from arhn_datasets.runs.refine import Stages, refine
+from arhn_datasets.runs.preparing import Loaded, Prepared
+from arhn_datasets.runs.refine import Checkpoint, Stages, is_unfinished, refine
 from arhn_datasets.testing.latency import Latency
 from arhn_datasets.testing.process import EmulatorProcess
 from tests.runs.annotators import Failing
@@ -106,7 +106,7 @@ def same_rows(folder, other):
 
 
 def refined(given, output, stages, actors=ACTORS):
-    return cluster.refine_on_ray(Input(name=str(given)), output, stages, actors=actors)
+    return refine(Input(name=str(given)), output, stages, opened=cluster.on_ray(actors=actors))
 
 
 def test_the_command(on_ray, plain, tmp_path, capsys, monkeypatch):
@@ -247,7 +247,10 @@ def test_blocks_go_to_their_splits(sample):
     splits = {"a": rows.select(range(2)), "none": rows.select([]), "b": rows.select(range(2, 9))}
     lexical = stages_of(arhn.Lexical())
     table = cluster.relabelled(lexical, rows.with_format("arrow")[:])
-    pool = cluster.Pool(splits, lexical, 1, None)
+    prepared = Prepared(
+        splits={name: Loaded(one) for name, one in splits.items()}, stages=lexical, provenance={}, seconds={}
+    )
+    pool = cluster.ActorPool(prepared, 1, None)
     pool._blocks = (table.slice(start, 4) for start in (0, 4, 8))
     found = {name: list(pool.relabelled(name, None)) for name in splits}
     assert {name: [at.rows for _, at in tables] for name, tables in found.items()} == {

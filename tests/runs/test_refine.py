@@ -13,9 +13,9 @@ import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.folder import parquet
 from arhn_datasets.folder import writer as output
-from arhn_datasets.folder.place import check_output
 from arhn_datasets.folder.reading import read_rows
 from arhn_datasets.folder.run import is_refined
+from arhn_datasets.folder.writer import check_output
 from arhn_datasets.inputs import sources
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.runs.refine import Stages, refine

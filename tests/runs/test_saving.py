@@ -10,7 +10,7 @@ from datasets import IterableDatasetDict, load_dataset
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.folder.types import conformed
+from arhn_datasets.folder.parquet import conformed
 from arhn_datasets.folder.writer import write_run
 from arhn_datasets.runs.saving import save
 from tests.hub.test_pushing import REPO

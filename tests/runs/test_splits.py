@@ -18,10 +18,9 @@ import arhn_datasets as arhn
 from arhn_datasets.errors import InputError
 from arhn_datasets.inputs import sources
 from arhn_datasets.inputs.sources import Input, Shard
-from arhn_datasets.runs.preparing import prepare
+from arhn_datasets.runs.preparing import Loaded, Position, Streamed, prepare
 from arhn_datasets.runs.refine import refine
 from arhn_datasets.runs.shards import merge
-from arhn_datasets.runs.splits import Loaded, Position, Streamed
 from tests.runs.test_refine import stages
 
 HUB = "writer/source"
@@ -195,10 +194,10 @@ from tests.runs.test_refine import stages
 from arhn_datasets.folder import parquet, writer
 from arhn_datasets.inputs import sources
 from arhn_datasets.inputs.sources import Input
-from arhn_datasets.runs import annotating, preparing
+from arhn_datasets.runs import refine as engine
 from arhn_datasets.runs.refine import refine
 from arhn_datasets.runs.saving import save
-parquet.GROUP_BYTES = writer.TYPED_BYTES = annotating.WINDOW_BYTES = 1_000_000
+parquet.GROUP_BYTES = writer.TYPED_BYTES = engine.WINDOW_BYTES = 1_000_000
 class Waiting(Failing):
     awaits = True
 source, target, kind = Input(name=sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

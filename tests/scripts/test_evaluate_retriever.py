@@ -19,7 +19,7 @@ pytest.importorskip("sentence_transformers")
 pytest.importorskip("ir_measures")
 
 import arhn_datasets as arhn  # noqa: E402
-from arhn_datasets.formats.registry import table_of  # noqa: E402
+from arhn_datasets.formats.format import table_of  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_retriever.py"
 

@@ -54,6 +54,8 @@ def test_a_process_that_cannot_start_says_so():
         EmulatorProcess(slot=1)
     with pytest.raises(ConfigurationError, match="Only a text"):
         EmulatorProcess(reply=str.upper)
+    with pytest.raises(ConfigurationError, match="no intercept"):
+        EmulatorProcess(intercept=print)
 
 
 def test_options_cross_the_processes_unchanged():

@@ -1,4 +1,4 @@
-"""The emulator's fault script: each fault as a client that we did not write sees it."""
+"""The emulator's fault script, each fault as a client that we did not write sees it; and its intercept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.testing import KINDS, Emulator, Fault, Latency, Seen
@@ -295,3 +296,43 @@ def test_a_port_that_is_taken_is_told_to_the_caller():
         Emulator(port=server.port),
     ):
         pass
+
+
+def test_an_intercept_answers_instead_and_lets_the_rest_go_on():
+    """It sees GETs and POSTs with what came with them, may wait, is asked before the faults, and counts as a reply."""
+    seen = []
+
+    async def late(request):
+        await asyncio.sleep(0)
+        return web.json_response({"error": "no credit"}, status=402) if request.number == 1 else None
+
+    def intercept(request):
+        seen.append((request.method, request.path, request.number, request.headers["Host"]))
+        if request.path == "/info":
+            return web.Response(status=403)
+        return late(request) if request.path == CHAT else None
+
+    with Emulator(reply="x", intercept=intercept, faults=[Fault(kind="500", on=[1, 2])]) as server:
+        host = server.url.removeprefix("http://")
+        assert ask(server, "/info")[0] == 403
+        assert ask(server, "/health")[0] == 200
+        assert [ask(server, CHAT, HELLO)[0] for _ in range(3)] == [402, 500, 200]
+        assert ask(server, "/tokenize", {"inputs": "x"})[0] == 200
+        assert server.stats.by_status == {"402": 1, "500": 1, "200": 1}
+        assert server.bodies == [HELLO] * 3
+        server.intercept = None
+        assert ask(server, "/info")[0] == 200
+    asked = [("GET", "/info", 1), ("GET", "/health", 1), *(("POST", CHAT, number) for number in (1, 2, 3))]
+    assert seen == [(*one, host) for one in [*asked, ("POST", "/tokenize", 1)]]
+
+
+def test_what_may_change_while_it_runs():
+    """The reply, the key and the permits are those of the moment."""
+    with Emulator(reply="before") as server:
+        assert "before" in ask(server, CHAT, HELLO)[2]
+        server.reply = lambda prompt: "after"
+        assert "after" in ask(server, CHAT, HELLO)[2]
+        server.max_concurrent_requests = 0
+        assert ask(server, CHAT, HELLO)[0] == 429
+        server.api_key = "k"
+        assert ask(server, CHAT, HELLO)[0] == 401

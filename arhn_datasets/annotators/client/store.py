@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from arhn_datasets.errors import StoreError
-from arhn_datasets.rows.forks import around_forks, when_a_worker_ends
+from arhn_datasets.rows.background import around_forks, when_a_worker_ends
 from arhn_datasets.rows.records import digest
 
 logger = logging.getLogger(__name__)
