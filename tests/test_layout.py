@@ -39,7 +39,9 @@ NEVER = {
     "annotators": {"inputs"},
     "rules": {"inputs", "annotators", "evidence"},
     "folder": {"inputs"},
+    "formats": {"inputs", "annotators"},
     "checks": {"runs"},
+    "hub": {"annotators", "evidence"},
     "cli": {"testing"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -94,14 +96,23 @@ def folder_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports_of(path):
-    """The modules of the package that a file imports, in any spelling."""
+def parsed(path):
+    """The syntax tree of a file."""
     gc.disable()  # what is finalised while it parses can end Python 3.11's parser
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        return ast.parse(path.read_text(encoding="utf-8"))
     finally:
         gc.enable()
-    for node in ast.walk(tree):
+
+
+def printed(node):
+    """Whether something is printed."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+
+
+def imports_of(path):
+    """The modules of the package that a file imports, in any spelling."""
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative imports hide their folder"
             if node.module == "arhn_datasets":
@@ -135,6 +146,18 @@ def test_modules_import_only_what_comes_before(path):
     own = folder_of(path)
     before = set(ORDER[: ORDER.index(own) + 1]) - NEVER.get(own, set())
     assert [name for name in imports_of(path) if name not in before] == []
+
+
+def test_only_commands_print():
+    """What a user reads on a terminal is said in one folder."""
+    found = {folder_of(path) for path in FILES for node in ast.walk(parsed(path)) if printed(node)}
+    assert found <= {"cli", "testing"}
+
+
+def test_no_module_is_long():
+    """A module of more than 500 lines holds two ideas."""
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
 def test_no_module_is_hidden_by_a_function():
