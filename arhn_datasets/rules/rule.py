@@ -240,7 +240,8 @@ def known_rules() -> Mapping[str, type[Decision]]:
         name: value
         for module in modules
         for name, value in vars(module).items()
-        if inspect.isclass(value) and issubclass(value, Decision) and value.__module__ == module.__name__
+        # In Python 3.10 an alias such as list[int] calls itself a type, and is none to issubclass.
+        if issubclass(type(value), type) and issubclass(value, Decision) and value.__module__ == module.__name__
         if not inspect.isabstract(value)
     }
 
