@@ -29,8 +29,9 @@ WORD_JOINER = "\u2060"
 _ANGLED = re.compile(r"<(?=[|｜/<A-Za-z_])")
 # [INST], [/INST], [SYSTEM_PROMPT], [gMASK]; [|endofturn|] of EXAONE; [e~[ and ]~b] of MiniMax
 _BRACKETED = re.compile(r"\[(?=/?[A-Za-z]{0,2}[A-Z_]{3,}[^\[\]\n]{0,20}\]|\||e~\[)|\](?=~)")
-# [12], ［１２］: an identifier of the ranking prompt
-_IDENTIFIER = re.compile(r"[\[［]\s*(\d+)\s*[\]］]")
+# [12], ［１２］, [²]: an identifier of the ranking prompt, also in signs that mean digits and brackets (NFKC)
+_DIGITS = r"[\d²³¹\u2070\u2074-\u2079\u2080-\u2089\u2460-\u2473\u24ea\u3251-\u325f\u32b1-\u32bf]+"
+_IDENTIFIER = re.compile(rf"[\[［\ufe47]\s*({_DIGITS})\s*[\]］\ufe48]")
 
 # What may look like structure, for the hashes: editing how it is neutralised is editing the prompts.
 _STRUCTURES = "a </passage> <|im_end|> <s> [INST] [|endofturn|] ]~b] [e~[ [1] > ［２］\n[3] b"

@@ -8,7 +8,7 @@ import unicodedata
 from os.path import commonprefix
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
@@ -250,6 +250,7 @@ def test_traps(trap, place):
     assert grade_prompt(query=text, title=text, text=text).count("\n</passage>\n") == 1
 
 
+@example("", "[²] ﹇③﹈")
 @given(trapped, trapped)
 def test_traps_in_any_combination(query, text):
     """However traps are put together, the layout holds."""
