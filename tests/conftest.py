@@ -45,8 +45,14 @@ def pytest_addoption(parser):
     parser.addoption("--first-cases", action="store_true", help="of each test only the first of its parameters")
 
 
+# Files with few tests that take long: begun last, one worker would be left with them.
+LONG = {"test_ray.py", "test_compare_policies.py", "test_transformers_serve.py", "test_train.py", "test_sharing.py"}
+LONG |= {"test_evaluate_retriever.py", "test_publishing.py", "test_docs.py", "test_faults.py", "test_refine.py"}
+
+
 def pytest_collection_modifyitems(config, items):
-    """Keep the first case of each test where no more are wanted."""
+    """Long files first, and only the first case of each test where no more are wanted."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     if config.getoption("first_cases"):
         first = {}
         for item in items:
