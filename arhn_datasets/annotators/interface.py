@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -13,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 from arhn_datasets import annotators
 from arhn_datasets.annotators.client.contract import Option
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.rows.extensions import modules_in, subclasses_of
 from arhn_datasets.rows.records import Passage
 
 
@@ -244,14 +243,6 @@ class Annotator(ABC):
 
 def registered() -> dict[str, type[Annotator]]:
     """The classes that have a ``NAME``, by it: of the files of this folder, and of what a user has imported."""
-    for module in pkgutil.iter_modules(annotators.__path__, f"{annotators.__name__}."):
-        if not module.ispkg:
-            importlib.import_module(module.name)
-    return {cls.NAME: cls for cls in sorted(_named(Annotator), key=lambda cls: cls.NAME)}
-
-
-def _named(parent: type[Any]) -> Iterator[type[Annotator]]:
-    for cls in parent.__subclasses__():
-        if vars(cls).get("NAME"):
-            yield cls
-        yield from _named(cls)
+    modules_in(annotators)
+    named = [cls for cls in subclasses_of(Annotator) if vars(cls).get("NAME")]
+    return {cls.NAME: cls for cls in sorted(named, key=lambda cls: cls.NAME)}

@@ -6,8 +6,6 @@ that cannot be written in a format is left out and counted. Where a passage is o
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.formats.writers import SplitRows, Writer
 from arhn_datasets.rows import arrow
 from arhn_datasets.rows.arrow import Integers, field_of, flat_lists, taken
+from arhn_datasets.rows.extensions import modules_in
 from arhn_datasets.rows.options import check_choices
 from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY_ID, SCORE_TYPE, Side
 
@@ -276,8 +275,7 @@ def _ids(ids: pa.Array, what: str, name: str) -> pa.Array:
 @cache
 def known_formats() -> Mapping[str, Format]:
     """Every format by its name, in their places."""
-    names = [f"{formats.__name__}.{module.name}" for module in pkgutil.iter_modules(formats.__path__)]
-    values = [value for name in names for value in vars(importlib.import_module(name)).values()]
+    values = [value for module in modules_in(formats) for value in vars(module).values()]
     ordered = sorted({value for value in values if isinstance(value, Format)}, key=lambda one: (one.place, one.name))
     return {format.name: format for format in ordered}
 

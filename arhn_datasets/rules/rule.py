@@ -6,9 +6,7 @@ evidence on the passages of all rows to one code a negative. It is one file of t
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,6 +20,7 @@ import pyarrow.compute as pc
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows import records
 from arhn_datasets.rows.arrow import Codes, Integers, Mask, field_of, one_array
+from arhn_datasets.rows.extensions import modules_in, subclasses_of
 from arhn_datasets.rows.options import check_choices, check_integer
 from arhn_datasets.rows.records import DECISION, FILTERED, KINDS, LABELLED, NEGATIVE, POSITIVE, SIDES, Side
 from arhn_datasets.rows.stage import is_batch
@@ -235,15 +234,9 @@ def known_rules() -> Mapping[str, type[Decision]]:
     """Every rule by the name under which ``run.json`` has it, that of its class."""
     from arhn_datasets import rules
 
-    modules = [importlib.import_module(f"{rules.__name__}.{one.name}") for one in pkgutil.iter_modules(rules.__path__)]
-    return {
-        name: value
-        for module in modules
-        for name, value in vars(module).items()
-        # In Python 3.10 an alias such as list[int] calls itself a type, and is none to issubclass.
-        if issubclass(type(value), type) and issubclass(value, Decision) and value.__module__ == module.__name__
-        if not inspect.isabstract(value)
-    }
+    names = [module.__name__ for module in modules_in(rules)]
+    found = [cls for cls in subclasses_of(Decision) if cls.__module__ in names and not inspect.isabstract(cls)]
+    return {cls.__name__: cls for cls in sorted(found, key=lambda cls: cls.__module__)}
 
 
 def rule_of(parameters: Mapping[str, Any]) -> Decision:
