@@ -129,12 +129,13 @@ class Replies:
         StoreError: the file is foreign, damaged, of a newer format, or cannot be opened.
     """
 
+    _writer: sqlite3.Connection | None = None
+    _reader: sqlite3.Connection | None = None
+
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE_NAME
         # Two connections, since in WAL mode a reader waits for no writer. Taken in this order where several are needed.
         self._writing, self._reading, self._changing = (threading.Lock() for _ in range(3))
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
         self._waiting: dict[bytes, Stored] = {}
         self._written: set[int] = set()  # origins
         self._full = threading.Event()
@@ -142,18 +143,34 @@ class Replies:
         self._locked_since: float | None = None
         self._written_at = 0.0
         self._readable = self._writable = True
-        for store in list(_stores):
-            if store.path == self.path:
-                store.flush()
-        _stores.add(self)
+        with _registering:
+            for store in list(_stores):
+                if store.path == self.path:
+                    store.flush()
+            _stores.add(self)
+            try:
+                with self._reading:
+                    self._reader = self._opened(None)
+            except StoreError as error:
+                if not _disk_refuses(error.__cause__, directory):
+                    raise
+                self._readable = False
+                self._refused(error)
+
+    def __del__(self) -> None:
+        # Any thread may drop a store, and one that closes it inside sqlite at a fork leaves a lock there in the child.
+        dropped = [connection for connection in (self._writer, self._reader) if connection is not None]
+        self._writer = self._reader = None
+        if not dropped:
+            return
+        if not _closing.acquire(blocking=False):
+            _dropped.extend(dropped)
+            return
         try:
-            with self._reading:
-                self._reader = self._opened(None)
-        except StoreError as error:
-            if not _disk_refuses(error.__cause__, directory):
-                raise
-            self._readable = False
-            self._refused(error)
+            for connection in dropped:
+                connection.close()
+        finally:
+            _closing.release()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The reply stored under ``key`` (hexadecimal), or None, also where the disk refuses."""
@@ -423,6 +440,8 @@ def _disk_refuses(error: BaseException | None, directory: Path) -> bool:
 
 
 _stores: weakref.WeakSet[Replies] = weakref.WeakSet()
+_registering, _closing = threading.RLock(), threading.Lock()
+_dropped: list[sqlite3.Connection] = []  # during a fork: the parent closes them, a child never does
 _forking: list[Replies] = []
 _worker: int | None = None
 
@@ -434,19 +453,29 @@ def flush_all() -> None:
 
 
 def _before_fork() -> None:
+    _registering.acquire()
     for store in list(_stores):
         store.flush()
         for lock in (store._writing, store._reading, store._changing):
             lock.acquire()
         store._close_file()
         _forking.append(store)
+    _closing.acquire()
 
 
 def _after_fork() -> None:
+    _closing.release()
     while _forking:
         store = _forking.pop()
         for lock in (store._changing, store._reading, store._writing):
             lock.release()
+    _registering.release()
+
+
+def _after_fork_in_parent() -> None:
+    while _dropped:
+        _dropped.pop().close()
+    _after_fork()
 
 
 def _after_fork_in_child() -> None:
@@ -457,4 +486,4 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(flush_all)
-around_forks(before=_before_fork, in_parent=_after_fork, in_child=_after_fork_in_child)
+around_forks(before=_before_fork, in_parent=_after_fork_in_parent, in_child=_after_fork_in_child)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import faulthandler
 import logging
 import os
 import sqlite3
@@ -52,6 +53,7 @@ def in_a_fork(function):
     """The exit status of a forked child that calls ``function``."""
     child = os.fork()
     if not child:
+        faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__)
         try:
             function()
             flush_all()
@@ -255,6 +257,41 @@ def test_fork_while_threads_write(tmp_path):
         for writer in writers:
             writer.join(60)
     assert [store.get(key) for key in KEYS[100:105]] == [{"text": "child"}] * 5
+
+
+DROPPED = """
+import faulthandler, os, sys, threading
+from pathlib import Path
+from arhn_datasets.annotators.client.store import Replies, flush_all
+folder, ended, key = Path(sys.argv[1]), threading.Event(), "0" * 64
+def use_and_drop(name):
+    while not ended.is_set():
+        Replies(folder / name).put(key, {"text": "dropped"})
+threads = [threading.Thread(target=use_and_drop, args=(name,)) for name in "ab"]
+for thread in threads:
+    thread.start()
+try:
+    for _ in range(100):
+        child = os.fork()
+        if not child:
+            faulthandler.dump_traceback_later(30, exit=True)
+            store = Replies(folder / "child")
+            store.put(key, {"text": "child"})
+            flush_all()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+finally:
+    ended.set()
+print(Replies(folder / "child").get(key), Replies(folder / "a").get(key))
+"""
+
+
+def test_forks_while_threads_open_and_drop_stores(tmp_path):
+    """A store that another thread opens, writes or drops at the moment of a fork leaves no lock in the child."""
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "{'text': 'child'} {'text': 'dropped'}\n", done.stderr
 
 
 def foreign_database(path):
