@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,7 +122,8 @@ def test_simans_draws_without_replacement_by_these_probabilities():
     p = rule.probabilities(0.8, negatives)
     expected = {(i, j): p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j]) for i in range(4) for j in range(i + 1, 4)}
     count = 4000
-    found = Counter(tuple(kept(rule({**row_of([0.8], negatives), "query_id": f"q{i}"}))) for i in range(count))
+    rows = pa.Table.from_pylist([{**row_of([0.8], negatives), "query_id": f"q{i}"} for i in range(count)])
+    found = Counter(tuple(kept(row)) for row in rule(rows).to_pylist())
     assert set(found) <= set(expected)
     for pair, probability in expected.items():
         sd = math.sqrt(probability * (1 - probability) / count)

@@ -99,7 +99,7 @@ def same_rows(rows, others):
     return all(repr(sorted(a.items())) == repr(sorted(b.items())) for a, b in zip(rows, others, strict=True))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(cases(most=5, one_side=True), st.sampled_from(list(FORMS)))
 def test_every_form_of_rows_gives_what_the_rule_gives_row_by_row(case, form):
     """Rows, batches and tables: relabelled, relabelled again, mixed with others and reverted as plain Python does."""

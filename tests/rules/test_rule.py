@@ -26,7 +26,7 @@ def moved(row):
     return {label: [(o["label"], o["position"]) for o in row[f"{label}_origins"]] for label in LISTS}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(cases())
 def test_nothing_is_lost_and_revert_restores_the_row(case):
     """Every rule: each passage once with all evidence on it, and back bit for bit, with and without the evidence."""
