@@ -6,11 +6,13 @@ Server contract: text-generation-inference 3.3. Unknown fields are ignored.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from arhn_datasets.testing.problems import undeserialisable
+from arhn_datasets.testing.problems import Problem, undeserialisable
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,52 @@ COMPLETION_FIELDS: Mapping[str, Kind] = {
     "suffix": _TEXT,
     "stream_options": _STREAM_OPTIONS,
 }
+VERTEX_FIELDS: Mapping[str, Kind] = {"instances": Kind("instances", nullable=False, required=True)}
 _BITS = {"u32": 32, "u64": 64, "usize": 64}
+
+
+class Doubled(dict[str, Any]):
+    """An object of JSON with the names that it holds twice, which serde refuses where they are fields."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.doubled = {name for name, _ in pairs} if len(self) < len(pairs) else set()
+        if self.doubled:
+            names = [name for name, _ in pairs]
+            self.doubled = {name for name in self.doubled if names.count(name) > 1}
+
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def parsed(data: bytes) -> Any:
+    """A body as the router reads JSON: what follows the first value is left alone.
+
+    Raises:
+        Problem: 400 as text/plain, it is none; Python's reader takes NaN, numbers out of range and half of a pair.
+    """
+    try:
+        text = data.decode()
+        value, _ = _DECODER.raw_decode(text, len(text) - len(text.lstrip()))
+        if "\\u" in text and _HALF_PAIR.search(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("unexpected end of hex escape")
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"Failed to parse the request body as JSON: {error}") from None
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError("expected value")
+
+
+def _in_range(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError("number out of range")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=Doubled, parse_constant=_no_constant, parse_float=_in_range)
 
 
 def deserialise(body: Any, fields: Mapping[str, Kind], size: int) -> dict[str, Any]:
@@ -94,6 +141,9 @@ class _Mismatch(Exception):
 def _check_fields(body: Mapping[str, Any], fields: Mapping[str, Kind], path: str) -> None:
     if body.keys() >= {"max_tokens", "max_completion_tokens"}:
         raise _Mismatch(f"{path}duplicate field `max_tokens`")
+    for name in fields:
+        if name in getattr(body, "doubled", ()):
+            raise _Mismatch(f"{path}duplicate field `{name}`")
     for name, kind in fields.items():
         if name not in body:
             if kind.required:
@@ -133,6 +183,8 @@ def _check_message(message: Any, path: str) -> None:
     _check(message, "struct Message", path)
     if not isinstance(message.get("role"), str):
         raise _Mismatch(f"{path}: missing field `role`")
+    if not isinstance(message.get("name", ""), str | None):
+        raise _Mismatch(f"{path}.name: invalid type: {_shown(message['name'])}, expected a string")
     if not (_is_content(message.get("content")) or isinstance(message.get("tool_calls"), list)):
         raise _Mismatch(f"{path}: data did not match any variant of untagged enum MessageBody")
 
@@ -154,6 +206,8 @@ def _check_grammar(value: Any, path: str) -> None:
     _check(value, "internally tagged enum GrammarType", path)
     if "type" not in value:
         raise _Mismatch(f"{path}: missing field `type`")
+    if not isinstance(value["type"], str):  # its name is read before the rest, as text
+        raise Problem(400, f"Failed to parse the request body as JSON: {path}.type: expected value")
     if value["type"] not in ("json", "json_object", "regex", "json_schema"):
         raise _Mismatch(
             f"{path}: unknown variant `{value['type']}`, expected one of `json`, `json_object`, `regex`, `json_schema`"
@@ -169,13 +223,23 @@ def _check_grammar(value: Any, path: str) -> None:
 
 
 def _check_parameters(value: Any, path: str) -> None:
+    if isinstance(value, list):  # a structure may be written as the list of its fields
+        value = dict(zip(PARAMETER_FIELDS, value, strict=False))
     _check(value, "struct GenerateParameters", path)
     _check_fields(value, PARAMETER_FIELDS, f"{path}.")
 
 
 def _check_prompt(value: Any, path: str) -> None:
+    if value == []:
+        raise _Mismatch(f"{path}: Empty array detected. Do not use an empty array for the prompt.")
     if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
         raise _Mismatch(f"{path}: data did not match any variant of untagged enum Prompt")
+
+
+def _check_instance(value: Any, path: str) -> None:
+    if not isinstance(value, Mapping) or not ("inputs" in value or "messages" in value):
+        raise _Mismatch(f"{path}: data did not match any variant of untagged enum VertexInstance")
+    _check_fields(value, GENERATE_FIELDS if "inputs" in value else CHAT_FIELDS, f"{path}.")
 
 
 _OBJECTS = ("Message", "StreamOptions", "JsonSchemaConfig", "GenerateParameters")
@@ -192,11 +256,18 @@ _STRUCTURES: Mapping[str, Callable[[Any, str], None]] = {
     "f32s": _check_each("f32"),
     "message": _check_message,
     "messages": _check_each("message"),
+    "instance": _check_instance,
+    "instances": _check_each("instance"),
     "grammar": _check_grammar,
     "parameters": _check_parameters,
     "prompt": _check_prompt,
 }
-_EXPECTED = {"strings": "a sequence", "messages": "a sequence", "parameters": "struct GenerateParameters"}
+_EXPECTED = {
+    "strings": "a sequence",
+    "messages": "a sequence",
+    "instances": "a sequence",
+    "parameters": "struct GenerateParameters",
+}
 
 
 def _shown(value: Any) -> str:

@@ -17,6 +17,9 @@ from typing import Any
 from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
 from arhn_datasets.testing.problems import batch_failed, dumps, invalid
 
+MOST_ITEMS = 4096
+COMPILED = frozenset(("type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "properties", "prefixItems"))
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _IDENTIFIER = re.compile(r"\[\s*(\d+)\s*\]")
 _LINE = re.compile(r"^(\w+): (.*)$", re.MULTILINE)
@@ -68,10 +71,38 @@ def read_grammar(asked: Mapping[str, Any] | None, *, supported: bool) -> Grammar
         except ValueError as error:
             raise invalid(f"grammar is not valid: {error}") from None
     if not isinstance(schema, dict):
-        raise invalid(f"grammar is not valid: {dumps(schema)} is not of types 'boolean', 'object'")
-    if not isinstance(schema.get("properties"), dict):
+        raise invalid("grammar is not supported")
+    _check_schema(schema)
+    if "properties" not in schema:
         raise invalid("grammar is not valid: Grammar must have a 'properties' field")
+    for kind in schema["properties"].values():
+        _check_compilable(kind, schema)
     return Grammar(key=f"json:{dumps(schema)}", schema=schema)
+
+
+def _check_schema(schema: Mapping[str, Any]) -> None:
+    """Refuse what is no schema of the draft that the router knows; takes all where ``jsonschema`` is not installed."""
+    try:
+        jsonschema = importlib.import_module("jsonschema")
+    except ImportError:
+        return
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema, format_checker=jsonschema.FormatChecker(formats=()))
+    except jsonschema.SchemaError as error:
+        raise invalid(f"grammar is not valid: {error.message}") from None
+
+
+def _check_compilable(kind: Any, root: Mapping[str, Any]) -> None:
+    """Refuse what outlines makes no expression of, though it is a schema."""
+    said = "cannot compile regex from schema:"
+    if not isinstance(kind, Mapping):
+        raise invalid(f"{said} Invalid JSON Schema: expected an object")
+    if "$ref" in kind and not _resolved(kind, root):
+        raise invalid(f"{said} Invalid reference path: {str(kind['$ref']).removeprefix('#/')}")
+    if kind and not COMPILED.intersection(kind):
+        raise invalid(f"{said} Unsupported JSON Schema structure {dumps(kind)}")
+    for part in (*kind.get("properties", {}).values(), *(kind[name] for name in ("items",) if name in kind)):
+        _check_compilable(part, root)
 
 
 def _object(schema: Mapping[str, Any], root: Mapping[str, Any], reply: str) -> str:
@@ -113,7 +144,7 @@ def _told(kind: Mapping[str, Any], root: Mapping[str, Any], reply: str) -> Any:
         options = kind.get("enum")
         if options:
             return reply if reply in options else options[0]
-        return reply[: kind.get("maxLength")]
+        return reply[: int(kind.get("maxLength", len(reply)))]
     items = _resolved(kind.get("items", {}), root)
     options = items.get("enum")
     if _takes(items, "string") or (options and all(isinstance(option, str) for option in options)):
@@ -124,10 +155,9 @@ def _told(kind: Mapping[str, Any], root: Mapping[str, Any], reply: str) -> Any:
     else:
         listed = [int(number) for number in _IDENTIFIER.findall(reply)]
         listed = [number for number in listed if options is None or number in options]
-    listed = listed[: kind.get("maxItems")]
-    while len(listed) < kind.get("minItems", 0):
-        listed.append(_smallest(items, root, reply))
-    return listed
+    listed = listed[: int(kind.get("maxItems", MOST_ITEMS))]
+    wanted = min(int(kind.get("minItems", 0)), MOST_ITEMS)  # more would not fit into the tokens of a reply
+    return [*listed, *(_smallest(items, root, reply) for _ in range(wanted - len(listed)))]
 
 
 def _smallest(kind: Mapping[str, Any], root: Mapping[str, Any], reply: str) -> Any:
@@ -139,12 +169,12 @@ def _smallest(kind: Mapping[str, Any], root: Mapping[str, Any], reply: str) -> A
         return 1
     if kind.get("type") == "array":
         items = _resolved(kind.get("items", {}), root)
-        return [_smallest(items, root, reply) for _ in range(kind.get("minItems", 0))]
+        return [_smallest(items, root, reply) for _ in range(min(int(kind.get("minItems", 0)), MOST_ITEMS))]
     if kind.get("type") == "object":
         return {
             name: _smallest(_resolved(value, root), root, reply) for name, value in kind.get("properties", {}).items()
         }
-    return None if _takes(kind, "null") else "-" * kind.get("minLength", 0)
+    return None if _takes(kind, "null") else "-" * min(int(kind.get("minLength", 0)), MOST_ITEMS)
 
 
 def _takes(kind: Mapping[str, Any], name: str) -> bool:
@@ -154,6 +184,8 @@ def _takes(kind: Mapping[str, Any], name: str) -> bool:
 
 
 def _resolved(kind: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(kind, Mapping):  # true and false are schemas, too
+        return {}
     if "$ref" not in kind:
         return kind
     found: Any = root

@@ -5,6 +5,7 @@ Server contract: text-generation-inference 3.3.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,19 @@ def chat_parameters(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_tool_call(text: str) -> None:
+    """Refuse a reply to a request with tools that is no JSON: it is read as the call of one.
+
+    Raises:
+        Problem: 422 ``tool_error``.
+    """
+    try:
+        json.loads(text)
+    except ValueError as error:
+        said = f'Tool error: Failed to parse generated text: {error} "{text}"'
+        raise Problem.named(422, "tool_error", said) from None
+
+
 def completion_parameters(body: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of ``/generate`` that a completion request comes to."""
     return {**chat_parameters(body), "repetition_penalty": body.get("repetition_penalty")}
@@ -97,7 +111,7 @@ def check_parameters(parameters: Mapping[str, Any], inputs: str, limits: Limits)
         Problem: 422 ``validation``.
     """
     best_of, seed = parameters.get("best_of"), parameters.get("seed")
-    if best_of is not None and not 0 < best_of <= limits.max_best_of:
+    if best_of is not None and best_of > limits.max_best_of:
         raise invalid(f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}")
     if (best_of or 1) > 1 and not is_sampled(parameters):
         raise invalid("you must use sampling when `best_of` is > 1")

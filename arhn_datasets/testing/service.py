@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -22,13 +23,22 @@ from aiohttp import web
 
 from arhn_datasets.testing import shapes
 from arhn_datasets.testing.counts import Counts
-from arhn_datasets.testing.fields import CHAT_FIELDS, COMPLETION_FIELDS, GENERATE_FIELDS, Kind, deserialise
+from arhn_datasets.testing.fields import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    GENERATE_FIELDS,
+    VERTEX_FIELDS,
+    Kind,
+    deserialise,
+    parsed,
+)
 from arhn_datasets.testing.grammar import Grammar, read_grammar
 from arhn_datasets.testing.latency import Batch, Entry, PrefixCache
 from arhn_datasets.testing.parameters import (
     chat_parameters,
     check_lengths,
     check_parameters,
+    check_tool_call,
     completion_parameters,
     content_of,
     is_sampled,
@@ -76,8 +86,10 @@ class Service:
         }
         self._posts: dict[str, tuple[Mapping[str, Kind], Callable[[Request], Awaitable[web.StreamResponse]]]] = {
             "/": (GENERATE_FIELDS, self._generate),
+            "/invocations": (GENERATE_FIELDS, self._generate),
             "/generate": (GENERATE_FIELDS, self._generate),
             "/generate_stream": (GENERATE_FIELDS, self._generate),
+            "/vertex": (VERTEX_FIELDS, self._vertex),
             "/tokenize": (GENERATE_FIELDS, self._tokenize),
             "/v1/chat/completions": (CHAT_FIELDS, self._chat),
             "/chat_tokenize": (CHAT_FIELDS, self._chat_tokenize),
@@ -92,15 +104,24 @@ class Service:
     # -------------------------------------------------------------------------------------- requests
 
     async def answer(self, raw: web.BaseRequest) -> web.StreamResponse:
-        """The response to one request."""
+        """The response to one request, with the headers that the router adds to all."""
+        response = await self._answer(raw)
+        if not response.prepared:
+            response.headers.update(shapes.ON_EVERY_REPLY)
+        return response
+
+    async def _answer(self, raw: web.BaseRequest) -> web.StreamResponse:
         path = raw.path
         self.counts.by_path[path] += 1
         if raw.method in ("GET", "HEAD") and path in self._gets:
             return await self._get(raw)
-        if path not in self._posts:
-            return web.Response(status=405 if path in self._gets else 404)
-        if raw.method != "POST":
-            return web.Response(status=405, headers={"Allow": "POST"})
+        allowed = ", ".join(
+            [*(["GET", "HEAD"] if path in self._gets else []), *(["POST"] if path in self._posts else [])]
+        )
+        if not allowed:
+            return web.Response(status=404)
+        if raw.method not in allowed.split(", "):
+            return web.Response(status=200 if raw.method == "OPTIONS" else 405, headers={"Allow": allowed})
         counted = not path.endswith("tokenize")
         try:
             response = await self._post(raw, counted)
@@ -135,14 +156,11 @@ class Service:
         if server.api_key and path != "/chat_tokenize" and raw.headers.get("Authorization", "").casefold() != key:
             return web.Response(status=401)
         data = await raw.content.read()
-        if raw.content_type != "application/json":
+        if not re.fullmatch(r"application/(.+\+)?json", raw.content_type):
             raise Problem(415, "Expected request with `Content-Type: application/json`")
         if len(data) > server.payload_limit:
             raise too_large()
-        try:
-            body = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise Problem(400, f"Failed to parse the request body as JSON: {error}") from None
+        body = parsed(data)
         request = Request(raw=raw, path=path, data=data, body=body if isinstance(body, dict) else {}, number=0)
         request.arrived = time.perf_counter()
         request.number = self.counts.see(data) if counted else self.counts.by_path[path]
@@ -200,10 +218,16 @@ class Service:
         if body.get("stream"):
             usage = bool((body.get("stream_options") or {}).get("include_usage"))
             return await self._stream([call], partial(shapes.chat_chunks, usage=usage, **said), closing=True)
-        return await self._reply(call, partial(shapes.chat_completion, **said))
+
+        def shaped(done: Call) -> Any:
+            if body.get("tools") is not None:
+                check_tool_call(done.text)
+            return shapes.chat_completion(done, **said)
+
+        return await self._reply(call, shaped)
 
     async def _generate(self, request: Request) -> web.StreamResponse:
-        compatible = request.path == "/"  # with the interface of a pipeline
+        compatible = request.path in ("/", "/invocations")  # with the interface of a pipeline
         # Without the object TGI's own default is to sample, with an empty one it is not.
         parameters = request.body.get("parameters", {"do_sample": True})
         call = Call(request=request, prompt=request.body["inputs"], parameters=parameters)
@@ -239,6 +263,18 @@ class Service:
         with self._permits(len(calls)):
             await asyncio.gather(*map(one, range(len(calls))))
             return await self._sent(request, shapes.text_completion(finished, model), {})
+
+    async def _vertex(self, request: Request) -> web.StreamResponse:
+        calls = []
+        for instance in request.body["instances"]:
+            if "inputs" in instance:
+                prompt, parameters = instance["inputs"], instance.get("parameters", {})
+            else:
+                prompt, parameters = self._templated(instance), chat_parameters(instance)
+            calls.append(Call(request=request, prompt=prompt, parameters=parameters))
+        with self._permits(len(calls)):
+            await asyncio.gather(*map(self._run, calls))
+            return await self._sent(request, {"predictions": [call.text for call in calls]}, {})
 
     async def _tokenize(self, request: Request) -> web.StreamResponse:
         return json_response(tokenised(request.body["inputs"]))
@@ -382,6 +418,7 @@ class Service:
                 "Content-Type": "text/event-stream",
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",
+                **shapes.ON_EVERY_REPLY,
                 "x-compute-type": "cpu+emulated",
                 "x-compute-characters": str(sum(len(call.prompt) for call in calls)),
             }

@@ -17,6 +17,10 @@ Body = dict[str, Any]
 
 VERSION = "3.3.6-dev0"
 FINGERPRINT = f"{VERSION}-native"
+ON_EVERY_REPLY = {
+    "vary": "origin, access-control-request-method, access-control-request-headers",
+    "access-control-allow-origin": "*",
+}
 FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop_sequence"}
 
 
