@@ -220,7 +220,7 @@ def test_a_regular_expression_is_kept_to(server, pattern, expected):
         ({"type": "array", "items": {}}, "Grammar must have a 'properties' field"),
         ({"$ref": "#/x"}, "Grammar must have a 'properties' field"),
         ("{", "grammar is not valid"),
-        ([1], "grammar is not valid"),
+        ([1], "grammar is not supported"),
     ],
 )
 def test_schemas_without_properties_are_refused(server, value, message):
