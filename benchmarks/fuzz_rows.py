@@ -182,6 +182,44 @@ def _labelled_list(row: Drawn) -> list[Row]:
     return [{"query": row.query, "docs": [*row.positive, *row.negative], "labels": labels}]
 
 
+@form("labelled list under the positive's name")
+def _labelled_answers(row: Drawn) -> list[Row]:
+    labels = [1] * len(row.positive) + [0] * len(row.negative)
+    return [{"query": row.query, "answer": [*row.positive, *row.negative], "labels": labels}]
+
+
+@form("labelled pairs", flat=True)
+def _labelled_pairs(row: Drawn) -> list[Row]:
+    sides = [(row.positive, 1), (row.negative, 0)]
+    return [{"query": row.query, "passage": text, "label": label} for texts, label in sides for text in texts]
+
+
+@form("triplets with scores", of_one=True, needs_negatives=True)
+def _scored_triplets(row: Drawn) -> list[Row]:
+    first = row.scores["positive"][0]
+    scores = [[first, score] for score in row.scores["negative"]]
+    return [{**one, "scores": pair} for one, pair in zip(_triplet(row), scores, strict=True)]
+
+
+@form("a positive and a list", of_one=True)
+def _one_and_list(row: Drawn) -> list[Row]:
+    return [{"anchor": row.query, "positive": row.positive[0], "negatives": list(row.negative)}]
+
+
+@form("MTEB reranking")
+def _reranking(row: Drawn) -> list[Row]:
+    return [{"query": row.query, "positive": list(row.positive), "negative": list(row.negative)}]
+
+
+@form("ms-swift messages")
+def _messages(row: Drawn) -> list[Row]:
+    def said(role: str, text: str) -> list[Row]:
+        return [{"role": role, "content": text}]
+
+    sides = {f"{side}_messages": [said("assistant", text) for text in getattr(row, side)] for side in SIDES}
+    return [{"messages": said("user", row.query), **sides}]
+
+
 # --- kinds of files -----------------------------------------------------------------------------------------------
 
 
