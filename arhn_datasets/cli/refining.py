@@ -79,7 +79,10 @@ def refine_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "input",
         metavar="INPUT",
-        help="a .jsonl, .json, .parquet or .csv file, a folder of them, a save_to_disk folder, or a Hub id",
+        nargs="+",
+        help="files (.jsonl, .json, .ndjson, .parquet, .csv, .tsv, .arrow, also .gz, .bz2, .xz, .zst), folders or "
+        "patterns of them, - for what a pipe brings, a save_to_disk folder, a BEIR folder with a run, or a Hub id: "
+        "user/name[@revision], hf://datasets/user/name/path",
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write, laid out as a Hub dataset")
     _add_source(parser)
@@ -250,6 +253,7 @@ def _flag(name: str) -> str:
 
 
 def _refine(options: argparse.Namespace) -> int:
+    from arhn_datasets.inputs.files import piped
     from arhn_datasets.inputs.sources import Input, Shard
     from arhn_datasets.runs.refine import refine
 
@@ -265,8 +269,10 @@ def _refine(options: argparse.Namespace) -> int:
     shard = (options.shard_index, options.num_shards)
     if None in shard and shard != (None, None):
         raise ConfigurationError("--shard-index I and --num-shards N go together; give both, or neither.")
+    name, *more = (str(piped()) if name == "-" else name for name in options.input)
     source = Input(
-        name=options.input,
+        name=name,
+        more=tuple(more),
         config=options.config,
         split=options.split,
         revision=options.revision,

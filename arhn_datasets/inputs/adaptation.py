@@ -30,8 +30,9 @@ from arhn_datasets.inputs import passages as flat
 from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, tables_of_ids, tables_of_parts
 from arhn_datasets.inputs.forms import CANONICAL, Reading, reading_of
 from arhn_datasets.inputs.passages import STRING, BrokenRow, FlatPassages, Values, checked, naming_rows, read
+from arhn_datasets.inputs.values import conformed, readable, united_columns
 from arhn_datasets.rows import arrow
-from arhn_datasets.rows.arrow import Integers, empty_table, one_array, starts_of
+from arhn_datasets.rows.arrow import Integers, empty_table, is_json, one_array, starts_of
 from arhn_datasets.rows.records import LABELLED, PASSAGE_TYPE, QUERY, QUERY_ID, SUBSET, Row, stable_query_id
 from arhn_datasets.rows.stage import ColumnTransform, is_batch, parts_of
 
@@ -85,10 +86,17 @@ def adapt_columns(table: pa.Table, numbers: Sequence[int] | None = None) -> dict
     passage.
     """
     reading = reading_of(tuple(table.column_names))
-    columns = {name: table[name] for name in reading.inputs(table.column_names)}
+    names = reading.inputs(table.column_names)
+    columns = {name: readable(table[name], structs=name in reading.structs) for name in names}
     query_ids, queries, *sides = _adapted(columns, reading, numbers)
     type = reading.passages(table.schema)
-    return dict(zip(CANONICAL, (query_ids, queries, *(side.lists(type) for side in sides)), strict=True))
+    found = dict(zip(CANONICAL, (query_ids, queries, *(side.lists(type) for side in sides)), strict=True))
+    return {**found, SUBSET: flat.as_text(columns[SUBSET])} if _mixes_subsets(table.schema) else found
+
+
+def _mixes_subsets(schema: pa.Schema | None) -> bool:
+    """Whether subsets are of several kinds, as 'nq' and 7, and become texts."""
+    return schema is not None and SUBSET in schema.names and is_json(schema.field(SUBSET).type)
 
 
 def keeps_rows(columns: Iterable[str]) -> bool:
@@ -160,7 +168,8 @@ class Adapt(ColumnTransform):
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Strings, and lists of passages with whatever fields the input's passages have."""
         passages = None if schema is None else reading_of(tuple(schema.names)).passages(schema)
-        return dict(zip(CANONICAL, (STRING, STRING, passages, passages), strict=True))
+        types = dict(zip(CANONICAL, (STRING, STRING, passages, passages), strict=True))
+        return {**types, SUBSET: STRING} if _mixes_subsets(schema) else types
 
     def dropped(self, columns: Iterable[str]) -> tuple[str, ...]:
         """The columns of the other form, which become the canonical ones, so that nobody needs them any more."""
@@ -241,6 +250,8 @@ def _adapted_dataset(ds: Dataset | Iterable[object], corpus: GivenRows | None) -
 
     rows = ds if isinstance(ds, Dataset) else _with_the_same_columns(ds)
     reading = reading_of(tuple(rows.column_names if isinstance(rows, Dataset) else rows[0]))
+    if isinstance(rows, Dataset):
+        rows = _with_known_fields(rows, reading)
     if reading.ids:
         of_ids = rows if isinstance(rows, Dataset) else dataset_of_ids(rows, reading)
         features = _features_of(of_ids.features, reading)
@@ -249,6 +260,33 @@ def _adapted_dataset(ds: Dataset | Iterable[object], corpus: GivenRows | None) -
         raise ConfigurationError("corpus= is for rows that hold document ids; this dataset holds its passages itself.")
     adapted = _mapped(rows, reading) if isinstance(rows, Dataset) else _dataset_of(rows)
     return _grouped(adapted) if reading.grouped else adapted
+
+
+def _with_known_fields(ds: Dataset, reading: Reading) -> Dataset:
+    """The rows with passages of the fields that all of them have, where the dataset holds passages as JSON."""
+    from datasets import Features
+
+    types: dict[str, pa.DataType] = {}
+    for name in reading.structs:
+        if isinstance(readable(ds.data[name].slice(0, 1), structs=True), pa.ChunkedArray):
+            for table in ds.select_columns(name).with_format("arrow").iter(flat.ROWS_PER_BATCH):
+                found = readable(table[name], structs=True)
+                types = united_columns(types, {name: found.type}) if isinstance(found, pa.ChunkedArray) else types
+    types = {name: type for name, type in types.items() if type != ds.data.schema.field(name).type}
+    if not types:
+        return ds
+    features = Features({**ds.features, **Features.from_arrow_schema(pa.schema(list(types.items())))})
+    arguments = {"types": types, "revision": ADAPT_REVISION}
+    return ds.with_format("arrow").map(
+        _of_known_fields, batched=True, features=features, fn_kwargs=arguments, desc="Reading passages"
+    )
+
+
+def _of_known_fields(table: pa.Table, *, types: Mapping[str, pa.DataType], revision: int) -> pa.Table:
+    for name, type in types.items():
+        found = conformed(readable(table[name], structs=True), type)
+        table = table.set_column(table.schema.get_field_index(name), name, found)
+    return table
 
 
 def _with_the_same_columns(given: Iterable[object]) -> list[Row]:
@@ -277,7 +315,7 @@ def _adapted_table(table: pa.Table, numbers: Sequence[int], *, schema: pa.Schema
     tables, first = [empty_table(schema)], 0
     for part in parts_of(table):
         adapted = adapt_columns(part, numbers[first:])
-        columns = [adapted[name] if name in CANONICAL else part[name] for name in schema.names]
+        columns = [adapted[name] if name in adapted else part[name] for name in schema.names]
         tables.append(pa.Table.from_arrays(columns, schema=schema))
         first += part.num_rows
     return pa.concat_tables(tables)
@@ -317,8 +355,13 @@ def _features(passages: pa.DataType, passed: Mapping[str, Any] | None = None) ->
 
 
 def _features_of(features: Features, reading: Reading) -> Features:
+    from datasets import Value
+
+    schema = features.arrow_schema
     passed = {name: features[name] for name in reading.passed(features)}
-    return _features(reading.passages(features.arrow_schema), passed)
+    if _mixes_subsets(schema):
+        passed[SUBSET] = Value("string")
+    return _features(reading.passages(schema), passed)
 
 
 # --- rows of one query --------------------------------------------------------------------------------------------

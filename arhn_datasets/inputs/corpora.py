@@ -14,7 +14,8 @@ from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.inputs import passages as flat
 from arhn_datasets.inputs.forms import CANONICAL, GRADE_NAMES, QUERY_ID_NAMES, RUN_DOCID_NAMES, Reading, first_of
 from arhn_datasets.inputs.passages import Values, batches_of, naming_rows, read, read_lists
-from arhn_datasets.rows.arrow import Integers, field_of, lists_of, merged, taken
+from arhn_datasets.inputs.values import readable
+from arhn_datasets.rows.arrow import Integers, decoded, field_of, lists_of, merged, taken
 from arhn_datasets.rows.records import LABELLED, QUERY, QUERY_ID, Row, shorten
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _ids_in(ds: Dataset, reading: Reading) -> Iterator[tuple[pa.Table, list[Ids]
     start = 0
     for table in _tables_of(ds):
         with naming_rows(columns := _columns_of(table), reading.query, range(start, start + len(table))):
-            ids = [read_lists(columns[name], flat.DOCID, name) for name in reading.ids]
+            ids = [read_lists(readable(columns[name]), flat.DOCID, name) for name in reading.ids]
         yield table, ids
         start += len(table)
 
@@ -165,7 +166,8 @@ def _records(given: GivenRows, part: str) -> Iterator[Mapping[str, Any]]:
     given = _only_split(given, part)
     if isinstance(given, Dataset):
         for table in _tables_of(given):
-            yield from table.to_pylist()
+            columns = {name: decoded(values) for name, values in _columns_of(table).items()}
+            yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     elif isinstance(given, Mapping):
         yield from (_keyed(key, value, part) for key, value in given.items())
     else:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.errors import SchemaError
+from arhn_datasets.inputs.values import list_advice
 from arhn_datasets.rows import arrow
 from arhn_datasets.rows.arrow import Integers, flat_lists, is_null, one_array, rows_of, taken
 from arhn_datasets.rows.records import PASSAGE_TYPE, QUERY, QUERY_ID, Row, shorten, stable_docid
@@ -89,6 +90,8 @@ class ValueKind:
 def read(values: Values, kind: ValueKind, column: str) -> pa.Array:
     """A column of values of a kind; a :class:`BrokenRow` where one is not of it."""
     array = None
+    if not isinstance(values, list) and arrow.holds_json(values.type):
+        values = arrow.decoded(values)
     try:
         array = kind.array(typed(values, column) if isinstance(values, list) else one_array(values))
     except SchemaError as error:  # values of several types, or one that Arrow cannot hold
@@ -128,6 +131,11 @@ def each(values: Values, of: Callable[[Any], T]) -> list[T]:
 def value_at(values: Values, row: int) -> Any:
     """The value of a row as a Python object."""
     return values[row] if isinstance(values, list) else values[row].as_py()
+
+
+def as_text(values: list[Any]) -> pa.Array:
+    """Python objects as texts: 7 as '7'."""
+    return pa.array([one if one is None or isinstance(one, str) else arrow.json_text(one) for one in values], STRING)
 
 
 def absent(values: Values) -> Any:
@@ -187,8 +195,7 @@ def list_in(value: Any, column: str, of: str) -> list[Any]:
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         raise SchemaError(
-            f"column {column!r} holds {found_as(value)}; a list of {of} was expected. A single value becomes a list "
-            f"with ds.map(lambda row: {{{column!r}: [row[{column!r}]]}})."
+            f"column {column!r} holds {found_as(value)}; a list of {of} was expected. {list_advice(value, column)}"
         )
     return list(value)
 
@@ -378,6 +385,11 @@ class FlatPassages:
         """The passages as a column of lists of that type."""
         if self.given is not None and self.given.type == type:
             return self.given
+        if further := self.fields.keys() - {field.name for field in type.value_type}:
+            raise SchemaError(
+                f"The passages have the further fields {sorted(further)}, and the dataset holds its passages as JSON, "
+                "whose fields only all rows tell. Call arhn.adapt_dataset(ds), which looks through them first."
+            )
         count = len(self.fields["text"])
         fields = list(type.value_type)
         arrays = [arrow.shaped(self.fields.get(own.name, pa.nulls(count)), own.type, own.name) for own in fields]

@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from arhn_datasets.errors import ConfigurationError, InputError
+import pyarrow as pa
+
+from arhn_datasets.errors import ConfigurationError, InputError, SchemaError
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
+from arhn_datasets.inputs.files import READ_FILES, READERS, dataset_of, is_read
+from arhn_datasets.inputs.folders import found_in, splits_of_parts
+from arhn_datasets.inputs.forms import reading_of
+from arhn_datasets.rows.arrow import holds_json
 from arhn_datasets.rows.records import DECISION, shorten
 from arhn_datasets.rows.stage import Transform
 
@@ -21,11 +29,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOADERS: Mapping[str, str] = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 RESHARDED_FILES = 1000  # more take too long to look into first
 UNPUBLISHED: Mapping[str, Any] = {"revision": None, "license": None, "languages": [], "private": None, "gated": None}
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_AT_REVISION = re.compile(r"([\w.-]+/[\w.-]+)@([\w.%/-]+)")
+_HF_PATH = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
 # Where load_dataset keeps a dataset of the Hub, and map what was made of it: USER___NAME/CONFIG/VERSION/COMMIT.
 _HUB_CACHE = re.compile(r".*[/\\]([\w.-]+?)___([\w.-]+)[/\\][^/\\]+[/\\][\d.]+[/\\]([0-9a-f]{40})[/\\]")
 
@@ -46,14 +55,39 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """What to read: a file, a folder of files, a ``save_to_disk`` folder, or a Hub id; all of it, or a shard."""
+    """What to read: files, folders of them, a ``save_to_disk`` folder, or a Hub id; all of it, or a shard.
+
+    ``name`` is one of them, or a pattern as ``data/*.jsonl``; ``more`` are others beside it. A Hub id may be
+    ``user/name@revision``, and also ``hf://datasets/user/name/path``, with the path of files ``inside`` of it.
+    """
 
     name: str
+    more: tuple[str, ...] = ()
+    inside: str = ""
     config: str | None = None
     split: str | None = None
     revision: str | None = None
     limit: int | None = None
     shard: Shard | None = None
+
+    def __post_init__(self) -> None:
+        on_hub = _HF_PATH.fullmatch(self.name) if self.name.startswith("hf://") else _AT_REVISION.fullmatch(self.name)
+        if self.name.startswith("hf://") and not on_hub:
+            raise ConfigurationError(
+                f"{self.name} is no path of the Hub; hf://datasets/USER/NAME[@REVISION][/PATH] is."
+            )
+        if on_hub is None or self.path.exists():
+            return
+        name, revision, inside = (*on_hub.groups(), "")[:3]
+        if revision and self.revision not in (None, unquote(revision)):
+            raise ConfigurationError(f"--revision {self.revision} and {self.name} name two revisions; leave one out.")
+        if inside and self.config is not None:
+            raise ConfigurationError(
+                f"{self.name} names files and --config {self.config} a configuration; leave one out."
+            )
+        known = {"name": name, "revision": unquote(revision) if revision else self.revision, "inside": inside or ""}
+        for field, value in known.items():
+            object.__setattr__(self, field, value)
 
     @property
     def path(self) -> Path:
@@ -63,7 +97,18 @@ class Input:
     @property
     def is_published(self) -> bool:
         """Whether the name can only be that of a dataset of the Hub."""
-        return not self.path.exists() and self.path.suffix not in LOADERS and bool(_HUB_ID.fullmatch(self.name))
+        named = not self.path.exists() and not is_read(self.path) and bool(_HUB_ID.fullmatch(self.name))
+        return named and not self.more
+
+    @property
+    def places(self) -> list[Path]:
+        """The files and folders on this disk that are named, where a pattern is, those that fit it."""
+        found: dict[Path, None] = {}
+        for name in (self.name, *self.more):
+            path = Path(name).expanduser()
+            fits = [] if path.exists() else sorted(map(Path, glob(str(path), recursive=True)))
+            found |= dict.fromkeys(fits or [path])
+        return list(found)
 
 
 def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], dict[str, Any]]:
@@ -77,13 +122,13 @@ def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], d
         InputError: the input is not there or cannot be read.
         SchemaError: its rows are in no known form.
     """
-    loaded, kind, published = _load(source)
+    loaded, kind, told = _load(source)
     raw = _splits_of(loaded, source)
     splits = {name: _canonical(dataset, source.limit, undo) for name, dataset in raw.items()}
     if not any(len(dataset) for dataset in splits.values()):
         raise InputError(f"{source.name} has no rows; nothing can be refined.")
     provenance = {
-        **_provenance(source, kind, published),
+        **_provenance(source, kind, told),
         "rows": {name: len(dataset) for name, dataset in splits.items()},
         "fingerprints": {name: dataset._fingerprint for name, dataset in raw.items()},
     }
@@ -110,7 +155,7 @@ def stream(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]] |
     """
     from datasets import load_dataset
 
-    if not source.is_published:
+    if not source.is_published or source.inside:
         return None
     published = _hub_facts(source)
     try:
@@ -119,9 +164,15 @@ def stream(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]] |
         logger.info("%s is no stream: %s", source.name, error)
         return None
     splits = _splits_of(opened, source)
-    if any(split.features is None for split in splits.values()):
+    if any(split.features is None or _is_open(split.features.arrow_schema) for split in splits.values()):
         return None
     return {name: _by_groups(split) for name, split in splits.items()}, _provenance(source, "hub", published)
+
+
+def _is_open(schema: pa.Schema) -> bool:
+    """Whether the fields of passages are known only of all rows."""
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    return any(holds_json(columns[name]) for name in reading_of(tuple(columns)).structs)
 
 
 def _by_groups(split: IterableDataset) -> IterableDataset:
@@ -155,14 +206,17 @@ def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, An
 
 def stamp_of(source: Input) -> list[Any]:
     """What changes when the files of an input do: their names, sizes and times; nothing of a dataset of the Hub."""
-    path = source.path
-    files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
-    return [[found.relative_to(path).as_posix(), (s := found.stat()).st_size, s.st_mtime_ns] for found in files]
+    files = [
+        (found, place)
+        for place in source.places
+        for found in ([place] if place.is_file() else sorted(one for one in place.rglob("*") if one.is_file()))
+    ]
+    return [[found.relative_to(at).as_posix(), (s := found.stat()).st_size, s.st_mtime_ns] for found, at in files]
 
 
 def _provenance(source: Input, kind: str, published: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "name": source.name if kind == "hub" else Path(source.name).name,
+        "name": source.name if kind == "hub" else ", ".join(Path(name).name for name in (source.name, *source.more)),
         "kind": kind,
         "config": source.config,
         **published,
@@ -182,35 +236,80 @@ def _splits_of(loaded: Any, source: Input) -> dict[str, Any]:
 
 
 def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
-    """The dataset, the kind of its source, and what that says of itself: revision, licence, languages, visibility."""
+    """The dataset, the kind of its source, and what is told of it: revision, licence, ..., and files left out."""
     from datasets import load_dataset, load_from_disk
 
-    path = source.path
-    if path.is_file() and path.suffix not in LOADERS:
-        raise InputError(f"{path} is no {', '.join(LOADERS)} file; convert it, or name one of these.")
-    if not path.exists() and not source.is_published:
+    if source.is_published:
+        with reading(source):
+            told = _hub_facts(source)
+            if not source.inside:
+                return load_dataset(source.name, source.config, revision=told["revision"]), "hub", told
+            places = _downloaded(source, told["revision"])
+        loaded, left_out = _of_files(places, None)
+        return loaded, "hub", {**told, "inside": source.inside, **left_out}
+    places = source.places
+    for place in places:
+        _check(place)
+    first = places[0]
+    saved = len(places) == 1 and any((first / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    kind = "several places" if len(places) > 1 else "a file" if first.is_file() else "a folder"
+    # What would be ignored must not stand in `run.json`.
+    if source.config is not None and (saved or kind != "a folder"):
+        kind = "a folder of save_to_disk" if saved else kind
+        raise ConfigurationError(f"--config names a part of a Hub dataset, and {source.name} is {kind}; leave it out.")
+    if source.revision is not None:
+        raise ConfigurationError(f"--revision names a state of a Hub dataset, and {first} is {kind}; leave it out.")
+    if saved:
+        with reading(source):
+            return load_from_disk(str(first)), "folder", UNPUBLISHED
+    loaded, left_out = _of_files(places, source.config)
+    return loaded, kind.split()[-1], {**UNPUBLISHED, **left_out}
+
+
+def _check(place: Path) -> None:
+    """Refuse what is not there, and a file that holds no rows."""
+    if not place.exists():
         raise InputError(
-            f"There is nothing at {source.name}. Expected a {', '.join(LOADERS)} file, a folder of them, a folder "
+            f"There is nothing at {place}. Expected {READ_FILES}, folders of them, a pattern for their names, a folder "
             "written by save_to_disk, or the id of a dataset on the Hub (user/name)."
         )
-    saved = path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    kind = "a file" if path.is_file() else "a folder of save_to_disk" if saved else "a folder"
-    # What would be ignored must not stand in `run.json`.
-    if source.config is not None and (saved or path.is_file()):
-        raise ConfigurationError(f"--config names a part of a Hub dataset, and {path} is {kind}; leave it out.")
-    if source.revision is not None and path.exists():
-        raise ConfigurationError(f"--revision names a state of a Hub dataset, and {path} is {kind}; leave it out.")
-    if path.is_file() and not path.stat().st_size:
-        raise InputError(f"{path} is empty; rows were expected. Name another file, or make this one again.")
-    with reading(source):
-        if path.is_file():
-            return load_dataset(LOADERS[path.suffix], data_files=str(path), split="train"), "file", UNPUBLISHED
-        if saved:
-            return load_from_disk(str(path)), "folder", UNPUBLISHED
-        if path.is_dir():
-            return load_dataset(str(path), source.config), "folder", UNPUBLISHED
-        published = _hub_facts(source)
-        return load_dataset(source.name, source.config, revision=published["revision"]), "hub", published
+    if place.is_file() and not is_read(place):
+        raise InputError(f"{place} is no {', '.join(READERS)} file; convert it, or name one of these.")
+    if place.is_file() and not place.stat().st_size:
+        raise InputError(f"{place} is empty; rows were expected. Name another file, or make this one again.")
+
+
+def _of_files(places: Sequence[Path], config: str | None) -> tuple[dict[str, Dataset], dict[str, Any]]:
+    """The splits that stand in files, and which files of the folders are left out, where there are such."""
+    found = found_in(places, config)
+    if found.left_out:
+        named = ", ".join(found.left_out[:10]) + (", ..." if len(found.left_out) > 10 else "")
+        logger.warning(
+            "%d files of the input hold no rows that can be read and are left out: %s", len(found.left_out), named
+        )
+    left_out = {"left_out": list(found.left_out)} if found.left_out else {}
+    if found.parts:
+        splits, fingerprints = splits_of_parts(places[0], found.parts)
+        return splits, {**left_out, "parts": fingerprints}
+    read = {split: dataset_of(files, split) for split, files in found.splits.items()}
+    splits = {split: rows for split, rows in read.items() if rows is not None}
+    if not splits:
+        named = ", ".join(str(place) for place in places)
+        raise InputError(f"{named} holds no rows; nothing can be refined. Name another input.")
+    return splits, left_out
+
+
+def _downloaded(source: Input, revision: str | None) -> list[Path]:
+    """The files of a dataset of the Hub that are named inside of it."""
+    from huggingface_hub import snapshot_download
+
+    inside = source.inside.strip("/")
+    patterns = [inside, f"{inside}/**"]
+    root = snapshot_download(source.name, repo_type="dataset", revision=revision, allow_patterns=patterns)
+    found = [Path(root) / inside] if (Path(root) / inside).exists() else sorted(Path(root).glob(inside))
+    if not found:
+        raise InputError(f"{source.name} has nothing at {inside}; name a file, a folder or a pattern in it.")
+    return found
 
 
 @contextmanager
@@ -218,7 +317,7 @@ def reading(source: Input) -> Iterator[None]:
     """Name the input in what a loader raises, which may be anything that its file system or parser raises."""
     try:
         yield
-    except InputError:
+    except (InputError, SchemaError):
         raise
     except Exception as error:
         path = source.path

@@ -5,7 +5,8 @@ What reads a column of lists raises SchemaError where the column does not hold l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,42 @@ def flat_lists(table: pa.Table, column: str) -> tuple[Integers, pa.Array]:
 def empty_table(schema: pa.Schema) -> pa.Table:
     """A table without rows; that of Arrow's schemas cannot be made of JSON inside of lists and structs."""
     return pa.Table.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
+def is_json(type: pa.DataType) -> bool:
+    """Whether a type is that of values of several kinds, which are stored as JSON text."""
+    return getattr(type, "extension_name", None) == "arrow.json"
+
+
+def json_text(value: Any) -> str:
+    """A value as the JSON text that stands for it."""
+    return json.dumps(value, ensure_ascii=False, default=int)  # a decimal is an integer of many digits
+
+
+def holds_json(type: pa.DataType) -> bool:
+    """Whether JSON text is anywhere in values of a type."""
+    if is_json(type):
+        return True
+    return any(holds_json(type.field(at).type) for at in range(type.num_fields))
+
+
+def decoded(values: Any) -> list[Any]:
+    """The values of a column as Python objects, of JSON text what it stands for."""
+    found: list[Any] = values.to_pylist()
+    return [_reader(values.type)(value) for value in found] if holds_json(values.type) else found
+
+
+def _reader(type: pa.DataType) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if value is None or not holds_json(type):
+            return value
+        if is_json(type):
+            return json.loads(value) if isinstance(value, str) else value
+        if pa.types.is_struct(type):
+            return {field.name: _reader(field.type)(value[field.name]) for field in type}
+        return [_reader(type.value_type)(one) for one in value]
+
+    return read
 
 
 def is_list(type: pa.DataType) -> bool:
@@ -195,8 +232,11 @@ def shaped(values: pa.Array, type: pa.DataType, name: str = "") -> pa.Array:
     """
     if values.type == type:
         return values
-    if pa.types.is_null(values.type):
+    if pa.types.is_null(values.type) or pa.types.is_null(type):
         return pa.nulls(len(values), type)
+    if is_json(type):
+        texts = [None if value is None else json_text(value) for value in decoded(values)]
+        return pa.ExtensionArray.from_storage(type, pa.array(texts, pa.string()))
     if pa.types.is_struct(type) and pa.types.is_struct(values.type):
         inside = f"{name}." if name else ""
         there = {field.name: pc.struct_field(values, at) for at, field in enumerate(values.type)}

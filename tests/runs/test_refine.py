@@ -217,14 +217,14 @@ def test_a_full_disk_is_told_with_what_helps(jsonl, tmp_path, monkeypatch):
     [
         ("missing.jsonl", None, "There is nothing at .*missing.jsonl.*save_to_disk.*Hub"),
         ("./no/such/folder", None, "There is nothing at"),
-        ("rows.txt", "x", "is no .jsonl, .json, .parquet, .csv file"),
-        ("broken.jsonl", '{"query": "q"\n{]', "cannot be read: .*JSON parse error.*in row 0"),
+        ("rows.txt", "x", "is no .jsonl, .json, .ndjson, .parquet, .csv, .tsv, .arrow file"),
+        ("broken.jsonl", '{"query": "q"\n{]', "broken.jsonl, line 2 is no JSON: .*found"),
         ("broken.parquet", "PAR", "cannot be read"),
         ("empty.jsonl", "", "empty.jsonl is empty"),
         ("empty.csv", "", "empty.csv is empty"),
         ("blank.jsonl", "\n\n", "blank.jsonl holds no rows"),
         ("list.json", "[]", "list.json holds no rows"),
-        ("header.csv", "anchor,positive,negative\n", "header.csv holds no rows"),
+        ("header.csv", "anchor,positive,negative\n", "header.csv has no rows"),
     ],
 )
 def test_inputs_that_are_not_there_or_broken(name, content, message, tmp_path, monkeypatch):
@@ -266,7 +266,7 @@ def test_unknown_columns_and_splits(tmp_path, sample, monkeypatch):
     DatasetDict({"train": Dataset.from_list(sample[:1])}).save_to_disk(str(tmp_path / "in"))
     with pytest.raises(InputError, match=r"has no split 'dev'; its splits are \['train'\]"):
         refine(Input(name=str(tmp_path / "in"), split="dev"), tmp_path / "out", stages())
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Dataset.from_list(sample[:1]).select([]))
+    monkeypatch.setattr(sources, "dataset_of", lambda *_, **__: Dataset.from_list(sample[:1]).select([]))
     with pytest.raises(InputError, match="has no rows"):
         refine(Input(name=str(tmp_path / "a.jsonl")), tmp_path / "out", stages())
 
