@@ -67,7 +67,7 @@ class ChatTransport(ABC):
                 logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
             self._grammar = False
             completion = await self._ask(info, replace(request, schema=None))
-        if not completion.text.strip():
+        if not completion.text.strip() and not contract.is_cut(completion.finish_reason):
             raise EmptyReply("the server answered 200 with an empty text")
         return completion
 
