@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from arhn_datasets.annotators import interface, replies
-from arhn_datasets.annotators.client import contract
+from arhn_datasets.annotators.client.completions import is_held_back
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
 from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
@@ -255,7 +255,7 @@ class LLMAnnotator(interface.Annotator):
         if kept is not None and isinstance(kept.get("text"), str):
             # Another version of this package may have stored more of a reply, or one that was cut off.
             known = Completion(**{name: kept[name] for name in Completion.__dataclass_fields__ if name in kept})
-            if not _cut_off(known, request.max_tokens) and not contract.is_held_back(known.finish_reason):
+            if not _cut_off(known, request.max_tokens) and not is_held_back(known.finish_reason):
                 for name, count in zip(_FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
                     ours.counts[name] += count or 0
                 return known

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from arhn_datasets.annotators.client.contract import is_cut
+from arhn_datasets.annotators.client.completions import is_cut
 from arhn_datasets.annotators.decorations import answer_of
 from arhn_datasets.annotators.grounding import fold, ground
 from arhn_datasets.annotators.interface import Grade, Ranking, Snippet, Verdict

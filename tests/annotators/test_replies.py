@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from arhn_datasets.annotators.decorations import answer_of
 from arhn_datasets.annotators.grounding import fold, ground
-from arhn_datasets.annotators.replies import parse_grade, parse_ranking, parse_snippet, parse_verdicts
+from arhn_datasets.annotators.replies import cut_off, parse_grade, parse_ranking, parse_snippet, parse_verdicts
 from arhn_datasets.rows.records import GRADES, GROUNDED, JUDGED, NO_ANSWER, PARTIAL, RANKED, UNGROUNDED, UNPARSED
 
 TEXT = "Tin is a metal. It melts at 232 °C, far below copper. Its symbol is Sn."
@@ -521,6 +521,27 @@ def test_two_orders_are_no_order(reply):
     """An echo, a form, an example, a draft or a thought beside another order leaves none of them."""
     parsed = parse_ranking(reply, 3)
     assert (parsed.status, parsed.tiers) == (UNPARSED, ())
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "most", "said"),
+    [
+        ("length", 56, 56, "cut off after 56 tokens"),
+        ("LENGTH", None, 56, "cut off after 56 tokens"),
+        ("max_tokens", 12, 56, "cut off after 12 tokens"),
+        ("max_output_tokens", 12, 56, "cut off after 12 tokens"),
+        (None, 56, 56, "cut off after 56 tokens"),
+        (None, 55, 56, None),
+        (None, None, 56, None),
+        ("stop", 56, 56, None),
+        ("eos_token", 3, 56, None),
+        ("stop_sequence", 3, 56, None),
+        ("end_turn", 3, 56, None),
+    ],
+)
+def test_why_a_reply_is_cut_off(reason, tokens, most, said):
+    """By the server's word for it, or where it has none, by as many tokens as were asked for."""
+    assert cut_off(reason, tokens, most) == said
 
 
 THOUGHTS = [
