@@ -154,7 +154,9 @@ def _telling(text: str, start: int, end: int) -> bool:
     ]
     if len(words) > 1 or not telling:
         return bool(telling)
-    (word,) = telling
-    cased = word.lower() != word.upper()
-    named = word != word.lower() if cased else len(word) > 3
+    (word,), before = telling, text[:start].rstrip(" \t\"'“”‘’«»*_([")
+    if word.lower() == word.upper():  # a script without capitals
+        named = len(word) > 3
+    else:  # a capital at the beginning of a sentence tells nothing
+        named = word[1:] != word[1:].lower() or (word != word.lower() and before != "" and before[-1] not in ".!?:;\n")
     return len(word) > 2 and (named or len(word) >= NAMED or not any(map(str.isalnum, text[:start] + text[end:])))

@@ -169,14 +169,14 @@ def _refusal(said: str, passage: Passage) -> str | None:
     """
     letters, marked = _letters(said), said.replace("\\_", "_").upper().startswith(NO_ANSWER_MARKER)
     if letters in _refusals():
-        copied = not marked and letters in (_letters(str(passage.get(name) or "")) for name in ("text", "title"))
-        return records.UNPARSED if copied else records.NO_ANSWER
+        all_of_it = not marked and letters in (_letters(str(passage.get(name) or "")) for name in ("text", "title"))
+        return records.UNPARSED if all_of_it else records.NO_ANSWER
     head = _HEAD.match(said)
     if head and _letters(head[1]) in _refusals():
         goes_on = said[head.end(1) :].lstrip(" \t*_`").startswith("\n") and head[2].lstrip()[:1].islower()
-        stands = _found(head[2], passage) or (_found(said, passage) if not marked else None)
-        return records.UNPARSED if goes_on or stands else records.NO_ANSWER
-    if marked:
+        copied = any(_found(line, passage) for line in (*head[2].splitlines(), *([] if marked else [said])))
+        return records.UNPARSED if goes_on or copied else records.NO_ANSWER
+    if marked or any(_letters(line) in _refusals() for line in said.splitlines()[1:]):
         return records.UNPARSED
     folded = fold(said)[0].strip()
     strict = _ABOUT_THE_TEXT.match(folded)
@@ -184,7 +184,8 @@ def _refusal(said: str, passage: Passage) -> str | None:
         return None
     if _found(said, passage):
         return records.UNPARSED if strict else None
-    return records.UNPARSED if _CONTRAST.search(folded) else records.NO_ANSWER
+    also = _CONTRAST.search(folded) or any(_found(line, passage) for line in said.splitlines()[1:])
+    return records.UNPARSED if also else records.NO_ANSWER
 
 
 def _letters(text: str) -> str:

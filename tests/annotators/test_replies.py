@@ -134,6 +134,8 @@ def test_a_number_is_whole_or_none(whole):
         ),
         *((word, SAYS) for word in ("1400", "03", "500.000", "500", "12", "5 °C", "310 m", "000 euro", "-03", ".5 km")),
         ("Yes", "Yes"),
+        ("Visitors", "Visitors see it. Visitors like it."),
+        ("letter", "Letter of the council"),
         ("東", "これは東京都です"),
         ("of the", "some of the towns"),
         ("Der", "Der Turm ist hoch"),
@@ -150,6 +152,7 @@ def test_next_to_nothing_grounds_nowhere(snippet, text):
     ("snippet", "text"),
     [
         ("Marl", "the Marl tower"),
+        ("DNA", "DNA is a molecule"),
         ("photosynthesis", "by photosynthesis alone"),
         ("copper", "Copper."),
         ("a metal", "Tin is a metal."),
