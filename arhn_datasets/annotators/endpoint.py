@@ -143,7 +143,7 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
         async def read() -> dict[str, Any]:
             pool = self._pool()
             sent = sum(server.limit.in_flight for server in pool.servers)
-            return {**asdict(pool.statistics), "in_flight": sent, **shared().from_store}
+            return {**asdict(pool.statistics), "in_flight": sent, **shared().counts}
 
         return background.run(read())
 

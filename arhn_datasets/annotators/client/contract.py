@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
+from arhn_datasets.annotators.client.completions import completed, loaded
 from arhn_datasets.errors import (
     AccessDenied,
     ConfigurationError,
@@ -185,7 +186,7 @@ class ServerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A reply: its text, why it ended (``"stop"`` or ``"length"``) and the tokens it took, where stated."""
+    """A reply: its text, why it ended in the server's words (``"stop"``, ``"length"``) and its tokens, where stated."""
 
     text: str
     finish_reason: str | None = None
@@ -348,19 +349,14 @@ def parse_completion(body: bytes, secret: str | None = None) -> Completion:
 
     Raises:
         EmptyReply: the body is not a chat completion, or holds no text.
+        RequestRejected: a content filter has held the reply back.
     """
-    return _parsed(body, _completed, secret)
-
-
-def _completed(reply: Any) -> tuple[Any, ...]:
-    choice, usage = reply["choices"][0], reply.get("usage") or {}
-    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return choice["message"]["content"], choice.get("finish_reason"), *tokens
+    return _parsed(body, completed, secret)
 
 
 def _parsed(body: bytes, read: Callable[[Any], tuple[Any, ...]], secret: str | None) -> Completion:
     try:
-        text, reason, prompt_tokens, completion_tokens = read(json.loads(body))
+        text, reason, prompt_tokens, completion_tokens = read(loaded(body))
         if not isinstance(text, str):
             raise TypeError("content is not a text")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
