@@ -37,8 +37,8 @@ def export_parser() -> argparse.ArgumentParser:
 
 def add_format_options(parser: argparse.ArgumentParser, *, required: bool, each: str) -> None:
     """The formats, of which ``each`` says where one goes, and what can be chosen in them."""
-    known, of = known_formats(), _formats_of_options()
-    *scored, last = (name for name, format in known.items() if any(table.scored for table in format.tables))
+    known, of = known_formats(), {name: _listed(formats) for name, formats in _formats_of_options().items()}
+    scored = _listed([name for name, format in known.items() if format.scored])
     parser.add_argument(
         "--format",
         dest="formats",
@@ -70,7 +70,7 @@ def add_format_options(parser: argparse.ArgumentParser, *, required: bool, each:
         "--labels",
         choices=LABEL_CHOICES,
         default="hard",
-        help=f"soft: the scores of the passages in {', '.join(scored)} and {last}; default: hard",
+        help=f"soft: the scores of the passages, in {scored}; default: hard",
     )
 
 
@@ -83,17 +83,26 @@ def format_options(options: argparse.Namespace) -> dict[str, Any]:
     of = _formats_of_options()
     given = {name: value for name in of if (value := getattr(options, name))}
     for name in given:
-        if of[name] not in options.formats:
+        if not set(of[name]) & set(options.formats):
             asked = f"the formats are {', '.join(options.formats)}" if options.formats else "no format was named"
             raise ConfigurationError(
-                f"--{name} goes with --format {of[name]}, and {asked}; add it, or leave --{name} out."
+                f"--{name} goes with --format {' or '.join(of[name])}, and {asked}; add it, or leave --{name} out."
             )
     return {**given, "labels": options.labels}
 
 
-def _formats_of_options() -> dict[str, str]:
-    """The options that have an effect in one format alone, and which."""
-    return {option: name for name, format in known_formats().items() for option in format.options}
+def _formats_of_options() -> dict[str, list[str]]:
+    """The options that have an effect in some formats alone, and which."""
+    of: dict[str, list[str]] = {}
+    for name, format in known_formats().items():
+        for option in format.options:
+            of.setdefault(option, []).append(name)
+    return of
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _export(options: argparse.Namespace) -> int:

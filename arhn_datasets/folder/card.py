@@ -43,11 +43,12 @@ def render_card(content: CardContent) -> str:
         description=f"{facts.description.strip()}\n\n" if facts.description else "",
         source_sentence=f"{said('source', 'source', source=_source_link(run['source']))}.",
         version=inline(run["versions"]["arhn_datasets"]),
-        summary=said("top", "summary", **_totals(content.report)),
+        summary=said("top", _with_dropped("summary", content.report), **_totals(content.report)),
         ranks_sentence=said("ranks", _ranked_by(parameters)),
         policy_sentence=_policy(parameters["relabel"]),
         chart=_chart(content),
         counts=counts_table(content.report),
+        dropped=f" {said('top', 'dropped')}" if content.report.total.dropped else "",
         statuses=_statuses_table(content.report),
         changed="\n\n".join(_changed_row(row) for row in content.changed) or said("changed", "none"),
         load=_load(content),
@@ -69,11 +70,11 @@ def counts_table(report: Report) -> str:
     """The counts by subset as a Markdown table, from the source to the result."""
     lines = []
     for name, counts in report.rows():
-        shown = {column: f"{getattr(counts, column):,}" for column in COUNT_NAMES}
+        shown = {column: f"{getattr(counts, column):,}" for column in report.names}
         shown["positives"] += f" → {counts.positives + counts.relabelled:,}"
         shown["negatives"] += f" → {counts.kept:,}"
         lines.append((inline(shorten(name, NAME_CHARACTERS)), *shown.values()))
-    return table(("subset", *COUNT_NAMES), lines)
+    return table(("subset", *report.names), lines)
 
 
 def audit_sentence(audit: Mapping[str, Any] | None) -> str:
@@ -95,6 +96,10 @@ def audit_sentence(audit: Mapping[str, Any] | None) -> str:
     ]
     agreement = said("audit", "kappa", rows=rows, kappa=f"{audit['kappa']:.3f}", interval=interval)
     return f"{agreement} {said('audit', 'answering', shares=', '.join(shares))}" if shares else agreement
+
+
+def _with_dropped(key: str, report: Report) -> str:
+    return f"{key}-dropped" if report.total.dropped else key
 
 
 def _totals(report: Report) -> dict[str, str]:
@@ -146,7 +151,7 @@ def _chart(content: CardContent) -> str:
     light, dark = content.charts.get("light"), content.charts.get("dark")
     if not light:
         return ""
-    alt = said("top", "chart", **_totals(content.report))
+    alt = said("top", _with_dropped("chart", content.report), **_totals(content.report))
     # The Hub completes the address of an image, and not that of a source.
     where = f"https://huggingface.co/datasets/{content.repo_id}/resolve/main/" if content.repo_id else ""
     night = f'  <source media="(prefers-color-scheme: dark)" srcset="{where}{_html(dark)}">\n' if dark else ""

@@ -22,7 +22,7 @@ LEAST_LABELLED = 0.045  # share of a bar in which a percentage still fits
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#8A8F98"
 INK: Mapping[str, str] = {BLUE: "white", ORANGE: "black", GREEN: "white", PURPLE: "black", GREY: "black"}
 SMALL: Mapping[str, Any] = {"va": "center_baseline", "fontsize": 8.5}
-MOVES = (("relabelled", BLUE), ("filtered", ORANGE), ("kept", GREY))
+MOVES = (("relabelled", BLUE), ("filtered", ORANGE), ("dropped", PURPLE), ("kept", GREY))
 STATUSES = {"snippets": BLUE, "rankings": GREEN, "rows": PURPLE}
 THEMES: Mapping[str, Mapping[str, str]] = {
     "light": {"page": "#ffffff", "text": "#1f2328", "rule": "#d1d9e0"},
@@ -77,8 +77,9 @@ def _draw(report: Report, theme: Mapping[str, str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     total = report.total
+    shown = [(move, colour) for move, colour in MOVES if move in report.names]
     moves = [
-        (label_of(name), [(getattr(counts, move), colour) for move, colour in MOVES]) for name, counts in report.rows()
+        (label_of(name), [(getattr(counts, move), colour) for move, colour in shown]) for name, counts in report.rows()
     ]
     evidence = [
         (kind, STATUSES[kind], counts)
@@ -93,14 +94,19 @@ def _draw(report: Report, theme: Mapping[str, str], path: Path) -> None:
     layout.set(w_pad=0.12, h_pad=0.1)
     figure.set_facecolor(theme["page"])
     panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _moved(panels[0], moves, theme)
+    _moved(panels[0], moves, shown, theme)
     if statuses:
         _histogram(panels[1], evidence, theme)
     # Without the version of the library: equal counts, equal bytes.
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _moved(axes: Any, lines: Sequence[tuple[str, Sequence[tuple[int, str]]]], theme: Mapping[str, str]) -> None:
+def _moved(
+    axes: Any,
+    lines: Sequence[tuple[str, Sequence[tuple[int, str]]]],
+    shown: Sequence[tuple[str, str]],
+    theme: Mapping[str, str],
+) -> None:
     """A stacked bar of shares for each subset, and how many negatives they are shares of."""
     from matplotlib.patches import Patch
 
@@ -115,10 +121,10 @@ def _moved(axes: Any, lines: Sequence[tuple[str, Sequence[tuple[int, str]]]], th
         axes.text(1.01, at, f"{whole:,}", color=theme["text"], **SMALL)
     _dress(axes, "What became of the hard negatives", [label for label, _ in lines], theme, pad=24)
     axes.legend(
-        handles=[Patch(color=colour, label=name) for name, colour in MOVES],
+        handles=[Patch(color=colour, label=name) for name, colour in shown],
         loc="lower left",
         bbox_to_anchor=(-0.008, 1.0),
-        ncols=len(MOVES),
+        ncols=len(shown),
         frameon=False,
         fontsize=9,
         labelcolor=theme["text"],

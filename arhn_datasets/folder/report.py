@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.rows import records
-from arhn_datasets.rows.arrow import Integers, field_of, flat_field, one_array
+from arhn_datasets.rows.arrow import Integers, field_of, flat_field, lengths_in, one_array
 from arhn_datasets.rows.records import DECISION, NEGATIVE, QUERY, RANKING, SIDES, Passage, Row, Side, shorten
 
 ALL = "all"
 NO_SUBSET = "(no subset)"
 OTHER_SUBSETS = "(other subsets)"
-COUNT_NAMES = ("rows", "positives", "negatives", "relabelled", "filtered", "kept")
+COUNT_NAMES = ("rows", "positives", "negatives", "relabelled", "filtered", "dropped", "kept")
 MOST_SUBSETS = 50
 
 # The statuses that are counted: of each passage, then of each row.
@@ -42,7 +42,8 @@ COUNTED = (records.SUBSET, DECISION, RANKING, *records.types_of(("origins", *_OF
 class Counts:
     """The counts of one subset, or of all rows.
 
-    ``positives`` and ``negatives`` are those of the source; ``relabelled + filtered + kept == negatives``.
+    ``positives`` and ``negatives`` are those of the source, ``dropped`` are the negatives of rows that a guard dropped;
+    ``relabelled + filtered + dropped + kept == negatives``.
     """
 
     rows: int = 0
@@ -50,6 +51,7 @@ class Counts:
     negatives: int = 0
     relabelled: int = 0
     filtered: int = 0
+    dropped: int = 0
     kept: int = 0
     decisions: Mapping[str, int] = field(default_factory=dict)
     snippets: Mapping[str, int] = field(default_factory=dict)
@@ -67,9 +69,9 @@ class Counts:
         return [("rows" if k == "decisions" else k, getattr(self, k), known) for k, known in _STATUSES.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """The counts; verdicts and grades only where there are some."""
+        """The counts; verdicts, grades and what was dropped only where there is some."""
         found = asdict(self)
-        return {name: value for name, value in found.items() if value or name not in _JUDGEMENTS}
+        return {name: value for name, value in found.items() if value or name not in (*_JUDGEMENTS, "dropped")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,11 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The counts as JSON, the total under ``"all"``."""
         return {ALL: self.total.to_json(), **{name: counts.to_json() for name, counts in self.subsets.items()}}
+
+    @property
+    def names(self) -> list[str]:
+        """The counts that are shown: of dropped negatives where there are some."""
+        return [name for name in COUNT_NAMES if name != "dropped" or self.total.dropped]
 
     def rows(self) -> list[tuple[str, Counts]]:
         """Name and counts, the subsets first and the total last; the total alone where there is one subset."""
@@ -104,7 +111,11 @@ class Tally:
         tallies = [self._of(name) for name in names]
         _add(tallies, "rows", np.bincount(groups, minlength=len(tallies)))
         decisions = table.column(DECISION)
-        _count(tallies, groups, field_of(decisions, "status", pa.string()), _keys("decisions"))
+        statuses = field_of(decisions, "status", pa.string())
+        _count(tallies, groups, statuses, _keys("decisions"))
+        lengths, _ = lengths_in(table, NEGATIVE.origins)  # a dropped row is as it came
+        left = lengths * pc.fill_null(pc.equal(one_array(statuses), records.DROPPED), False).to_numpy(False)
+        _add(tallies, "dropped", np.bincount(groups, left, minlength=len(tallies)))
         for name in ("relabelled", "filtered"):
             numbers = one_array(pc.fill_null(field_of(decisions, name, pa.int64()), 0)).to_numpy()
             _add(tallies, name, np.bincount(groups, numbers, minlength=len(tallies)))
@@ -147,8 +158,8 @@ def counted_as(name: Any, seen: Collection[str]) -> str:
 
 def format_report(report: Report) -> str:
     """The report as a table for a terminal."""
-    lines = [(name, *(f"{getattr(counts, column):,}" for column in COUNT_NAMES)) for name, counts in report.rows()]
-    table = format_table(("subset", *COUNT_NAMES), lines)
+    lines = [(name, *(f"{getattr(counts, column):,}" for column in report.names)) for name, counts in report.rows()]
+    table = format_table(("subset", *report.names), lines)
     statuses = [
         f"{label:<9} {_shares(counts, known)}"
         for label, counts, known in report.total.statuses()
@@ -278,7 +289,7 @@ def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
 
 def _counts(tally: Counter[str]) -> Counts:
     numbers: dict[str, Any] = {name: tally[name] for name in COUNT_NAMES}
-    numbers["kept"] = tally["negatives"] - tally["relabelled"] - tally["filtered"]
+    numbers["kept"] = tally["negatives"] - sum(tally[name] for name in ("relabelled", "filtered", "dropped"))
     for kind in _STATUSES:
         numbers[kind] = {status: tally[key] for status, key in _keys(kind).items() if tally[key]}
     return Counts(**numbers)

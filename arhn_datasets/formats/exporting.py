@@ -65,14 +65,15 @@ def export(
         split: Only this one. A Dataset without a split name may be given any.
 
     Raises:
-        ConfigurationError: an unknown format, split or folder.
+        ConfigurationError: an unknown format, split or folder, or soft labels in a format without a place for them.
         SchemaError: rows that are not canonical, an id that stands for two different texts, or columns of relabelling
             beside the passages of before.
         OutputError: ``output`` cannot be written.
     """
     options = Options(negatives=negatives, short=short, grades=grades, separator=separator, labels=labels)
-    formats = chosen_formats([format] if isinstance(format, str) else format)
+    formats = chosen_formats([format] if isinstance(format, str) else format, options)
     rows = split_rows_of(source, split)
+    options = options.beside(rows, formats.values())
     target = Path(output)
     with naming(target):
         check_empty(target)

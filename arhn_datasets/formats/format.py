@@ -7,8 +7,8 @@ that cannot be written in a format is left out and counted. Where a passage is o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from arhn_datasets import formats
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.formats.writers import SplitRows, Writer
 from arhn_datasets.rows import arrow
-from arhn_datasets.rows.arrow import Integers, field_of, flat_lists, taken
+from arhn_datasets.rows.arrow import Integers, Numbers, field_of, flat_lists, taken
 from arhn_datasets.rows.extensions import modules_in
 from arhn_datasets.rows.options import check_choices
-from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY_ID, SCORE_TYPE, Side
+from arhn_datasets.rows.records import DECISION, DROPPED, LABELLED, QUERY, QUERY_ID, SCORE_TYPE, SUBSET, Side
 
 SHORT = ("repeat", "drop")
 LABEL_CHOICES = ("hard", "soft")
 DROPPED_ROW, NO_SCORE = "dropped by a guard", "a passage without a score"
 
+SCORE = "score"  # the field of a passage in which a source has brought its score
 TEXT, SCORES = pa.string(), pa.list_(SCORE_TYPE)
 
 Made = tuple[dict[str, pa.Array], Mapping[str, int]]
@@ -46,9 +47,10 @@ class Options:
         grades: Labels of lists: 2 for positives, 1 for filtered passages, which otherwise are not in the list, and 0
             for negatives, instead of 1 and 0.
         separator: Between title and text.
-        labels: ``"soft"`` for the scores of the passages, which ``arhn.Scores`` gives, beside or instead of ``"hard"``
-            labels, for losses that distil a teacher; a row in which a passage has none is left out. Some formats have
-            no place for them.
+        labels: ``"soft"`` for the scores of the passages beside or instead of ``"hard"`` labels, for losses that distil
+            a teacher: those of ``arhn.Scores``, else those that the source brought. A row in which a passage has none
+            is left out; a format without a place for them is refused.
+        carried: What the rows hold for trainers beside the passages, which :meth:`beside` finds.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -59,6 +61,7 @@ class Options:
     grades: bool = False
     separator: str = " "
     labels: str = "hard"
+    carried: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.negatives < 1:
@@ -74,7 +77,28 @@ class Options:
 
     def to_json(self) -> dict[str, Any]:
         """Every option; ``labels`` only where they are soft, as earlier versions read this."""
-        return {name: value for name, value in asdict(self).items() if name != "labels" or self.soft}
+        unsaid = {"carried", *(() if self.soft else ("labels",))}
+        return {name: value for name, value in asdict(self).items() if name not in unsaid}
+
+    def beside(self, rows: SplitRows, formats: Iterable[Format]) -> Options:
+        """The same with what the rows hold of the columns that the formats carry: a value somewhere, of their type."""
+        wanted = {name: type for format in formats for table in format.tables for name, type in table.carries.items()}
+        found: set[str] = set()
+        for name, type in wanted.items():
+            asked = [QUERY_ID, QUERY, *(side.passages for side in LABELLED)] if name == SCORE else [name]
+            fits = pa.types.is_integer if pa.types.is_integer(type) else _is_text
+            for table in (table for split in rows.splits for table in rows.tables(split, asked)):
+                values = _brought(table) if name == SCORE else [table[name]] if name in table.column_names else []
+                if not any(name == SCORE or fits(one.type) for one in values):
+                    break  # no row has it
+                if any(one.null_count < len(one) for one in values):
+                    found.add(name)
+                    break
+        return replace(self, carried=frozenset(found))
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +110,10 @@ class Table:
         types: Its columns.
         columns: These, from canonical rows that no guard dropped.
         sides: Whose passages are read.
-        scored: Whether it has a place for the scores of the passages.
+        scored: Whether it has a place for the scores of the passages; ``always``, that it is nothing without them.
+        always: See ``scored``.
+        carries: The columns of a source for which it has a place where the rows hold them, and :data:`SCORE` for the
+            scores that the source brought.
         describe: What the card says is in it, from the names of its columns.
     """
 
@@ -95,6 +122,8 @@ class Table:
     columns: Callable[[pa.Table, Options], Made]
     sides: Callable[[Options], Sequence[Side]] = lambda options: LABELLED
     scored: bool = False
+    always: bool = False
+    carries: Mapping[str, pa.DataType] = field(default_factory=dict)
     describe: Callable[[str, Options], str] = lambda names, options: names
 
     def schema(self, options: Options | None = None) -> pa.Schema:
@@ -107,8 +136,12 @@ class Table:
 
     def needs(self, options: Options) -> list[str]:
         """The columns of the rows that are read, as far as a row has them."""
-        scores = [side.scores for side in LABELLED] if self.scored and options.soft else []
-        return [QUERY_ID, QUERY, *(side.passages for side in self.sides(options)), *scores, DECISION]
+        scores = [side.scores for side in LABELLED] if self._is_soft(options) else []
+        further = [SUBSET, *(name for name in self.carries if name != SCORE)] if self.carries else []
+        return [QUERY_ID, QUERY, *(side.passages for side in self.sides(options)), *scores, *further, DECISION]
+
+    def _is_soft(self, options: Options) -> bool:
+        return self.always or (self.scored and options.soft)
 
     def of(self, rows: pa.Table, options: Options | None = None) -> tuple[pa.Table, Counter[str]]:
         """The table of some rows, in their order, and how many were left out by reason.
@@ -125,7 +158,7 @@ class Table:
             if dropped.any():
                 left_out[DROPPED_ROW] = int(dropped.sum())
                 rows = rows.filter(pa.array(~dropped))
-        if self.scored and options.soft:
+        if self._is_soft(options):
             known = _scored(rows)
             left_out[NO_SCORE] = int((~known).sum())
             rows = rows.filter(pa.array(known))
@@ -144,7 +177,7 @@ class Format:
         place: Among the others, in lists.
         purpose: For whom it is, in the README.
         tables: What it is made of.
-        options: Those of :class:`Options` that have an effect in no other format.
+        options: Those of :class:`Options` that have an effect in some formats alone.
         open: What writes it into the repository at a path, alone or, where the last argument is true, beside the rows.
         repeats: Whether a passage may stand in many rows, so that few rows make many.
         files: What the card says of files that no configuration loads.
@@ -172,24 +205,42 @@ class Format:
         """Whether it is one parquet table, each row of which comes of one row."""
         return not self.files and len(self.tables) == 1
 
+    @property
+    def scored(self) -> bool:
+        """Whether it has a place for the scores of the passages."""
+        return any(table.scored for table in self.tables)
+
     def needs(self, options: Options) -> list[str]:
         """The columns of the rows that are read, as far as a row has them."""
         return list(dict.fromkeys(column for table in self.tables for column in table.needs(options)))
+
+
+def scores_in(passages: pa.Array) -> pa.Array | None:
+    """The scores that passages hold in themselves, as a source brought them; None where there is no place for them."""
+    place = passages.type.get_field_index(SCORE) if pa.types.is_struct(passages.type) else -1
+    if place < 0 or not (pa.types.is_floating(type := passages.type[place].type) or pa.types.is_integer(type)):
+        return None
+    return field_of(passages, SCORE, SCORE_TYPE)
+
+
+def _brought(rows: pa.Table) -> list[pa.Array]:
+    found = [scores_in(flat_lists(rows, side.passages)[1]) for side in LABELLED]
+    return [one for one in found if one is not None]
 
 
 def _scored(rows: pa.Table) -> Any:
     """In which rows every passage has a score."""
     known = np.ones(rows.num_rows, bool)
     for side in LABELLED:
-        if side.scores not in rows.column_names:
+        passages = Passages(rows, side)
+        if side.scores not in rows.column_names and len(passages.values) and scores_in(passages.values) is None:
             raise SchemaError(
-                f"The rows lack the column {side.scores!r}, which soft labels need. Score them: "
-                "ds.map(arhn.Scores(model), batched=True)."
+                f"The rows lack the column {side.scores!r}, and their passages a number {SCORE!r}, one of which soft "
+                "labels need. Score them: ds.map(arhn.Scores(model), batched=True); or refine rows that bring "
+                "pos_scores and neg_scores."
             )
-        counts, _ = flat_lists(rows, side.passages)
-        lengths, scores = flat_lists(rows, side.scores)
-        missing = arrow.is_null(scores) | ~np.isfinite(pc.fill_null(scores.cast(SCORE_TYPE), 0.0).to_numpy())
-        known &= (lengths == counts) & (np.bincount(arrow.rows_of(lengths)[missing], minlength=rows.num_rows) == 0)
+        missing = ~np.isfinite(passages.scores())
+        known &= np.bincount(arrow.rows_of(passages.counts)[missing], minlength=rows.num_rows) == 0
     return known
 
 
@@ -224,9 +275,16 @@ class Passages:
         between = pc.if_else(pc.and_(titled, pc.not_equal(texts, "")), separator, "")
         return pc.binary_join_element_wise(titles, texts, between)
 
-    def scores(self) -> Any:
-        """Their scores."""
-        return flat_lists(self._rows, self._side.scores)[1].cast(SCORE_TYPE).to_numpy(zero_copy_only=False)
+    def scores(self) -> Numbers:
+        """Their scores: those of a stage, else those that the source brought; NaN where there is none."""
+        if self._side.scores in self._rows.column_names:
+            lengths, found = flat_lists(self._rows, self._side.scores)
+            found = arrow.aligned(found.cast(SCORE_TYPE), lengths, self.counts)
+        else:
+            found = scores_in(self.values)
+            found = pa.nulls(len(self.values), SCORE_TYPE) if found is None else found
+        numbers: Numbers = found.to_numpy(zero_copy_only=False)
+        return np.where(np.isfinite(numbers), numbers, np.nan)
 
     def lists(self, values: pa.Array, rows: Any) -> pa.Array:
         """Flat values as the lists of the rows in which ``rows`` is true."""
@@ -260,6 +318,15 @@ def labelled(rows: pa.Table, separator: str, labels: Mapping[Side, int]) -> tupl
     return counts, order, taken(texts, order), values[order]
 
 
+def each_positive(positives: Passages, negatives: Passages) -> tuple[Integers, Integers, Integers, Integers]:
+    """Each positive with all negatives: its row and its place, how many negatives, and the places of all of these."""
+    there = negatives.counts > 0
+    row = arrow.rows_of(np.where(there, positives.counts, 0))
+    counts: Integers = negatives.counts[row]
+    own = np.flatnonzero(np.repeat(there, positives.counts))
+    return row, own, counts, np.repeat(negatives.starts[row], counts) + arrow.within(counts)
+
+
 def _ids(ids: pa.Array, what: str, name: str) -> pa.Array:
     if ids.null_count:
         raise SchemaError(
@@ -280,16 +347,23 @@ def known_formats() -> Mapping[str, Format]:
     return {format.name: format for format in ordered}
 
 
-def chosen_formats(names: Sequence[str]) -> dict[str, Format]:
+def chosen_formats(names: Sequence[str], options: Options | None = None) -> dict[str, Format]:
     """The formats of these names, each once.
 
     Raises:
-        ConfigurationError: there is no such format, or none is named.
+        ConfigurationError: there is no such format, none is named, or one has no place for soft labels.
     """
     known = known_formats()
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ConfigurationError(f"The format is {unknown or 'not named'}; expected some of {', '.join(known)}.")
+    bare = [name for name in names if not known[name].scored]
+    if bare and options and options.soft:
+        raise ConfigurationError(
+            f"The labels are soft, and there is no place for scores in {', '.join(dict.fromkeys(bare))}; they would be "
+            f"lost. Write these formats in a run of their own with hard labels, or choose some of "
+            f"{', '.join(name for name, format in known.items() if format.scored)}."
+        )
     return {name: known[name] for name in names}
 
 

@@ -1,4 +1,4 @@
-"""``labeled-list``: ``query, docs, labels``, a row for each query. Soft labels are the scores, instead of others."""
+"""``labeled-list``: ``query, docs, labels``, a row for each query. Soft labels are the scores, best first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from arhn_datasets.formats.format import (
     queries,
     without,
 )
-from arhn_datasets.rows.arrow import lists_of, taken
+from arhn_datasets.rows.arrow import lists_of, rows_of, taken
 from arhn_datasets.rows.records import FILTERED, NEGATIVE, POSITIVE, Side
 
 
@@ -37,6 +37,9 @@ def _columns(rows: pa.Table, options: Options) -> Made:
     counts, order, passages, labels = labelled(rows, options.separator, grades)
     if options.soft:
         labels = np.concatenate([Passages(rows, side).scores() for side in grades])[order]
+        # Losses as ListMLE take the order of a list for its ranking.
+        best = np.lexsort((-labels, rows_of(counts)))
+        labels, passages = labels[best], taken(passages, best)
     positives = Passages(rows, POSITIVE)
     usable = (positives.counts > 0) & (counts > positives.counts)  # a list of one label teaches no order
     kept = np.flatnonzero(np.repeat(usable, counts))
@@ -50,7 +53,7 @@ def _columns(rows: pa.Table, options: Options) -> Made:
 
 def _description(names: str, options: Options) -> str:
     if options.soft:
-        return f"{names}: its label is the score of the passage"
+        return f"{names}: its label is the score of the passage, best first"
     return f"{names}: {'2 is a positive, 1 a filtered passage, 0 a negative' if options.grades else '1 is a positive'}"
 
 

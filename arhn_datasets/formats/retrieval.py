@@ -18,7 +18,7 @@ from arhn_datasets.folder.parquet import Shards
 from arhn_datasets.folder.readme import Config
 from arhn_datasets.formats.format import TEXT, Format, Made, Options, Passages, Table, queries, query_ids, without
 from arhn_datasets.formats.writers import Distinct, Lines, SplitRows, TabbedLines, Writer, Written
-from arhn_datasets.rows.arrow import merged, rows_of, taken
+from arhn_datasets.rows.arrow import flat_lists, lists_of, merged, one_array, rows_of, taken
 from arhn_datasets.rows.records import FILTERED, NEGATIVE, POSITIVE, QUERY_ID
 
 QREL_GRADES = {POSITIVE: 2, FILTERED: 1}
@@ -78,6 +78,24 @@ QRELS = Table(
 )
 
 
+def _candidates(rows: pa.Table, options: Options) -> Made:
+    sides = [Passages(rows, side) for side in ALL_SIDES]
+    counts, order = merged([side.counts for side in sides])
+    kept = sides[0].counts > 0
+    ids = taken(pa.concat_arrays([side.ids() for side in sides]), order[np.repeat(kept, counts)])
+    columns = {"query-id": taken(query_ids(rows), np.flatnonzero(kept)), "corpus-ids": lists_of(counts[kept], ids)}
+    return columns, without(sides[0])
+
+
+TOP_RANKED = Table(
+    name="top_ranked",
+    types=lambda options: {"query-id": TEXT, "corpus-ids": pa.list_(TEXT)},
+    columns=_candidates,
+    sides=lambda options: ALL_SIDES,
+    describe=lambda names, options: f"{names}: the passages of each query, in the order of their ids",
+)
+
+
 class _BeirWriter(Writer):
     """A corpus and queries over all splits, and the qrels of each, as files."""
 
@@ -128,10 +146,12 @@ class _MtebWriter(_BeirWriter):
     """The same as parquet files, each table under a configuration.
 
     Alone, it is a repository of its own, with qrels under the name ``default``, where MTEB looks first. Among other
-    configurations, where ``default`` is taken, they are named ``qrels``.
+    configurations, where ``default`` is taken, they are named ``qrels``, and every table also as MTEB's loader wants it
+    that is told :attr:`CONFIG`.
     """
 
     LOADED = True
+    CONFIG = "arhn"
 
     def _open(self, table: Table, split: str) -> Shards | Lines:
         folder = self._root if self._published else self._root / self._format.name
@@ -140,11 +160,52 @@ class _MtebWriter(_BeirWriter):
     def _configs(self) -> dict[str, Config]:
         configs = super()._configs()
         if self._published:
-            return configs
+            own = {f"{self.CONFIG}-{name}": config for name, config in configs.items()}
+            said = f'the same for MTEB\'s loader, `config="{self.CONFIG}"`'
+            return configs | {name: replace(config, content=said) for name, config in own.items()}
         return {
             "default" if name == QRELS.name else name: replace(config, folder=f"{self._format.name}/{config.folder}")
             for name, config in configs.items()
         }
+
+
+class _RerankingWriter(_MtebWriter):
+    """The same with the candidates of each query, which make it a task of reranking."""
+
+    CONFIG = "arhn-reranking"
+
+    def begin(self, split: str) -> None:
+        """Start a split."""
+        super().begin(split)
+        self._candidates = [TOP_RANKED.schema().empty_table()]
+
+    def write(self, rows: pa.Table) -> None:
+        """Add rows."""
+        super().write(rows)
+        self._candidates.append(TOP_RANKED.of(rows, self._options)[0])
+
+    def end(self) -> None:
+        """Finish the split. A query of several rows has the passages of all; their order tells nothing of labels."""
+        super().end()
+        found = pa.concat_tables(self._candidates)
+        counts, ids = flat_lists(found, "corpus-ids")
+        pairs = pa.table({"query-id": taken(one_array(found["query-id"]), rows_of(counts)), "corpus-ids": ids})
+        pairs = pairs.group_by(["query-id", "corpus-ids"], use_threads=False).aggregate([]).sort_by("corpus-ids")
+        lists = pairs.group_by("query-id", use_threads=False).aggregate([("corpus-ids", "list")])
+        lists = lists.rename_columns([name.removesuffix("_list") for name in lists.column_names])
+        out = self._open(TOP_RANKED, self._split)
+        out.write(lists.select(TOP_RANKED.schema().names).cast(TOP_RANKED.schema()))
+        self._close(TOP_RANKED, self._split, out)
+
+    def _open(self, table: Table, split: str) -> Shards | Lines:
+        return Shards(self._root / self._format.name / table.name, split, table.schema())
+
+    def _configs(self) -> dict[str, Config]:
+        configs = Writer._configs(self)
+        place = {name: replace(one, folder=f"{self._format.name}/{one.folder}") for name, one in configs.items()}
+        if self._published:
+            return {f"{self.CONFIG}-{name}": config for name, config in place.items()}
+        return {"default" if name == QRELS.name else name: config for name, config in place.items()}
 
 
 BEIR = Format(
@@ -163,4 +224,13 @@ MTEB = Format(
     open=_MtebWriter,
     loads=("corpus", "queries", "qrels"),
     title="Corpus, queries and qrels",
+)
+MTEB_RERANKING = Format(
+    name="mteb-reranking",
+    place=13,
+    purpose="evaluation",
+    tables=(CORPUS, QUERIES, QRELS, TOP_RANKED),
+    open=_RerankingWriter,
+    loads=tuple(f"arhn-reranking-{table.name}" for table in (CORPUS, QUERIES, QRELS, TOP_RANKED)),
+    title="Corpus, queries, qrels and the passages to rank",
 )

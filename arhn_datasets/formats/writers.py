@@ -99,7 +99,8 @@ def _tables(dataset: Dataset, columns: Sequence[str]) -> Iterator[pa.Table]:
     kept = [column for column in columns if column in dataset.column_names]
     origins = [column for column in ORIGINS if column in dataset.column_names]
     for table in dataset.select_columns([*kept, *origins]).with_format("arrow").iter(size):
-        check_origins(table, shortened=True)
+        if POSITIVE.passages in kept:
+            check_origins(table, shortened=True)
         yield table.select(kept)
 
 
@@ -184,37 +185,54 @@ class LinesWriter(Writer):
 
 
 class Lines:
-    """A file of JSON lines that has its name when it is whole."""
+    """A file of JSON lines that has its name when it is whole; a null has no place in them.
+
+    It is open only while rows are written: there may be many.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows, self.bytes = 0, 0
-        self._path, self._writing = path, path.with_name(f".{path.name}.writing")
-        self._file = self._writing.open("w", encoding="utf-8", newline="\n")
+        self.path, self.rows, self.bytes = path, 0, 0
+        self._writing = path.with_name(f".{path.name}.writing")
+        self._writing.write_bytes(b"")
 
     def write(self, table: pa.Table) -> None:
         """Add rows."""
         self.rows += table.num_rows
-        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+        rows = ({name: value for name, value in row.items() if value is not None} for row in table.to_pylist())
+        with self._writing.open("a", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def close(self) -> list[Path]:
         """Give the file its name."""
-        self._file.close()
-        self._writing.rename(self._path)
-        self.bytes = self._path.stat().st_size
-        return [self._path]
+        self._writing.rename(self.path)
+        self.bytes = self.path.stat().st_size
+        return [self.path]
 
 
 class TabbedLines(Lines):
     """A file of values between tabs, below a header."""
 
     def write(self, table: pa.Table) -> None:
-        """Write the header and the rows, all at once."""
+        """Write the header and the rows, all at once.
+
+        Raises:
+            SchemaError: a value holds a carriage return, which BEIR's readers take for the end of a line.
+        """
         self.rows += table.num_rows
-        lines = csv.writer(self._file, delimiter="\t", lineterminator="\n")
-        lines.writerow(table.column_names)
-        for batch in table.to_batches(BATCH_ROWS * 10):
-            lines.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        for name in table.column_names:
+            values = one_array(table.column(name))
+            if pa.types.is_string(values.type) and pc.any(broken := pc.match_substring(values, "\r")).as_py():
+                [found] = values.filter(broken)[:1].to_pylist()
+                raise SchemaError(
+                    f"The {name} {found!r} holds a carriage return, at which BEIR's readers break the line; an id "
+                    "without one was expected. Give it another id, or write the format mteb."
+                )
+        with self._writing.open("a", encoding="utf-8", newline="\n") as file:
+            lines = csv.writer(file, delimiter="\t", lineterminator="\n")
+            lines.writerow(table.column_names)
+            for batch in table.to_batches(BATCH_ROWS * 10):
+                lines.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
 
 
 def _bounded(rows: pa.Table) -> Iterator[pa.Table]:

@@ -74,12 +74,13 @@ def build_publication(
         OutputError: ``target`` cannot be written.
     """
     options = options or Options()
-    chosen = chosen_formats(formats) if formats else {}
+    chosen = chosen_formats(formats, options) if formats else {}
     report, charts = _report(folder), dict(CHARTS)
     with naming(target):
         check_empty(target)
         target.mkdir(parents=True, exist_ok=True)
         rows, configs = split_rows_of(folder), dict[str, Config]()
+        options = options.beside(rows, chosen.values())
         writers = {name: format.open(format, target, options, rows, True) for name, format in chosen.items()}
         changed = changed_rows(_passing(folder, target, list(writers.values()), configs), CHANGED_ROWS)
         written = {name: writer.close() for name, writer in writers.items()}

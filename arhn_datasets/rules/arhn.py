@@ -104,10 +104,11 @@ class Relabel(Decision):
         ties: Whether a negative that shares the reference's rank, because it holds the very same words, or its grade,
             counts as ``"above"`` or ``"below"``.
         min_negatives: Fewest negatives that a row must have left.
-        on_shortage: With fewer, ``"keep"`` leaves the row as it came, ``"drop"`` marks it as dropped (see
-            :func:`is_kept`), ``"allow"`` lets it pass.
+        on_shortage: With fewer, ``"drop"`` marks the row as dropped (see :func:`is_kept`) and leaves its passages as
+            they came, ``"keep"`` leaves the row among the others as it came, with negatives that proved false,
+            ``"allow"`` lets it pass.
         max_relabelled: Most negatives that may become positives in a row; None for any number.
-        on_excess: With more, the same choices.
+        on_excess: With more, the same choices; by default ``"keep"``.
         evidence: ``"snippets"`` (with ranks), ``"verdicts"`` or ``"grades"``.
         threshold: The lowest grade of a passage that answers.
         max_matches: A row with more negatives than these that are above or below the reference is dropped; None for

@@ -61,7 +61,7 @@ class Decision(MovingTransform):
     OPTIONAL: ClassVar[tuple[str, ...]] = (*EVIDENCE_COLUMNS, records.RANKING, *ADDED)
 
     min_negatives: int = 1
-    on_shortage: str = "keep"
+    on_shortage: str = "drop"
     max_relabelled: int | None = None
     on_excess: str = "keep"
 

@@ -616,7 +616,7 @@ def test_the_code_that_loads_runs_as_it_stands(published, monkeypatch):
     for config in parts(text)[0]["configs"]:
         assert len(load_dataset(str(folder), config["config_name"], split="train"))
     assert "up to `negative_7`; a row with fewer negatives repeats its own" in text
-    assert "- `flagembedding/SPLIT.jsonl`: `query`, `pos`, `neg`" in text
+    assert "- `flagembedding/SPLIT.jsonl`, or `flagembedding/SPLIT/SUBSET.jsonl` of several subsets" in text
     (plain, joined), (files,), (beir,) = (
         [execute(code, folder) for heading, code in blocks if heading == wanted]
         for wanted in ("datasets", "FlagEmbedding", "BEIR")

@@ -97,6 +97,7 @@ def naive_report(rows, most):
         count.update(rows=1, positives=origins.count("positive"), negatives=origins.count("negative"))
         count.update({name: row["decision"][name] for name in ("relabelled", "filtered")})
         count["decisions", row["decision"]["status"]] += 1
+        count["dropped"] += len(row["negative_origins"]) * (row["decision"]["status"] == "dropped")
         if row.get("ranking"):
             count["rankings", row["ranking"]["status"]] += 1
         for kind in KINDS:
@@ -107,7 +108,8 @@ def naive_report(rows, most):
     found = {}
     for name, count in subsets.items():
         found[name] = {key: count[key] for key in ("rows", "positives", "negatives", "relabelled", "filtered")}
-        found[name]["kept"] = count["negatives"] - count["relabelled"] - count["filtered"]
+        found[name] |= {"dropped": count["dropped"]} if count["dropped"] else {}
+        found[name]["kept"] = count["negatives"] - count["relabelled"] - count["filtered"] - count["dropped"]
         for kind, names in known.items():
             counted = {status: count[kind, status] for status in names if count[kind, status]}
             found[name] |= {kind: counted} if counted or kind not in ("verdicts", "grades") else {}
@@ -206,7 +208,7 @@ def refined(rows, **options):
 
 
 def test_the_counts_add_up(sample):
-    """Relabelled, filtered and kept are the source's negatives, in each subset and in all."""
+    """Relabelled, filtered, dropped and kept are the source's negatives, in each subset and in all."""
     dataset = refined(sample)
     report = build_report([dataset.select(range(30)), dataset.select(range(30, len(sample)))])
     assert list(report.subsets) == ["qa", "claims", "arguments", "titles"]
@@ -215,7 +217,7 @@ def test_the_counts_add_up(sample):
         assert counts.rows == len(rows) == sum(counts.decisions.values()) == sum(counts.rankings.values())
         assert counts.positives == sum(len(row["positive_passages"]) for row in rows)
         assert counts.negatives == sum(len(row["negative_passages"]) for row in rows)
-        assert counts.relabelled + counts.filtered + counts.kept == counts.negatives
+        assert counts.relabelled + counts.filtered + counts.dropped + counts.kept == counts.negatives
         assert sum(counts.snippets.values()) == counts.positives + counts.negatives
     assert report.to_json()["all"]["rows"] == len(sample)
     assert report.total.errors == 0

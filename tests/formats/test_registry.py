@@ -34,7 +34,9 @@ def test_the_table_of_the_readme_is_the_registry():
 def test_every_format_has_an_example_and_a_place():
     """The card shows how each is loaded, and they come in one order."""
     assert all(is_there(f"formats/{format.example or name}") for name, format in known_formats().items())
-    there = [*known_formats(), "default", "corpus", "queries", "qrels"]
+    retrieval = ["corpus", "queries", "qrels"]
+    reranking = [f"arhn-reranking-{name}" for name in (*retrieval, "top_ranked")]
+    there = [*known_formats(), "default", *retrieval, *reranking]
     assert {name for shown in examples_of(there).values() for name in shown} == set(known_formats())
     places = [format.place for format in known_formats().values()]
     assert len(set(places)) == len(places)

@@ -28,6 +28,7 @@ def exported(tmp_path_factory):
         relabel=arhn.Relabel(on_shortage="allow"),
     )
     rows = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+    rows = [{name: value for name, value in row.items() if name != "subset"} for row in rows]  # for one file
     for row in rows[:4]:  # every negative repeats the positive, and becomes one
         row["negative_passages"] = [
             {**row["positive_passages"][0], "docid": f"{row['query_id']}-again-{i}"} for i in range(2)

@@ -29,7 +29,7 @@ def test_refine_push_load_train_revert_verify(hub, sample, tmp_path, capsys, scr
     assert {"default", "evidence", "triplet", "n-tuple", "labeled-list", "corpus", "queries", "qrels"} <= set(loaded)
     assert loaded["triplet"]["train"].column_names == ["anchor", "positive", "negative"]
     assert set(loaded["default"]["train"].column_names) == set(source.column_names)
-    assert "flagembedding/train.jsonl" in hub.files(REPO)
+    assert {f"flagembedding/train/{row['subset']}.jsonl" for row in sample} <= set(hub.files(REPO))
 
     code, _, said = script(
         "train_retriever",

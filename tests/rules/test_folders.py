@@ -226,7 +226,7 @@ def soft(format, rows, **options):
 
 
 def test_soft_labels():
-    """Scores stand beside the passages they are of, in the three formats that have a place for them."""
+    """Scores stand beside the passages they are of, in the formats that have a place for them."""
     rows = [
         row_of([0.9, 0.8], [0.3, 0.2, 0.1]),
         row_of([0.7], [0.4]),
@@ -240,11 +240,12 @@ def test_soft_labels():
     assert [row["docs"][0] for row in found] == ["positive 0", "positive 0"]
     assert left_out == {"a passage without a score": 3, "no positive": 1}
     found, _ = soft("n-tuple", rows, negatives=2)
-    assert [row["scores"] for row in found] == [[0.9, 0.3, 0.2], [0.8, 0.3, 0.2], [0.7, 0.4, 0.4]]
-    assert list(found[0]) == ["anchor", "positive", "negative_1", "negative_2", "scores"]
+    assert [row["score"] for row in found] == [[0.9, 0.3, 0.2], [0.8, 0.3, 0.2], [0.7, 0.4, 0.4]]
+    assert list(found[0]) == ["anchor", "positive", "negative_1", "negative_2", "score"]
     found, _ = soft("flagembedding", rows)
     assert [(row["pos_scores"], row["neg_scores"]) for row in found] == [([0.9, 0.8], [0.3, 0.2, 0.1]), ([0.7], [0.4])]
-    assert "label" in soft("labeled-pair", rows)[0][0]
+    found, _ = soft("labeled-pair", rows[:2])
+    assert [row["score"] for row in found] == [0.9, 0.8, 0.3, 0.2, 0.1, 0.7, 0.4]
     with pytest.raises(SchemaError, match=r"lack the column 'positive_scores'.*arhn.Scores"):
         soft("n-tuple", [{c: v for c, v in rows[0].items() if not c.endswith("_scores")}])
     with pytest.raises(ConfigurationError, match="either soft or grades"):
@@ -260,4 +261,4 @@ def test_soft_labels_of_what_a_rule_left(sample):
     by_query = {row["query"]: row for row in dataset}
     for row in table.to_pylist():
         source = by_query[row["query"]]
-        assert row["labels"] == source["positive_scores"] + source["negative_scores"]
+        assert row["labels"] == sorted(source["positive_scores"] + source["negative_scores"], reverse=True)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 import arhn_datasets as arhn
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES
+from arhn_datasets.rules.rule import known_rules
 from tests.rules.drawn import LISTS, cases
 from tests.rules.test_arhn import dataset_of, random_rows
 
@@ -64,6 +65,32 @@ def test_a_rule_after_another_is_the_rule_alone(one, other):
     (first, (row,), kinds), (second, _, _) = one, other
     if set(second.evidence_kinds) <= set(kinds) and "snippets" not in second.evidence_kinds:
         assert same(sorted(second(first(row)).items()), sorted(second(row).items()))
+
+
+@pytest.mark.parametrize("rule", known_rules().values(), ids=lambda rule: rule.__name__)
+def test_a_row_that_cannot_be_trained_on_is_dropped_by_default(rule):
+    """Every rule; what was left as it came would be the worst rows of a set."""
+    assert rule().on_shortage == "drop"
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(most=4))
+def test_kept_and_dropped_rows_are_the_source(case):
+    """No kept row has fewer negatives than asked for, a dropped one is as it came, and all go back to the source."""
+    rule, rows, _ = case
+    results = [rule.with_options(on_shortage="drop")(row) for row in rows]
+    for result, row in zip(results, rows, strict=True):
+        if arhn.is_kept(result) and result["decision"]["status"] != "guarded":
+            assert len(result["negative_passages"]) >= rule.min_negatives
+        elif not arhn.is_kept(result):
+            assert [result[f"{side}_passages"] for side in LISTS] == [
+                row["positive_passages"],
+                row["negative_passages"],
+                [],
+            ]
+    parts = [[one for one in results if bool(arhn.is_kept(one)) is kept] for kept in (True, False)]
+    back = sorted((arhn.revert(row) for part in parts for row in part), key=lambda row: row["other"])
+    assert all(same(one[column], row[column]) for one, row in zip(back, rows, strict=True) for column in row)
 
 
 def test_is_kept_filters_what_a_guard_dropped():

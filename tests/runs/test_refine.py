@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset
 
 import arhn_datasets as arhn
+from arhn_datasets.checks.verification import verify_folder
 from arhn_datasets.errors import ConfigurationError, InputError, OutputError, SchemaError
 from arhn_datasets.folder import parquet
 from arhn_datasets.folder import writer as output
@@ -119,6 +120,30 @@ def test_rows_that_a_guard_drops_are_kept_apart(jsonl, tmp_path, sample):
     assert all(len(row["negative_passages"]) >= 4 for row in kept)
     assert len(load_dataset(str(tmp_path / "out"), "dropped", split="train")) == dropped
     assert sorted(row["query_id"] for row in done.rows()) == sorted(row["query_id"] for row in sample)
+
+
+def test_a_row_whose_every_negative_proved_false_is_dropped(tmp_path, sample):
+    """By default: it stands in `dropped` as it came, counts and card know its negatives, and nothing is lost."""
+    rows = [dict(row) for row in sample[:12]]
+    for row in rows[:3]:
+        row["negative_passages"] = [{**row["positive_passages"][0], "docid": f"{row['query_id']}-again"}]
+    Dataset.from_list(rows).to_json(str(tmp_path / "rows.jsonl"))
+    done = refine(Input(name=str(tmp_path / "rows.jsonl")), tmp_path / "out", stages())
+    kept, dropped = (load_dataset(str(done.path), name, split="train") for name in ("default", "dropped"))
+    assert {row["query_id"] for row in rows[:3]} <= set(dropped["query_id"])
+    assert all(row["negative_passages"] for row in kept)
+    back = [*kept.map(arhn.Revert(keep_evidence=False)), *dropped.map(arhn.Revert(keep_evidence=False))]
+    assert {row["query_id"]: row for row in back} == {row["query_id"]: row for row in rows}
+    total = done.report.total
+    assert total.decisions["dropped"] == len(dropped)
+    assert total.dropped == sum(map(len, dropped["negative_passages"]))
+    assert total.relabelled + total.filtered + total.dropped + total.kept == total.negatives
+    assert f"{total.dropped} left with rows that were dropped" in " ".join(
+        (done.path / "README.md").read_text().split()
+    )
+    assert verify_folder(done.path).holds
+    stay = refine(Input(name=str(tmp_path / "rows.jsonl")), tmp_path / "keep", stages(on_shortage="keep"))
+    assert stay.report.total.dropped == 0
 
 
 def test_large_results_are_sharded(jsonl, tmp_path, monkeypatch, sample):
