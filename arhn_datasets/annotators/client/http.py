@@ -72,8 +72,6 @@ class ChatTransport(ABC):
                 logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
             self._grammar = False
             completion = await self._ask(info, replace(request, schema=None))
-        if completion.finish_reason == "content_filter":
-            raise RequestRejected("200, content filter: the server has withheld its reply, or a part of it")
         if not completion.text.strip():
             raise EmptyReply("the server answered 200 with an empty text")
         return completion
@@ -132,16 +130,18 @@ class HttpTransport(ChatTransport):
             return ServerInfo(api=api, model=self._model)
         if status >= 500:
             raise error
-        if status in (401, 403) and isinstance(error, RequestRejected):
+        advice = getattr(error, "advice", None) or ""
+        if status // 100 == 3:
+            raise ConfigurationError(f"{self.name} answered {error}. {advice}".rstrip())
+        if status in (401, 403):
             raise AccessDenied(
-                f"{self.name} answered {error} (to /v1/models). {error.advice} Where it only hides its models, name "
+                f"{self.name} answered {error} (to /v1/models). {advice} Where it only hides its models, name "
                 "the one to ask: --model."
             )
-        said = f"{error}. {getattr(error, 'advice', None) or ''}".rstrip()
         raise ConfigurationError(
-            f"{self.name} is no LLM server that this package knows: /info and /v1/models name no model. The latter "
-            f"answered {said} Expected text-generation-inference or an OpenAI-compatible chat server; check the key, "
-            "the URL, or name the API and the model (--api, --model)."
+            f"{self.name} is no LLM server that this package knows: /info and /v1/models name no model (the latter "
+            f"answered {error}). Expected text-generation-inference or an OpenAI-compatible chat server; check the "
+            "URL and the API key, or name the API and the model (--api, --model)."
         )
 
     async def probe(self) -> None:

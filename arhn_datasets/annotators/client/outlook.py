@@ -101,4 +101,4 @@ class Outlook:
 
     def _end(self, advice: str) -> AccessDenied:
         said = "; ".join(f"{count} x {self._said[shape]}" for shape, count in self._causes.most_common(TOLD))
-        return AccessDenied(f"{self._name} has answered no request: {said}. {advice}")
+        return AccessDenied(f"{self._name} answers no request: {said.rstrip('.')}. {advice}")

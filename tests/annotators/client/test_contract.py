@@ -470,7 +470,11 @@ def test_a_shared_server_above_its_limit():
         (lambda: plain(401, ""), errors.AccessDenied, "ARHN_API_KEY"),
         (lambda: plain(403, ""), errors.AccessDenied, "ARHN_API_KEY"),
         (lambda: plain(404, ""), errors.AccessDenied, "there is no chat API.*check the URL"),
-        (lambda: plain(302, "", headers={"Location": "/elsewhere"}), errors.AccessDenied, "302: redirects to .*/elsewhere"),
+        (
+            lambda: plain(302, "", headers={"Location": "/elsewhere"}),
+            errors.AccessDenied,
+            "302: redirects to .*/elsewhere",
+        ),
     ],
 )
 def test_what_cannot_succeed_is_asked_once(echo, fault, error, message):

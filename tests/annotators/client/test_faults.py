@@ -249,7 +249,7 @@ def test_401_ends_at_once(rows, monkeypatch):
 
 def test_401_in_the_middle_keeps_the_replies(rows, clean, tmp_path):
     """A key that runs out ends the run; with the new one it goes on from there."""
-    with Emulator(latency=WORK, faults=[Fault(kind="401", on=range(8, 1000))]) as server:
+    with Emulator(latency=WORK, faults=[Fault(kind="401", on=range(5, 1000))]) as server:
         with pytest.raises(errors.AccessDenied):
             pipeline(rows, server.url, cache=tmp_path, concurrency=4)
         background.close()
