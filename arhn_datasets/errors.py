@@ -5,7 +5,7 @@
     ArhnError
     ├── ConfigurationError (ValueError)      options that cannot work, or none at all
     │   ├── MissingDependencyError           an optional package is not installed
-    │   └── AccessDenied                     401, 403 or 404: no request can succeed
+    │   └── AccessDenied                     every request is refused: none can succeed
     ├── InputError (ValueError)              there is no dataset to read where one was named
     ├── SchemaError (ValueError)             columns or rows in no known form
     ├── AnnotatorError                       an annotator could not do its work
@@ -14,7 +14,7 @@
     │       ├── EndpointOverloaded           429
     │       ├── EndpointFailure              424, 500: the server's fault, perhaps another request's
     │       │   └── EmptyReply               200, and no completion in it
-    │       └── RequestRejected              400, 413, 422: this request, not the server
+    │       └── RequestRejected              4xx: this request was refused
     │           └── PromptTooLong            more tokens than the server takes
     ├── EndpointsDead                        no server has answered for too long: the run ends
     ├── ClusterError                         a Ray cluster cannot be reached, or has ended the run
@@ -48,7 +48,7 @@ class MissingDependencyError(ConfigurationError, ImportError):
 
 
 class AccessDenied(ConfigurationError):
-    """The server refuses every request (401, 403) or does not have the route (404)."""
+    """The server refuses every request: the key, the model, the route, the credits, or what we send."""
 
 
 class InputError(ArhnError, ValueError):
@@ -95,7 +95,15 @@ class EmptyReply(EndpointFailure):
 
 
 class RequestRejected(EndpointError):
-    """The server refuses this one request (400, 413, 422); asking again cannot help."""
+    """The server refuses this request (4xx); asking again cannot help.
+
+    ``advice`` says what to do where all requests are refused like this one (the key, the model, the route, the
+    credits), None where it is the fault of this one; ``lasting`` tells that it is no matter of one prompt.
+    """
+
+    def __init__(self, message: str, *, advice: str | None = None, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.advice, self.lasting = advice, lasting
 
 
 class PromptTooLong(RequestRejected):

@@ -182,7 +182,9 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
             def make() -> Pool:
                 here: list[ChatTransport] = [HttpTransport(url, options, self.model) for url in self.urls]
-                return Pool(here if self.client is None else [HubTransport(self.client, self.model)], options)
+                before = shared().counts["stored"]
+                transports = here if self.client is None else [HubTransport(self.client, self.model)]
+                return Pool(transports, options, lambda: shared().counts["stored"] > before)
 
             client = None if self.client is None else id(self.client)
             key = ("pool", self.urls, client, self.model, *options.connection().values())

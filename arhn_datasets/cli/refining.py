@@ -13,18 +13,22 @@ from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator, registered
 from arhn_datasets.annotators.prompts import TASKS
-from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, whole
+from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, share, whole
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.rows.records import ERROR
 from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED
 from arhn_datasets.rules.rule import GUARDS
 
 if TYPE_CHECKING:
+    from arhn_datasets.folder.report import Report
     from arhn_datasets.folder.writer import Refinement
     from arhn_datasets.inputs.sources import Input
     from arhn_datasets.runs.preparing import Stages
 
 ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
+MAX_UNREAD = 0.5
+CAUSES_TOLD = 5
 # The options that a stage has under the same name.
 OF_RANKING = ("rank_by", "window", "stride", "permutations", "seed")
 OF_POLICY = ("policy", "reference", "unsupported", "ties")
@@ -190,6 +194,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar=("IN", "OUT"),
         help="tokens in and out, instead of hours",
     )
+    run.add_argument(
+        "--max-unread",
+        type=share,
+        default=MAX_UNREAD,
+        metavar="SHARE",
+        help="largest share of requests without a readable reply (failed, unparsed, ungrounded) with which the run "
+        f"counts as done; default: {MAX_UNREAD:g}",
+    )
     run.add_argument("--show", type=whole(0), default=0, metavar="N", help="print N changed rows at the end")
 
 
@@ -331,15 +343,30 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     print(f'written   {done.path}   load_dataset("{done.path}") loads it')
-    total = done.report.total
-    if not total.errors:
-        return DONE
-    print(
-        f"{total.errors:,} requests failed; their passages stayed where they were. "
-        "Run the same command again: only these are asked anew.",
-        file=sys.stderr,
-    )
-    return FAILED if total.errors == sum(total.snippets.values()) + total.rankings.get("error", 0) else DONE
+    return _outcome(done.report, options.max_unread)
+
+
+def _outcome(report: Report, most: float) -> int:
+    """Tell what gave no evidence, and why; the exit code, which is that of a failure where too much of it did not."""
+    total, errors = report.total, [cause for cause in report.causes if cause.status == ERROR]
+    unread = [cause for cause in report.causes if cause.status != ERROR]
+    if total.errors:
+        again = "Run the same command again: only these are asked anew."
+        if not any(cause.passing for cause in errors):
+            again = "Asking again cannot help before the cause is mended; then run the same command again."
+        causes = "".join(f"\n  {cause}" for cause in errors[:CAUSES_TOLD])
+        told = f"{total.errors:,} requests failed; their passages stayed where they were:"
+        print(f"{told}{causes}\n{again}", file=sys.stderr)
+    if report.unread > most and unread:
+        causes = "".join(f"\n  {cause}" for cause in unread)
+        print(
+            f"Warning: {report.unread:.0%} of the requests gave no readable reply, and --max-unread is {most:g}; the "
+            f"result says little.{causes}\nLook at what the model replies: it may need more tokens (--max-tokens), a "
+            "chat template, or --constrained, or it may be too small for these prompts.",
+            file=sys.stderr,
+        )
+    unanswered = total.errors == sum(total.snippets.values()) + total.rankings.get(ERROR, 0)
+    return FAILED if report.unread > most or total.errors and unanswered else DONE
 
 
 def what_is_kept(options: argparse.Namespace) -> str:

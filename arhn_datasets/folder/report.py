@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from arhn_datasets.rows import records
 from arhn_datasets.rows.arrow import Integers, field_of, flat_field, lengths_in, one_array
-from arhn_datasets.rows.records import DECISION, NEGATIVE, QUERY, RANKING, SIDES, Passage, Row, Side, shorten
+from arhn_datasets.rows.records import DECISION, NEGATIVE, QUERY, RANKING, SIDES, Passage, Row, Side, alike, shorten
 
 ALL = "all"
 NO_SUBSET = "(no subset)"
@@ -35,6 +35,10 @@ _STATUSES: Mapping[str, Sequence[str]] = {
     **_JUDGEMENTS,
     "decisions": records.DECISION_STATUSES,
 }
+UNREAD = (records.UNGROUNDED, records.UNPARSED, records.ERROR)
+MOST_CAUSES = 20
+# Names of errors in the details, of those that asking again can mend.
+_PASSING = ("EndpointUnavailable", "EndpointOverloaded", "EndpointFailure")
 COUNTED = (records.SUBSET, DECISION, RANKING, *records.types_of(("origins", *_OF_PASSAGES)))
 
 
@@ -75,11 +79,41 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cause:
+    """Why replies were no evidence: their status, how many had a detail like this one, and the first of them."""
+
+    status: str
+    count: int
+    example: str
+
+    @property
+    def passing(self) -> bool:
+        """Whether asking again can help."""
+        name, _, _ = self.example.partition(":")
+        return self.status == records.ERROR and (name in _PASSING or not name.isidentifier())
+
+    def __str__(self) -> str:
+        name, _, said = self.example.partition(": ")
+        if self.status != records.ERROR:
+            return f"{self.count:,} x {self.status}, e.g. {self.example}"
+        return f"{self.count:,} x {said if name.isidentifier() else self.example}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
-    """The counts of a refinement, ``total`` and by subset in order of appearance."""
+    """The counts of a refinement, ``total`` and by subset in order of appearance, and why replies were no evidence."""
 
     total: Counts
     subsets: Mapping[str, Counts]
+    causes: Sequence[Cause] = ()
+
+    @property
+    def unread(self) -> float:
+        """The share of the requests that gave no readable reply."""
+        asked = [counts for name, counts, _ in self.total.statuses() if name != "rows"]
+        unread = sum(counts.get(status, 0) for counts in asked for status in UNREAD)
+        skipped = sum(counts.get(records.SKIPPED, 0) for counts in asked)
+        return unread / max(1, sum(sum(counts.values()) for counts in asked) - skipped)
 
     def to_json(self) -> dict[str, Any]:
         """The counts as JSON, the total under ``"all"``."""
@@ -104,6 +138,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._subsets: dict[str, Counter[str]] = {}
+        self._causes: dict[str, dict[str, Any]] = {}
 
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table; of its columns only statuses, origins and the subset are read."""
@@ -122,6 +157,7 @@ class Tally:
         if RANKING in table.column_names:
             status = field_of(table.column(RANKING), "status", pa.string())
             _count(tallies, groups, status, _keys("rankings"))
+            self._add_causes(status, field_of(table.column(RANKING), "detail", pa.string()))
         for side in SIDES:
             lengths, labels = flat_field(table, side.origins, "label", pa.string())
             _count(tallies, np.repeat(groups, lengths), labels, {"positive": "positives", "negative": "negatives"})
@@ -129,22 +165,39 @@ class Tally:
                 if side.column(kind) in table.column_names:
                     lengths, status = flat_field(table, side.column(kind), "status", pa.string())
                     _count(tallies, np.repeat(groups, lengths), status, _keys(kind))
+                    self._add_causes(status, flat_field(table, side.column(kind), "detail", pa.string())[1])
 
     def report(self) -> Report:
         """The counts so far."""
         total: Counter[str] = sum(self._subsets.values(), Counter())
-        return Report(total=_counts(total), subsets={name: _counts(tally) for name, tally in self._subsets.items()})
+        subsets = {name: _counts(tally) for name, tally in self._subsets.items()}
+        causes = sorted((Cause(**cause) for cause in self._causes.values()), key=lambda cause: -cause.count)
+        return Report(total=_counts(total), subsets=subsets, causes=causes)
 
-    def to_json(self) -> dict[str, dict[str, int]]:
+    def to_json(self) -> dict[str, Any]:
         """The counts as JSON, to go on from with :meth:`from_json`."""
-        return {name: dict(tally) for name, tally in self._subsets.items()}
+        return {"subsets": {name: dict(tally) for name, tally in self._subsets.items()}, "causes": self._causes}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Mapping[str, int]]) -> Tally:
+    def from_json(cls, value: Mapping[str, Any]) -> Tally:
         """What :meth:`to_json` has given."""
         tally = cls()
-        tally._subsets = {name: Counter(counted) for name, counted in value.items()}
+        tally._subsets = {name: Counter(counted) for name, counted in value["subsets"].items()}
+        tally._causes = {shape: dict(cause) for shape, cause in value["causes"].items()}
         return tally
+
+    def _add_causes(self, statuses: pa.Array, details: pa.Array) -> None:
+        unread = pc.is_in(statuses, value_set=pa.array(UNREAD))
+        if not pc.any(unread, min_count=0).as_py():  # the usual case
+            return
+        found = zip(statuses.filter(unread).to_pylist(), details.filter(unread).to_pylist(), strict=True)
+        for status, detail in found:
+            # What a model wrote differs each time; what a server says does not.
+            shape = f"{status} {alike(detail or '')}" if status == records.ERROR else status
+            if shape not in self._causes and len(self._causes) >= MOST_CAUSES:
+                shape = f"{status} of other causes"
+            cause = self._causes.setdefault(shape, {"status": status, "count": 0, "example": detail or "no detail"})
+            cause["count"] += 1
 
     def _of(self, name: Any) -> Counter[str]:
         return self._subsets.setdefault(counted_as(name, self._subsets), Counter())

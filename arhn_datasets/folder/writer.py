@@ -19,7 +19,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -294,6 +294,7 @@ def describe_run(
         **configuration(transforms),
         "prompts": _prompt_texts(annotator),
         "counts": report.to_json(),
+        "causes": [asdict(cause) for cause in report.causes],
         "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
         "requests": dict(requests or {}),
     }

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -191,6 +192,12 @@ def shorten(text: str, limit: int = DETAIL_CHARACTERS) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def alike(text: str) -> str:
+    """The same text for messages that differ in numbers, ids and what they quote, to count them together."""
+    return _VARYING.sub("…", text)
+
+
+_VARYING = re.compile(r"""(?<!\w)'[^']*'|"[^"]*"|`[^`]*`|“[^”]*”|\b(?=\w*[0-9])[\w-]{4,}|[0-9]+""")
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.folder.report import Cause, Tally
 from arhn_datasets.inputs.sources import Input
 from arhn_datasets.rows.arrow import lengths_in
-from arhn_datasets.rows.records import DECISION, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
+from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
 from arhn_datasets.runs.preparing import Stages, prepare, through
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Estimate:
     relabelled: Interval
     filtered: Interval
     errors: int
+    causes: Sequence[Cause] = ()
 
 
 def estimate(
@@ -86,7 +88,10 @@ def estimate(
     rows, passages = sum(map(len, prepared.datasets.values())), _count(prepared.datasets)
     drawn = list(_drawn(prepared.datasets, sample))
     before, started = annotator.statistics(), time.monotonic()
-    refined = [row for table in drawn for row in through(table, stages.transforms).to_pylist()]
+    tally, refined = Tally(), []
+    for table in (through(table, stages.transforms) for table in drawn):
+        tally.add(table)
+        refined.extend(table.to_pylist())
     seconds, after = time.monotonic() - started, annotator.statistics()
     spent = Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
     per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
@@ -116,6 +121,7 @@ def estimate(
         relabelled=_interval(refined, "relabelled"),
         filtered=_interval(refined, "filtered"),
         errors=spent["failures"],
+        causes=[cause for cause in tally.report().causes if cause.status == ERROR],
     )
 
 
@@ -140,6 +146,7 @@ def format_estimate(found: Estimate, *, command: str = "the same command without
         lines.append((name, f"{share.share:.1%} of the negatives ({share.low:.1%} to {share.high:.1%})"))
     if found.errors:
         lines.append(("failed", f"{found.errors:,} requests of the sample"))
+        lines.extend(("", str(cause)) for cause in found.causes)
     lines.append(("next", f"{command} goes on from these replies"))
     return "\n".join(f"{name:<11}{text}" for name, text in lines)
 

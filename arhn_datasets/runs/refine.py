@@ -37,7 +37,7 @@ from arhn_datasets.runs.preparing import Position, Prepared, Stages, prepare, th
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = ".checkpoint.json"
-FORMAT = 2
+FORMAT = 3
 WAITING_ROWS, OWN_ROWS = 16, 64  # of a table, where the annotator waits for others, and where it works itself
 # What is under way at most: as many rows as `Dataset.map` has, fewer where they are long.
 WINDOW_ROWS, WINDOW_BYTES = 1000, 64_000_000

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
-import json
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -25,18 +24,9 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from arhn_datasets.annotators.client.completions import completed, loaded
-from arhn_datasets.errors import (
-    AccessDenied,
-    ConfigurationError,
-    EmptyReply,
-    EndpointFailure,
-    EndpointOverloaded,
-    EndpointUnavailable,
-    PromptTooLong,
-    RequestRejected,
-)
+from arhn_datasets.annotators.client.refusals import OPTIONAL, encodable, error_within, excerpt, json_of, without
+from arhn_datasets.errors import ConfigurationError, EmptyReply
 from arhn_datasets.rows.options import check_choice, check_integer, check_seconds
-from arhn_datasets.rows.retries import seconds_of
 
 T = TypeVar("T")
 
@@ -44,20 +34,15 @@ TGI, OPENAI = "tgi", "openai"
 APIS = (TGI, OPENAI)
 DEFAULT_CONCURRENCY = 128  # where the server states no limit
 HEADROOM = 0.02  # share of TGI's max_concurrent_requests that is left alone: above the limit it answers 429
-MESSAGE_CHARACTERS = 300
-PASSING_STATUSES = (429, 502, 503, 504)
-AWAY_STATUSES = (502, 503, 504)  # a proxy in front of a server that is not there
 TEMPLATE_TOKENS = 64  # what a chat template may add to the messages
+MODELS_TOLD = 100  # in a message, of those that a server lists
 
 # Models that think unless told otherwise. TGI passes no template options on, so the thinking is closed before it opens.
 _THINKING = re.compile(
     r"qwen3(?!.*(?:instruct|coder|2507|embedding|reranker))|qwq|deepseek-r1|-thinking|magistral", re.IGNORECASE
 )
-_TOO_LONG = re.compile(
-    r"context (?:length|size|window)|maximum context|must have less than|`inputs` tokens|too long|length limit exceeded"
-    r"|maximum (?:sequence|input|model) length|room for \d+",
-    re.IGNORECASE,
-)
+# No text of a reply has these bytes, for its quotes are escaped.
+_NO_CHOICE = (b'"error"', b'"choices":null', b'"choices": null')
 _KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
 
 
@@ -186,12 +171,16 @@ class ServerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A reply: its text, why it ended in the server's words (``"stop"``, ``"length"``) and its tokens, where stated."""
+    """A reply: its text, why it ended in the server's words (``"stop"``, ``"length"``) and its tokens, where stated.
+
+    ``sampled`` tells that the server took no ``temperature``, so that the reply is not the greedy one.
+    """
 
     text: str
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    sampled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +199,10 @@ class ChatRequest:
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
         return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
+
+    def characters(self) -> int:
+        """Characters of the prompt."""
+        return sum(len(message["content"]) for message in self.messages)
 
 
 def base_url(url: str) -> str:
@@ -234,8 +227,8 @@ def shown_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def chat_body(info: ServerInfo, request: ChatRequest, *, template_options: bool = True) -> dict[str, Any]:
-    """The body of a greedy chat request in the shape that ``info.api`` takes.
+def chat_body(info: ServerInfo, request: ChatRequest, *, refused: Collection[str] = ()) -> dict[str, Any]:
+    """The body of a greedy chat request in the shape that ``info.api`` takes, without the options that were refused.
 
     On TGI thinking is switched off by a closed, empty thought as the beginning of the reply; a constrained reply
     cannot think anyway. Elsewhere the chat template is asked.
@@ -259,8 +252,11 @@ def chat_body(info: ServerInfo, request: ChatRequest, *, template_options: bool 
             "type": "json_schema",
             "json_schema": {"name": "reply", "schema": request.schema, "strict": True},
         }
-    if template_options:
-        body["chat_template_kwargs"] = {"enable_thinking": False}
+    body["chat_template_kwargs"] = {"enable_thinking": False}
+    for name in refused:
+        value, instead = body.pop(name), OPTIONAL[name]
+        if instead is not None:
+            body[instead] = value
     return body
 
 
@@ -287,7 +283,7 @@ def room(info: ServerInfo, max_tokens: int) -> int | None:
 
 def parse_info(body: bytes) -> ServerInfo | None:
     """What TGI's ``/info`` says, None where it is none."""
-    found = _json_object(body)
+    found = _object_of(body)
     if "model_id" not in found:
         return None
 
@@ -308,7 +304,7 @@ def parse_info(body: bytes) -> ServerInfo | None:
 
 def parse_models(body: bytes) -> list[str] | None:
     """The model names in the body of ``/v1/models``, None where it is none."""
-    listed = _json_object(body).get("data")
+    listed = _object_of(body).get("data")
     if not isinstance(listed, list):
         return None
     return [str(entry["id"]) for entry in listed if isinstance(entry, dict) and entry.get("id")]
@@ -316,7 +312,7 @@ def parse_models(body: bytes) -> list[str] | None:
 
 def parse_tokens(body: bytes) -> int | None:
     """How many tokens the body of ``/tokenize`` lists, None where it is no list."""
-    listed = _json(body)
+    listed = json_of(body)
     return len(listed) if isinstance(listed, list) else None
 
 
@@ -350,7 +346,10 @@ def parse_completion(body: bytes, secret: str | None = None) -> Completion:
     Raises:
         EmptyReply: the body is not a chat completion, or holds no text.
         RequestRejected: a content filter has held the reply back.
+        EndpointError: it holds an error instead, which is that of a server behind a gateway.
     """
+    if any(sign in body for sign in _NO_CHOICE) and (error := error_within(without(secret, body))):
+        raise error
     return _parsed(body, completed, secret)
 
 
@@ -363,35 +362,11 @@ def _parsed(body: bytes, read: Callable[[Any], tuple[Any, ...]], secret: str | N
         said = excerpt(without(secret, body))
         raise EmptyReply(f"the server answered 200 without a completion: {said!r}") from error
     return Completion(
-        text=_encodable(text),
+        text=encodable(text),
         finish_reason=reason if isinstance(reason, str) else None,
         prompt_tokens=prompt_tokens if type(prompt_tokens) is int else None,
         completion_tokens=completion_tokens if type(completion_tokens) is int else None,
     )
-
-
-def error_of(status: int, body: bytes, url: str, retry_after: str | None = None) -> Exception:
-    """The error of a reply that is not a 200 (server contract: JSON, plain text or empty)."""
-    said = _message(body)
-    if status in (401, 403):
-        return AccessDenied(
-            f"{shown_url(url)} answered {status}: the API key is missing or wrong. Set ARHN_API_KEY, or pass api_key= "
-            "or --api-key; no other token is ever sent."
-        )
-    if status in (404, 405):
-        return AccessDenied(
-            f"{shown_url(url)} answered {status}: there is no chat API. Expected a text-generation-inference or "
-            "OpenAI-compatible server; check the URL and its path."
-        )
-    if status == 429:
-        return EndpointOverloaded(f"429: {said}", retry_after=seconds_of(retry_after))
-    if status in AWAY_STATUSES:
-        return EndpointUnavailable(f"{status}: {said}")
-    if status == 424 or status >= 500:
-        return EndpointFailure(f"{status}: {said}")
-    if status == 413 or _TOO_LONG.search(said):
-        return PromptTooLong(f"{status}: {said}")
-    return RequestRejected(f"{status}: {said}")
 
 
 def chosen_model(served: Sequence[str], wanted: str | None, url: str) -> str:
@@ -401,9 +376,15 @@ def chosen_model(served: Sequence[str], wanted: str | None, url: str) -> str:
     """
     if wanted and (wanted in served or not served):
         return wanted
-    if wanted or len(served) == 1:
+    if len(served) == 1:
         return served[0]
-    named = f"has several models ({', '.join(served[:5])})" if served else "names no model"
+    more = f", and {len(served) - MODELS_TOLD:,} more" if len(served) > MODELS_TOLD else ""
+    there = ", ".join(served[:MODELS_TOLD]) + more
+    if wanted:
+        raise ConfigurationError(
+            f"{shown_url(url)} has no model {wanted}; it has {there}. Name one of them with model= or --model."
+        )
+    named = f"has several models ({there})" if served else "names no model"
     raise ConfigurationError(f"{shown_url(url)} {named}; say which one has to answer, with model= or --model.")
 
 
@@ -424,37 +405,21 @@ def proxy_of(url: str) -> str | None:
     return getproxies().get(parts.scheme)
 
 
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    value = _json(body)
+def _object_of(body: bytes) -> dict[str, Any]:
+    value = json_of(body)
     return value if isinstance(value, dict) else {}
 
 
-def _message(body: bytes) -> str:
-    said = _json_object(body)
-    error = said.get("error", said.get("detail", said.get("message")))
-    if isinstance(error, dict):
-        error = error.get("message")
-    return excerpt(str(error) if error else body) or "no message"
+def parse_context(body: bytes, model: str) -> int | None:
+    """The context of a loaded model in the body of Ollama's ``/api/ps`` or llama-server's ``/props``, where it is said.
 
-
-def excerpt(text: str | bytes) -> str:
-    """The beginning of a message, on one line."""
-    line = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return _encodable(" ".join(line[: 4 * MESSAGE_CHARACTERS].split())[:MESSAGE_CHARACTERS])
-
-
-def _encodable(text: str) -> str:
-    """``text`` with "?" for halves of surrogate pairs, which JSON can hold and Arrow cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def without(secret: str | None, body: bytes) -> bytes:
-    """``body`` in which ``secret`` cannot be read."""
-    return body.replace(secret.encode("utf-8", "surrogateescape"), b"***") if secret else body
+    That of Ollama's ``/api/show`` is the model's own, and larger.
+    """
+    found = _object_of(body)
+    loaded, settings = found.get("models"), found.get("default_generation_settings")
+    if isinstance(loaded, list):
+        mine = [one for one in loaded if isinstance(one, dict) and model in (one.get("name"), one.get("model"))]
+        size = mine[0].get("context_length") if mine else None
+    else:
+        size = settings.get("n_ctx") if isinstance(settings, dict) else None
+    return size if type(size) is int and size > 0 else None

@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from arhn_datasets.annotators.client import contract
+from arhn_datasets.annotators.client import contract, refusals
 from arhn_datasets.annotators.client.completions import is_cut
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ConnectionOptions, ServerInfo, shown_url
+from arhn_datasets.annotators.client.cutting import Cutting
 from arhn_datasets.errors import (
+    AccessDenied,
+    ArhnError,
     ConfigurationError,
     EmptyReply,
+    EndpointError,
     EndpointUnavailable,
     MissingDependencyError,
     PromptTooLong,
@@ -36,6 +40,8 @@ class ChatTransport(ABC):
     """One server as the pool sees it; each call is one attempt. A subclass sends a request as it stands."""
 
     name: str
+    refused: frozenset[str] = frozenset()
+    """Options of a request that this server takes not; without ``temperature`` its replies are sampled."""
     _grammar = True
 
     @abstractmethod
@@ -55,7 +61,6 @@ class ChatTransport(ABC):
 
         Raises:
             EndpointError: this attempt failed.
-            AccessDenied: no request can succeed.
         """
         if not self._grammar:
             request = replace(request, schema=None)
@@ -90,7 +95,8 @@ class HttpTransport(ChatTransport):
         self._model = model
         self._session: aiohttp.ClientSession | None = None
         self._proxy: str | None = None
-        self._template_options = True
+        self._cutting = Cutting()
+        self._loads_later = False  # a model, and then says its context
         self._tokenizer: Any = None
         self._loading = asyncio.Lock()
 
@@ -99,12 +105,13 @@ class HttpTransport(ChatTransport):
 
         Raises:
             EndpointUnavailable: nothing answers there.
+            AccessDenied: it does not tell its models to this key.
             ConfigurationError: what answers is no LLM server.
         """
         found = None
         if self._options.api != contract.OPENAI:
             status, reply, headers = await self._request("GET", "/info")
-            if status in contract.PASSING_STATUSES:
+            if status in refusals.PASSING_STATUSES:
                 # A gateway's trouble: without /info, TGI would be taken for a server of the other kind.
                 raise self._error_of(status, reply, headers)
             found = contract.parse_info(reply) if status == 200 else None
@@ -114,15 +121,28 @@ class HttpTransport(ChatTransport):
         names = contract.parse_models(reply) if status == 200 else None
         api = self._options.api or contract.OPENAI
         if names is not None:
-            return ServerInfo(api=api, model=contract.chosen_model(names, self._model, self.url))
-        if status in (401, 403, 429) or status >= 500:
-            raise self._error_of(status, reply, headers)
-        if self._options.api and self._model:
+            info = ServerInfo(api=api, model=contract.chosen_model(names, self._model, self.url))
+            await self._read_context(info)
+            return info
+        error = self._error_of(status, reply, headers)
+        if status in refusals.PASSING_STATUSES:
+            raise error
+        if self._model:  # a gateway may let nothing through but chats, whose own statuses tell
             return ServerInfo(api=api, model=self._model)
+        if status >= 500:
+            raise error
+        advice = getattr(error, "advice", None) or ""
+        if status // 100 == 3:
+            raise ConfigurationError(f"{self.name} answered {error}. {advice}".rstrip())
+        if status in (401, 403):
+            raise AccessDenied(
+                f"{self.name} answered {error} (to /v1/models). {advice} Where it only hides its models, name "
+                "the one to ask: --model."
+            )
         raise ConfigurationError(
-            f"{self.name} is no LLM server that this package knows: /info and /v1/models (status {status}) name no "
-            "model. Expected text-generation-inference or an OpenAI-compatible chat server; check the URL, or name "
-            "the API and the model (--api, --model)."
+            f"{self.name} is no LLM server that this package knows: /info and /v1/models name no model (the latter "
+            f"answered {error}). Expected text-generation-inference or an OpenAI-compatible chat server; check the "
+            "URL and the API key, or name the API and the model (--api, --model)."
         )
 
     async def probe(self) -> None:
@@ -140,14 +160,23 @@ class HttpTransport(ChatTransport):
         await self._check_room(info, request)
         if self._tokenizer is not None:
             return await self._generate(info, request)
-        body = contract.chat_body(info, request, template_options=self._template_options)
+        body = contract.chat_body(info, request, refused=self.refused)
         status, reply, headers = await self._request("POST", "/v1/chat/completions", body)
         if status == 200:
-            return contract.parse_completion(reply, self._options.api_key)
-        if "chat_template_kwargs" in body and b"chat_template_kwargs" in reply and status in (400, 422):
-            self._template_options = False
-            return await self._ask(info, request)
+            completion = contract.parse_completion(reply, self._options.api_key)
+            if info.api == contract.OPENAI:
+                if self._loads_later:
+                    await self._read_context(info)
+                self._cutting.check(request, completion)
+            return replace(completion, sampled=True) if "temperature" in self.refused else completion
+        option = refusals.refused_option(status, reply, body) if info.api == contract.OPENAI else None
         error = self._error_of(status, reply, headers)
+        if option is not None:
+            if option not in self.refused:  # those under way at the same time are refused, too
+                instead = refusals.OPTIONAL[option]
+                logger.warning("%s takes no %s (%s); sending %s", self.name, option, error, instead or "none")
+                self.refused |= {option}
+            return await self._ask(info, request)
         said = str(error).lower()
         if (
             info.api == contract.TGI
@@ -161,6 +190,23 @@ class HttpTransport(ChatTransport):
                     self._tokenizer = await self._load_tokenizer(info)
             return await self._generate(info, request)
         raise error
+
+    async def _read_context(self, info: ServerInfo) -> None:
+        """Ask Ollama, and llama-server, for the context of the model; others have no such routes, or refuse by 400."""
+        async with self._loading:
+            if self._cutting.context is not None:
+                return
+            self._loads_later = False
+            for path in ("/api/ps", "/props"):
+                try:
+                    status, reply, _ = await self._request("GET", path)
+                except ArhnError:
+                    return
+                if status == 200:
+                    self._cutting.context = contract.parse_context(reply, info.model)
+                    # Ollama loads a model at its first request.
+                    self._loads_later = b'"models"' in reply and self._cutting.context is None
+                    return
 
     async def _generate(self, info: ServerInfo, request: ChatRequest) -> Completion:
         prompt = self._tokenizer.apply_chat_template(
@@ -188,7 +234,7 @@ class HttpTransport(ChatTransport):
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"{self.name} has no chat template, and the tokenizer of {info.model} cannot be loaded to render it: "
-                f"{contract.excerpt(str(error))}. Start the server with a model that has a chat template."
+                f"{refusals.excerpt(str(error))}. Start the server with a model that has a chat template."
             ) from error
         if not tokenizer.chat_template:
             raise ConfigurationError(f"{info.model} has no chat template; a model that was trained to chat is needed.")
@@ -196,6 +242,7 @@ class HttpTransport(ChatTransport):
 
     async def _check_room(self, info: ServerInfo, request: ChatRequest) -> None:
         """Refuse here what the server would refuse; tokens are counted only where bytes do not settle it."""
+        self._cutting.foresee(request)
         room = contract.room(info, request.max_tokens)
         if room is None or request.size() <= room:
             return
@@ -207,9 +254,10 @@ class HttpTransport(ChatTransport):
         if count > room:
             raise PromptTooLong(f"{count} tokens in the prompt, the server has room for {room}", room / count)
 
-    def _error_of(self, status: int, reply: bytes, headers: Mapping[str, str]) -> Exception:
-        reply = contract.without(self._options.api_key, reply)
-        return contract.error_of(status, reply, self.url, headers.get("Retry-After"))
+    def _error_of(self, status: int, reply: bytes, headers: Mapping[str, str]) -> EndpointError:
+        reply = refusals.without(self._options.api_key, reply)
+        place = refusals.place_of(f"{self.url}/", headers.get("Location"))
+        return refusals.error_of(status, reply, headers.get("Retry-After"), place)
 
     async def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
@@ -232,11 +280,11 @@ class HttpTransport(ChatTransport):
                 f"no reply from {self.name} within {self._options.timeout:g} seconds", own=True
             ) from error
         except (aiohttp.ClientError, OSError) as error:
-            said = contract.excerpt(_USER_INFO.sub("//", str(error)))  # it may name the proxy
+            said = refusals.excerpt(_USER_INFO.sub("//", str(error)))  # it may name the proxy
             away = isinstance(error, aiohttp.ClientConnectorError)
             raise EndpointUnavailable(f"no connection to {self.name}: {said}", own=not away) from error
         except ValueError as error:
-            said = contract.excerpt(str(error)).rstrip(".")
+            said = refusals.excerpt(str(error)).rstrip(".")
             raise ConfigurationError(
                 f"no request to {self.name} can be sent: {said}. Check that the API key is one line of plain "
                 "characters, that the URL holds no password beside it, and the proxy."

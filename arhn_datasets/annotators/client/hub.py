@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from arhn_datasets.annotators.client import contract
+from arhn_datasets.annotators.client import contract, refusals
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
 from arhn_datasets.annotators.client.http import ChatTransport
-from arhn_datasets.errors import AccessDenied, ConfigurationError, EmptyReply, EndpointUnavailable
+from arhn_datasets.errors import ConfigurationError, EmptyReply, EndpointUnavailable, RequestRejected
 
 if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
@@ -55,7 +55,7 @@ class HubTransport(ChatTransport):
         """The client is the user's, and stays open."""
 
     async def _ask(self, info: ServerInfo, request: ChatRequest) -> Completion:
-        body = contract.chat_body(info, request, template_options=False)
+        body = contract.chat_body(info, request, refused=("chat_template_kwargs",))
         try:
             reply = await self._client.chat_completion(**body)
         except Exception as error:
@@ -74,13 +74,13 @@ def _translated(error: Exception, name: str, secret: str | None) -> Exception:
             said = bytes(body)
         except Exception:  # a streamed body that nobody has read
             said = str(error).encode()
-        said = contract.without(secret, said)
-        if status in (401, 403):
-            return AccessDenied(
-                f"{name} was answered {status}: its token is missing or wrong, or has no right to this model "
-                f"({contract.excerpt(said)}). Make the client with another one."
+        said = refusals.without(secret, said)
+        found = refusals.error_of(status, said, headers.get("Retry-After"))
+        if status in (401, 403) and isinstance(found, RequestRejected) and found.advice:
+            found.advice = (
+                "Its token is missing or wrong, or has no right to this model. Make the client with another one."
             )
-        return contract.error_of(status, said, "https://huggingface.co", headers.get("Retry-After"))
+        return found
     if isinstance(error, TimeoutError):
         return EndpointUnavailable(f"no reply from {name} in time", own=True)
     if type(error).__name__ == "OfflineModeIsEnabled":
@@ -88,8 +88,8 @@ def _translated(error: Exception, name: str, secret: str | None) -> Exception:
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "aiohttp") or isinstance(
         error, OSError
     ):
-        return EndpointUnavailable(f"no connection through {name}: {contract.excerpt(str(error))}")
-    message = contract.excerpt(contract.without(secret, str(error).encode("utf-8", "replace")))
+        return EndpointUnavailable(f"no connection through {name}: {refusals.excerpt(str(error))}")
+    message = refusals.excerpt(refusals.without(secret, str(error).encode("utf-8", "replace")))
     if isinstance(error, _NO_COMPLETION) or str(error).startswith(_NO_REPLY):
         return EmptyReply(f"the provider answered without a completion ({type(error).__name__}: {message})")
     if isinstance(error, ValueError):

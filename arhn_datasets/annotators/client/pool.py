@@ -19,6 +19,7 @@ from arhn_datasets.annotators.client.contract import (
     slice_of,
     slots_of,
 )
+from arhn_datasets.annotators.client.outlook import Outlook
 from arhn_datasets.errors import (
     ArhnError,
     ConfigurationError,
@@ -252,12 +253,21 @@ class Server:
 
 
 class Pool:
-    """The servers of a run. Make and use it on the background loop."""
+    """The servers of a run. Make and use it on the background loop.
 
-    def __init__(self, transports: Sequence[ChatTransport], options: ConnectionOptions) -> None:
+    ``known`` tells whether replies of before are at hand.
+    """
+
+    def __init__(
+        self,
+        transports: Sequence[ChatTransport],
+        options: ConnectionOptions,
+        known: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.options = options
         self.servers = [Server(transport, options) for transport in transports]
         self.statistics = Statistics()
+        self.outlook = Outlook(", ".join(transport.name for transport in transports), known)
         self._info: ServerInfo | None = None
         self._opening: asyncio.Future[ServerInfo] | None = None
         self._dead_since: float | None = None
@@ -291,7 +301,7 @@ class Pool:
 
         Raises:
             EndpointError: after all attempts, or at once where another attempt cannot help.
-            ConfigurationError: no request can succeed.
+            AccessDenied: no request can succeed.
             EndpointsDead: no server has answered for ``give_up_after`` seconds.
         """
         await self.info()
@@ -303,11 +313,14 @@ class Pool:
                 completion = await self._attempt(asking)  # the usual case, without the price of a retrying object
             except RETRYABLE as error:
                 completion = await self._retried(asking, error)
-        except EndpointError:
+        except EndpointError as error:
             self.statistics.failures += 1
+            await self.outlook.failed(error, lambda: self.statistics.in_flight)
             raise
         finally:
             self.statistics.in_flight -= 1
+            self.outlook.settle(self.statistics.in_flight)
+        self.outlook.answered()
         self.statistics.replies += 1
         self.statistics.prompt_tokens += completion.prompt_tokens or 0
         self.statistics.completion_tokens += completion.completion_tokens or 0

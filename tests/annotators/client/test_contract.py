@@ -20,7 +20,6 @@ from arhn_datasets.annotators.client.contract import (
     ServerInfo,
     base_url,
     chat_body,
-    error_of,
     is_loopback,
     parse_completion,
     parse_generated,
@@ -30,6 +29,7 @@ from arhn_datasets.annotators.client.contract import (
 )
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import Pool
+from arhn_datasets.annotators.client.refusals import error_of
 from arhn_datasets.testing import Fault, Latency
 from tests.fakes.served import CHAT, MODEL, NO_INFO, REVISION, always, completion, once, said, served, when
 from tests.fakes.together import Together
@@ -295,7 +295,6 @@ NOT_COMPLETIONS = [
     b"<html>Bad gateway</html>",
     b'{"choices": [',
     b'{"choices": []}',
-    b'{"choices": null}',
     b'{"choices": {}}',
     b'{"choices": [null]}',
     b'{"choices": [{"message": null}]}',
@@ -303,7 +302,6 @@ NOT_COMPLETIONS = [
     b'{"choices": [{"message": {"content": null}}]}',
     b'{"choices": [{"message": {"content": ["a"]}}]}',
     b'{"choices": [{"message": {"content": "a"}}], "usage": [1]}',
-    b'{"error": {"message": "Model is overloaded"}}',
     b'\xff\xfe{"choices"',
     b"[" * 100_000,
 ]
@@ -321,7 +319,7 @@ def test_half_a_surrogate_pair_does_not_reach_arrow():
     """A reply that was cut inside an emoji can be written as UTF-8."""
     body = b'{"choices": [{"message": {"content": "tin \\ud83d"}}]}'
     assert parse_completion(body).text.encode() == b"tin ?"
-    assert str(error_of(500, b'{"error": "tin \\ud83d"}', "http://h")).encode() == b"500: tin ?"
+    assert str(error_of(500, b'{"error": "tin \\ud83d"}')).encode() == b"500: tin ?"
 
 
 # -- errors -------------------------------------------------------------------------------------------------------
@@ -342,6 +340,11 @@ BODIES = {
 }
 KINDS = {
     400: errors.RequestRejected,
+    401: errors.RequestRejected,
+    403: errors.RequestRejected,
+    404: errors.RequestRejected,
+    405: errors.RequestRejected,
+    408: errors.EndpointFailure,
     413: errors.PromptTooLong,
     415: errors.RequestRejected,
     422: errors.RequestRejected,
@@ -351,6 +354,8 @@ KINDS = {
     502: errors.EndpointUnavailable,
     503: errors.EndpointUnavailable,
     504: errors.EndpointUnavailable,
+    522: errors.EndpointUnavailable,
+    529: errors.EndpointOverloaded,
     599: errors.EndpointFailure,
 }
 
@@ -360,20 +365,9 @@ KINDS = {
 def test_the_error_of_a_reply(status, body):
     """Status gives the class; the message is what the server said, JSON or not."""
     sent, said = BODIES[body]
-    error = error_of(status, sent, "http://h")
+    error = error_of(status, sent)
     assert type(error) is KINDS[status]
     assert str(error) == f"{status}: {said}"
-
-
-@pytest.mark.parametrize("status", [401, 403, 404, 405])
-@pytest.mark.parametrize("body", BODIES)
-def test_access_denied_names_the_way_out(status, body):
-    """A refused key names ARHN_API_KEY, a missing route the servers that have it; neither shows a password."""
-    error = error_of(status, BODIES[body][0], "http://user:word@h/p")
-    assert type(error) is errors.AccessDenied
-    assert f"http://h/p answered {status}" in str(error)
-    assert ("ARHN_API_KEY" if status in (401, 403) else "text-generation-inference") in str(error)
-    assert "word" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +388,7 @@ def test_access_denied_names_the_way_out(status, body):
 )
 def test_retry_after(header, seconds):
     """In seconds or as a date, and never for longer than five minutes."""
-    assert error_of(429, b"", "http://h", header).retry_after == seconds
+    assert error_of(429, b"", header).retry_after == seconds
 
 
 @pytest.mark.parametrize(("limit", "slots"), [(None, DEFAULT_CONCURRENCY), (1, 1), (2, 1), (10, 9), (128, 125)])
@@ -442,7 +436,7 @@ def test_a_passing_fault_is_retried(echo, fault):
     ("make", "error", "message"),
     [
         (lambda: plain(424, ""), errors.EndpointFailure, "424: no message"),
-        (lambda: plain(500, "<html>Down</html>"), errors.EndpointFailure, "500: <html>Down</html>"),
+        (lambda: plain(500, "<html>Down</html>"), errors.EndpointFailure, "500: Down"),
         (lambda: reset, errors.EndpointUnavailable, "no connection to http://127.0.0.1:"),
         (lambda: cut, errors.EndpointUnavailable, "no connection to http://127.0.0.1:"),
     ],
@@ -470,7 +464,7 @@ def test_an_empty_reply_is_asked_again_once(echo, body):
 def test_a_server_that_is_away_is_waited_for_until_the_deadline(echo, status):
     """It uses up no attempts, and the last error says what the gateway said."""
     echo.intercept = always(lambda: plain(status, "<html>Down</html>"))
-    with pytest.raises(errors.EndpointUnavailable, match=f"^({status}: <html>Down</html>|.* does not answer)$"):
+    with pytest.raises(errors.EndpointUnavailable, match=f"^({status}: Down|.* does not answer)$"):
         ask(echo.url, attempts=1, deadline=0.1)
     assert echo.stats.requests > 1
 
@@ -522,8 +516,12 @@ def test_a_shared_server_above_its_limit():
         (lambda: problem(400, error="Template error"), errors.RequestRejected, "400: Template error"),
         (lambda: plain(401, ""), errors.AccessDenied, "ARHN_API_KEY"),
         (lambda: plain(403, ""), errors.AccessDenied, "ARHN_API_KEY"),
-        (lambda: plain(404, ""), errors.AccessDenied, "there is no chat API"),
-        (lambda: plain(302, "", headers={"Location": "/elsewhere"}), errors.RequestRejected, "302"),
+        (lambda: plain(404, ""), errors.AccessDenied, "there is no chat API.*check the URL"),
+        (
+            lambda: plain(302, "", headers={"Location": "/elsewhere"}),
+            errors.AccessDenied,
+            "302: redirects to .*/elsewhere",
+        ),
     ],
 )
 def test_what_cannot_succeed_is_asked_once(echo, fault, error, message):
@@ -780,7 +778,6 @@ def test_what_is_no_llm_server(models):
     [
         ([{"id": "a"}], None, "a"),
         ([{"id": "a"}, {"id": "b"}], "b", "b"),
-        ([{"id": "a"}, {"id": "b"}], "c", "a"),
         ([1, "id", None, {"name": "m"}, {"id": None}, {"id": "a"}], None, "a"),
         ([], "b", "b"),
     ],
@@ -805,7 +802,7 @@ def test_the_model_of_an_openai_server(listed, wanted, model):
     [
         ([], "names no model"),
         ([{"id": None}], "names no model"),
-        ([{"id": "a"}, {"id": "b"}], r"several models \(a, b\)"),
+        ([{"id": str(number)} for number in range(9)], r"several models \(0, 1, 2, 3, 4, 5, 6, 7, 8\)"),
     ],
 )
 def test_a_model_has_to_be_named(listed, message):

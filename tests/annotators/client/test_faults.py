@@ -17,6 +17,7 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
+from arhn_datasets.annotators.client import outlook
 from arhn_datasets.annotators.client import pool as pools
 from arhn_datasets.annotators.client.store import FILE_NAME
 from arhn_datasets.rows import background
@@ -248,7 +249,7 @@ def test_401_ends_at_once(rows, monkeypatch):
 
 def test_401_in_the_middle_keeps_the_replies(rows, clean, tmp_path):
     """A key that runs out ends the run; with the new one it goes on from there."""
-    with Emulator(latency=WORK, faults=[Fault(kind="401", on=range(30, 1000))]) as server:
+    with Emulator(latency=WORK, faults=[Fault(kind="401", on=range(5, 1000))]) as server:
         with pytest.raises(errors.AccessDenied):
             pipeline(rows, server.url, cache=tmp_path, concurrency=4)
         background.close()
@@ -436,9 +437,10 @@ def test_two_runs_share_one_store(rows, clean, tmp_path, refine):
     store.close()
 
 
-def test_what_is_left_of_a_failed_map_asks_no_more(sample):
+def test_what_is_left_of_a_failed_map_asks_no_more(sample, monkeypatch):
     """The error of one row ends the requests of the others, and a map with a sound server waits for none of them."""
-    hanging = [Fault(kind="hang", on=range(1, 5)), Fault(kind="401", on=12)]
+    monkeypatch.setattr(outlook, "HELD_SECONDS", 0.2)
+    hanging = [Fault(kind="hang", on=range(1, 5)), Fault(kind="401", on=range(5, 1000))]
     given = Dataset.from_list(sample)
     with Emulator(max_concurrent_requests=16, faults=hanging) as broken, Emulator() as sound:
         with pytest.raises(errors.AccessDenied):

@@ -133,7 +133,7 @@ def test_statuses(status, kind, requests):
         error = error.__cause__ if isinstance(error.__cause__, errors.ArhnError) else None
 
 
-@pytest.mark.parametrize("body", ["", "null", "[]", "[1]", '"x"', "{}", '{"choices": []}', "<html>"])
+@pytest.mark.parametrize("body", ["", "null", "[]", "[1]", '"x"', '{"choices": []}', "<html>"])
 def test_a_200_that_is_no_completion(body):
     """Whatever the hub makes of it, it is asked again once and never ends the run."""
     with served(intercept=always(lambda: web.Response(text=body, content_type="application/json"))) as server:
