@@ -87,11 +87,11 @@ def columns_of(name: str, soft: bool = False) -> Callable[[Path], Iterable[Row]]
     return load
 
 
-def flagembedding(distils: bool) -> Callable[[Path], Iterable[Row]]:
-    """Its data set of the embedder, drawn from again and again, so that every passage comes."""
+def flagembedding(distils: bool, same_dataset: bool = False) -> Callable[[Path], Iterable[Row]]:
+    """Its data sets of the embedder, drawn from again and again, so that every passage comes."""
 
     def load(folder: Path) -> Iterator[Row]:
-        from FlagEmbedding.abc.finetune.embedder import AbsEmbedderTrainDataset
+        from FlagEmbedding.abc.finetune import embedder
 
         arguments = SimpleNamespace(
             train_data=[str(path) for path in (folder / "flagembedding").glob("train*")],
@@ -100,21 +100,42 @@ def flagembedding(distils: bool) -> Callable[[Path], Iterable[Row]]:
             knowledge_distillation=distils,
             train_group_size=NEGATIVES + 1,
             shuffle_ratio=0.0,
+            small_threshold=0,
+            drop_threshold=0,
             query_instruction_for_retrieval="the global instruction",
             query_instruction_format="{}|{}",
             passage_instruction_for_retrieval=None,
             passage_instruction_format="{}{}",
         )
-        rows = AbsEmbedderTrainDataset(arguments, None)
+        if same_dataset:
+            batches = embedder.AbsEmbedderSameDatasetTrainDataset(arguments, 4, 0, None)
+            lines = (folder.parent / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+            subsets = {row["query"]: row["subset"] for row in map(json.loads, lines)}
+            for _ in range(60):
+                batches.refresh_epoch()
+                for at in range(len(batches)):
+                    queries, passages, _, _ = batches[at]
+                    drawn = [
+                        _drawn(query, passages[place * (NEGATIVES + 1) :][: NEGATIVES + 1], None)
+                        for place, query in enumerate(queries)
+                    ]
+                    if len({subsets[query] for query, *_ in drawn}) > 1:
+                        raise ValueError("a batch holds two subsets")
+                    yield from drawn
+            return
+        rows = embedder.AbsEmbedderTrainDataset(arguments, None)
         for at in range(len(rows)):
             for _ in range(60):
-                query, (positive, *negatives), scores = rows[at]
-                prompt, _, query = query.partition("|")
-                if prompt != f"prompt of {query}":
-                    raise ValueError(f"the prompt of {query!r} is {prompt!r}")
-                yield query, [positive], negatives, scores
+                yield _drawn(*rows[at])
 
     return load
+
+
+def _drawn(prompted: str, passages: list[str], scores: list[float] | None) -> Row:
+    prompt, _, query = prompted.partition("|")
+    if prompt != f"prompt of {query}":
+        raise ValueError(f"the prompt of {query!r} is {prompt!r}")
+    return query, passages[:1], passages[1:], scores
 
 
 def pylate(name: str) -> Callable[[Path], Iterable[Row]]:
@@ -241,7 +262,11 @@ CONSUMERS: Mapping[str, Consumer] = {
     "FlagEmbedding": Consumer(
         packages=("transformers==5.3.0",),  # later ones cannot import it
         bare=("FlagEmbedding", "peft", "sentencepiece", "ir-datasets"),
-        loads={"hard flagembedding": flagembedding(False), "soft flagembedding": flagembedding(True)},
+        loads={
+            "hard flagembedding": flagembedding(False),
+            "hard flagembedding, same dataset": flagembedding(False, same_dataset=True),
+            "soft flagembedding": flagembedding(True),
+        },
     ),
     "beir": Consumer(
         bare=("beir", "pytrec-eval-terrier"),
