@@ -231,7 +231,7 @@ def plain_relabel(row: Json) -> Json:
     if not lists["negative"]:
         moved = sorted((each for side in lists.values() for each in side), key=lambda each: each[3]["position"])
         lists = {label: [each for each in moved if each[3]["label"] == label] for label in lists}
-        status, detail = "guarded", "0 negatives would be left, min_negatives is 1"
+        status, detail = "dropped", "0 negatives would be left, min_negatives is 1"
         relabelled = filtered = 0
     columns: Json = {}
     for side, moved in lists.items():

@@ -164,7 +164,9 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--unsupported", choices=UNSUPPORTED, default="filter", help="where no positive answers")
     policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
     policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
-    policy.add_argument("--on-shortage", choices=GUARDS, default="drop", help="what becomes of a row with fewer")
+    policy.add_argument(
+        "--on-shortage", choices=GUARDS, default="drop", help="what becomes of a row with fewer; default: drop"
+    )
     policy.add_argument("--max-relabelled", type=int, metavar="N", help="most new positives in a row")
     policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
 
