@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from arhn_datasets.annotators import interface
-from arhn_datasets.annotators.llm import LLMAnnotator
+from arhn_datasets.annotators.llm import OF_THE_PROCESS, LLMAnnotator
 from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows import background
@@ -186,8 +186,8 @@ class Cascade(interface.Annotator):
             values = [one.get(name, 0) for one in both]
             if isinstance(values[0], bool) or isinstance(values[1], bool):
                 total[name] = any(values)
-            else:  # what came from the store is counted once for all annotators of the process
-                total[name] = max(values) if shared and name.startswith("stored") else sum(values)
+            else:
+                total[name] = max(values) if shared and name in OF_THE_PROCESS else sum(values)
         return {**total, **self._asked}
 
     def description(self) -> dict[str, Any]:

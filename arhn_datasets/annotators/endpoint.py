@@ -99,6 +99,10 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
         """The reply of one of the servers."""
         return self._pool().chat(request)
 
+    def samples(self) -> bool:
+        """Whether one of the servers takes no temperature."""
+        return any("temperature" in server.transport.refused for server in self._pool().servers)
+
     async def model_identity(self) -> dict[str, Any]:
         """Model and revision, as configured or as the servers name them."""
         info = await self.server()
@@ -143,7 +147,7 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
         async def read() -> dict[str, Any]:
             pool = self._pool()
             sent = sum(server.limit.in_flight for server in pool.servers)
-            return {**asdict(pool.statistics), "in_flight": sent, **shared().from_store}
+            return {**asdict(pool.statistics), "in_flight": sent, **shared().counts}
 
         return background.run(read())
 
@@ -182,9 +186,9 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
             def make() -> Pool:
                 here: list[ChatTransport] = [HttpTransport(url, options, self.model) for url in self.urls]
-                before = shared().from_store["stored"]
+                before = shared().counts["stored"]
                 transports = here if self.client is None else [HubTransport(self.client, self.model)]
-                return Pool(transports, options, lambda: shared().from_store["stored"] > before)
+                return Pool(transports, options, lambda: shared().counts["stored"] > before)
 
             client = None if self.client is None else id(self.client)
             key = ("pool", self.urls, client, self.model, *options.connection().values())

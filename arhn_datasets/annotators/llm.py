@@ -17,23 +17,22 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from arhn_datasets.annotators import interface, replies
+from arhn_datasets.annotators.client.completions import is_held_back
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
 from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.rows import background
-from arhn_datasets.rows.records import ERROR, GRADES, Passage, digest, shorten, text_of
+from arhn_datasets.rows.records import ERROR, GRADES, UNPARSED, Passage, digest, shorten, text_of
 
 Given = TypeVar("Given", interface.Snippet, interface.Ranking, interface.Verdict, interface.Grade)
 
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
 SNIPPET_TOKENS, GRADE_TOKENS = 384, 32
-_FROM_STORE = (
-    "stored",
-    "stored_prompt_tokens",
-    "stored_completion_tokens",
-)  # replies, and their tokens
+_FROM_STORE = ("stored", "stored_prompt_tokens", "stored_completion_tokens")  # replies, and their tokens
+OF_THE_PROCESS = (*_FROM_STORE, "cut_off")
+"""What is counted once for all annotators of a process."""
 MOST_UNDER_WAY = 512
 AT_ONCE = 16  # new requests in one turn of the event loop, to the end of a row
 MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
@@ -116,6 +115,10 @@ class LLMAnnotator(interface.Annotator):
     async def turn(self, requests: int) -> None:
         """Wait until the model should be asked more."""
         await shared().turns.turn(requests, self._most_under_way())
+
+    def samples(self) -> bool:
+        """Whether the model is known to reply greedily in no way."""
+        return False
 
     def _most_under_way(self) -> int:
         """Requests to have under way, those that wait for a slot included."""
@@ -205,7 +208,12 @@ class LLMAnnotator(interface.Annotator):
         except EndpointError as error:
             detail = shorten(f"{type(error).__name__}: {error}")
             return tuple(replace(one, detail=detail) for one in failed)
-        given = read(reply.text, share)
+        cut = _cut_off(reply, max_tokens)
+        if cut:
+            shared().counts["cut_off"] += 1
+            given = tuple(replace(one, status=UNPARSED, detail=shorten(f"{cut}: {reply.text}")) for one in failed)
+        else:
+            given = read(reply.text, share)
         if share == 1:
             return given
         said = f"the first {share:.1%} of {named} was read."
@@ -247,16 +255,19 @@ class LLMAnnotator(interface.Annotator):
 
     async def _ask(self, ours: Shared, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store(ours)
-        kept = None if store is None else store.get(key)
+        kept = None if store is None else store.get(_kept_under(key, self.samples()))
         if kept is not None and isinstance(kept.get("text"), str):
-            # Another version of this package may have stored more of a reply.
+            # Another version of this package may have stored more of a reply, or one that was cut off.
             known = Completion(**{name: kept[name] for name in Completion.__dataclass_fields__ if name in kept})
-            for name, count in zip(_FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
-                ours.from_store[name] += count or 0
-            return known
+            if not _cut_off(known, request.max_tokens) and not is_held_back(known.finish_reason):
+                for name, count in zip(_FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
+                    ours.counts[name] += count or 0
+                return known
         completion = await self.complete(request)
-        if store is not None and completion.text.strip():
-            store.put(key, vars(completion), model=model["model"], revision=model.get("revision"))
+        if store is not None and completion.text.strip() and not _cut_off(completion, request.max_tokens):
+            reply = {name: value for name, value in vars(completion).items() if name != "sampled"}
+            under = _kept_under(key, completion.sampled)
+            store.put(under, reply, model=model["model"], revision=model.get("revision"))
             await store.keep_up()
         return completion
 
@@ -377,12 +388,17 @@ class Shared:
     models: WeakKeyDictionary[LLMAnnotator, dict[str, Any]] = field(default_factory=WeakKeyDictionary)
     stores: WeakKeyDictionary[LLMAnnotator, tuple[object, Replies | None]] = field(default_factory=WeakKeyDictionary)
     in_flight: dict[str, asyncio.Future[Completion]] = field(default_factory=dict)
-    from_store: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_FROM_STORE, 0))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OF_THE_PROCESS, 0))
 
 
 def shared() -> Shared:
     """What is shared in this process; on the background loop."""
     return background.resource("LLM annotators", Shared)
+
+
+def _kept_under(key: str, sampled: bool) -> str:
+    """The key of a stored reply: that of its request, which says greedy, or another one where it is none."""
+    return digest([key, "sampled"]) if sampled else key
 
 
 def ranking_schema(candidates: int) -> Mapping[str, Any] | None:
@@ -391,6 +407,10 @@ def ranking_schema(candidates: int) -> Mapping[str, Any] | None:
         return None
     items = {"type": "integer", "enum": list(range(1, candidates + 1))}
     return _object(ranking={"type": "array", "items": items, "minItems": candidates, "maxItems": candidates})
+
+
+def _cut_off(reply: Completion, most: int) -> str | None:
+    return replies.cut_off(reply.finish_reason, reply.completion_tokens, most)
 
 
 def cut_passage(passage: Passage, share: float) -> Passage:

@@ -213,9 +213,13 @@ class _Engine:
             halves = prompts[: len(prompts) // 2], prompts[len(prompts) // 2 :]
             return [reply for half in halves for reply in self._generate_fitting(half, max_tokens)]
         replies = []
+        stops = (
+            model.generation_config.eos_token_id
+        )  # one, several or none; a chat model may end on another than its own
+        stops = {tokenizer.eos_token_id, tokenizer.pad_token_id, *(stops if isinstance(stops, list) else [stops])}
         for given in output:
             ids = given[encoded["input_ids"].shape[1] :].tolist()
-            ended = tokenizer.eos_token_id in ids or len(ids) < max_tokens
+            ended = len(ids) < max_tokens or not stops.isdisjoint(ids)
             text = tokenizer.decode(ids, skip_special_tokens=True)
             replies.append(Completion(text=text, finish_reason="stop" if ended else "length"))
         return replies

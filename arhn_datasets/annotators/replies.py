@@ -10,29 +10,100 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from arhn_datasets.annotators.client.completions import is_cut
+from arhn_datasets.annotators.decorations import answer_of
+from arhn_datasets.annotators.grounding import fold, ground
 from arhn_datasets.annotators.interface import Grade, Ranking, Snippet, Verdict
 from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER
 from arhn_datasets.rows import records
 from arhn_datasets.rows.records import Passage, shorten
 
-VERSION = 1  # raised whenever the same reply is read differently; part of every LLM annotator's identity
+VERSION = 2  # raised whenever the same reply is read differently; part of every LLM annotator's identity
+CUT_OFF = "cut off after"  # how the detail of a reply begins that was not finished
 
-_QUOTES = {**dict.fromkeys("‘’‚‛′‵`´‹›", "'"), **dict.fromkeys("“”„‟″‶«»", '"'), **dict.fromkeys("‐‑‒–—―−", "-")}
-_FENCE = re.compile(r"```[\w+-]*\n(.*?)\n?```", re.DOTALL)
-_LABEL = re.compile(r"(?:\*\*)?(?:answer |copied )?(?:snippet|text|answer)(?:\*\*)?\s*:\s*(?:\*\*)?\s*", re.IGNORECASE)
-# The marker counts alone, on a line of its own, or before a stop; "NO_ANSWER is wrong" is neither this nor that.
-_MARKER = re.compile(rf"{NO_ANSWER_MARKER}\s*(?:$|\n|[.,:;(–—-])", re.IGNORECASE)
 MOST_JSON = 20_000  # characters of a reply that are tried as JSON
+_LABEL = re.compile(
+    r"(?:\*\*|__)?(?:(?:the|my|copied|answer|final|relevant|best|exact|extracted|quoted|supporting)\s+){0,3}"
+    r"(?:snippet|text|answer|quote|sentences?|excerpt|span|output|response|result|evidence)"
+    r"(?:,? or no_answer)?(?:\s+is)?(?:\*\*|__)?\s*(?::|\s[-–—]\s)\s*(?:\*\*|__)?\s*",
+    re.IGNORECASE,
+)
+_BULLET = re.compile(r"\A(?:[-*•·]\s+|\d{1,2}[.)]\s+|#{1,6}\s+)")
+_MARKUP = re.compile(r"\*\*|__|`|^\s*(?:>+|#{1,6})\s*", re.MULTILINE)
+_TITLE = re.compile(r"title\s*:\s*")
+_AFTER_TITLE = re.compile(r"[\s:.\-\"'|]+(?:(?:text|passage|content)\s*:\s*)?")
 _WRAPPERS = "\"'`*“”‘’«»„ \t\r\n"
 _TAGS = ("<passage>", "</passage>")
 
+# What a refusal says alone, or before a stop: compared by its letters.
+_REFUSALS = (
+    "no answer;none;n/a;n.a.;nil;null;nan;nothing;unknown;undefined;empty;blank;not found;no match;no matches;"
+    "no result;no results;"
+    "no snippet;no text;no quote;no evidence;no information;no relevant text;no relevant information;"
+    "no relevant snippet;no relevant passage;no such text;no answer found;no answer given;no answer provided;"
+    "no answer available;no answer in passage;no answer in the passage;no answer in the text;no answer is given;"
+    "there is no answer;there is none;none found;none given;none of it;none of the above;none of these;not available;"
+    "not applicable;not stated;not given;not mentioned;not specified;not provided;not answered;not relevant;irrelevant;"
+    "not enough information;insufficient information;nothing found;nothing to copy;there is nothing to copy;"
+    "nothing relevant;unanswerable;cannot answer;can't answer;cannot be answered;cannot be determined;cannot determine;"
+    "i don't know;i do not know;don't know;idk;keine;keine antwort;nichts;unbekannt;aucun;aucune;aucune réponse;"
+    "pas de réponse;rien;inconnu;ninguno;ninguna;ninguna respuesta;sin respuesta;nada;desconocido;nessuno;nessuna;"
+    "nessuna risposta;nenhum;nenhuma;sem resposta;geen;geen antwoord;onbekend;нет;нет ответа;неизвестно;无;無;没有;"
+    "无答案;無答案;没有答案;未知;未提及;なし;該当なし;回答なし;答えなし;不明;없음;답 없음;답변 없음;لا يوجد;لا شيء"
+)
+_HEAD = re.compile(r"([^.,:;!?\n(–—]{1,60}?)\s*(?:\s-\s|[.,:;!?\n(–—])(.*)", re.DOTALL)
+_TEXT = r"(?:passage|text|document|article|context|paragraph|excerpt|snippet|content|source|abstract)s?"
+_SAID = (
+    r"(?:state|mention|answer|contain|provid|say|said|give|specif|includ|address|discuss|describ|expla|indicat|support"
+    r"|offer|tell|hold|have|name|relevan|enough|sufficien|explicit|direct|relat|match|appear|found|possible|about)"
+)
+_NEGATED = r"(?:do|does|did|is|are|was|were|can|could|has|have) ?(?:not|n't)|cannot|never|fails? to"
+# What a refusal says of the passage or of itself: never a snippet, whatever the passage holds.
+_ABOUT_THE_TEXT = re.compile(
+    rf"(?:(?:i am|i'm)? ?sorry,? ?(?:but )?|unfortunately,? )?(?:(?:based on|according to|in|from) [^,.]{{0,60}}, )?(?:"
+    rf"(?:the|this|that|given|provided)(?: \w+){{0,3}}? {_TEXT}(?: \w+){{0,4}}? (?:(?:{_NEGATED})\b.{{0,40}}?{_SAID}"
+    r"|lacks?|is (?:silent|unclear|irrelevant|unrelated)|\w+ (?:no|nothing|neither)\b)"
+    rf"|there (?:is|are|was|were)(?: no|n't| not| nothing)(?: [\w-]+){{0,4}}? (?:answer|snippet|mention|copy|{_TEXT})\b"
+    r"|i (?:cannot|can not|can't|could not|couldn't|do not|don't|am unable|was unable)(?: \w+){0,3}? "
+    r"(?:find|answer|determine|locate|see|know|copy|identify)\b"
+    rf"|(?:no|none of the|nothing in the)(?: [\w-]+){{0,3}}? (?:answers?|snippets?|{_TEXT})\b.{{0,60}}"
+    rf"|[^.\n]{{0,80}}?\bnot (?:\w+ )?(?:stated|mentioned|found|specified|given|provided|answered) (?:in|by) "
+    rf"(?:the|this) (?:\w+ )?{_TEXT}"
+    rf"|it (?:{_NEGATED})(?: \w+)? (?:say|state|mention|specif|answer)\w*\b"
+    r"|no (?:\w+ )?(?:information|evidence|data|details?) (?:\w+ )?(?:found|given|available|provided|present)\b"
+    rf"|(?:the|this) (?:answer|question|query|claim)(?: \w+){{0,4}}? (?:{_NEGATED})(?: \w+){{0,4}}? {_SAID})"
+)
+# The same in words that passages have as well: no snippet where the passage does not say them.
+_OF_NOTHING = re.compile(
+    rf"there (?:is|are|was|were)(?: no|n't| not)\b|it (?:{_NEGATED})(?: \w+){{0,3}} {_SAID}|unable to|"
+    r"no (?:\w+ )?(?:information|evidence|data|details?|mention)\b|"
+    r"not (?:stated|mentioned|specified|given|provided|answered|enough|sufficient)|insufficient|it is un(?:clear|known)"
+)
+_CONTRAST = re.compile(r"\b(?:but|however|although|though|except|yet|nevertheless)\b|\"")
+
+_ID = r"\[{1,2}\s*\d{1,6}\s*\]{1,2}"
 _CHAIN = re.compile(r"\[\s*\d{1,6}\s*\](?:\s*>+\s*\[\s*\d{1,6}\s*\])+")
-_LISTED = re.compile(r"\[\s*\d{1,6}\s*\](?:[\s>,;]*\[\s*\d{1,6}\s*\])*")
+_LISTED = re.compile(r"\[\s*\d{1,6}\s*\](?:[\s,;]*\[\s*\d{1,6}\s*\])*")
 _BRACKETED_ID = re.compile(r"\[\s*(\d{1,6})\s*\]")
+# Whatever else in a reply may order candidates: chains and lists of any signs, a list of JSON, "passage 2".
+_ORDERED = re.compile(
+    rf"{_ID}(?:[ \t>,;=~→≻|/&-]*{_ID})*|\[\s*\d{{1,6}}(?:\s*,\s*\d{{1,6}})+\s*\]|\d{{1,6}}(?:\s*[>→≻]+\s*\d{{1,6}})+"
+    r"|(?:candidate|passage|document|doc|snippet|text|option|item|number|no\.|#)[\s_]?\(?\d{1,6}(?!\d)",
+    re.IGNORECASE,
+)
+# Words beside an order that say whose it is, or which end is the best.
+_NOT_MINE = re.compile(
+    r"\bform(?:at)?\b|example|\be\.g\.|for instance|such as|\b(?:as|were|was|are) (?:given|shown|listed|presented)|"
+    r"\b(?:given|shown|listed|presented|original|initial|input|default|current|random|reversed?|ascending) "
+    r"(?:as|order|ranking|list)|"
+    r"\border (?:given|shown|listed)|original|\bworst|\bleast\b(?! as)|\bcannot\b|\bcan't\b|\bunable\b|\bimpossible\b|"
+    r"\bnever\b|\bwrong\b|incorrect|\bnot (?:the|my|be)\b|^\W*(?:given|input|form|before)\W*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 # "better: [2], [5]", "**Worse:** none"; the list is [2], [5] or [2, 5], an empty one is none or [].
 _GROUP = re.compile(r"[-*_#` ]{0,4}(better|worse)\b[*_` ]{0,4}:[*_` ]{0,4}(.*)", re.IGNORECASE)
@@ -41,8 +112,11 @@ _EMPTY = ("none", "[]")
 # "2", "2.", "**2**", "[2]", "Grade: 2"; a sign, a fraction or a word more is something else.
 _GRADE = re.compile(r"""\**(?:grade\** ?: ?\** ?)?[*`"'\[(]{0,3}([0-3])[*`"'\]).]{0,4}""", re.IGNORECASE)
 
-# Scripts that put no spaces between words: a match inside a run of them splits no word.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "HANGUL", "TIBETAN")
+
+def cut_off(reason: str | None, tokens: int | None, most: int) -> str | None:
+    """Why a reply of so many tokens holds no evidence, of ``most`` that were asked for; None where it is whole."""
+    cut = tokens is not None and tokens >= most if reason is None else is_cut(reason)
+    return f"{CUT_OFF} {most if tokens is None else tokens} tokens" if cut else None
 
 
 def parse_snippet(reply: str, passage: Passage) -> Snippet:
@@ -51,23 +125,76 @@ def parse_snippet(reply: str, passage: Passage) -> Snippet:
     Returns ``grounded`` with the offsets in the original passage, ``no_answer`` for the marker, ``ungrounded`` for a
     text that does not occur in the passage, and ``unparsed`` for anything that is neither.
     """
-    said = after_thinking(reply)
+    said = answer_of(reply)
+    said = _json_text(said) if _worded(said) else ""
     if not _worded(said):
         return Snippet(status=records.UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
-    said = _json_text(said) or said
     unwrapped = _unwrapped(said)
-    bare = unwrapped.replace("\\_", "_")
-    if _MARKER.match(bare):
-        return Snippet(status=records.NO_ANSWER)
-    for form in (said, unwrapped, unwrapped.rstrip(".…")):  # from the plain reading to the most unwrapped
-        for name in ("text", "title"):
-            original = str(passage.get(name) or "")
-            span = ground(form, original)
-            if span:
-                start, end = span
-                return Snippet(status=records.GROUNDED, snippet=original[start:end], start=start, end=end, field=name)
-    status = records.UNPARSED if bare.upper().startswith(NO_ANSWER_MARKER) else records.UNGROUNDED
-    return Snippet(status=status, detail=shorten(said))
+    refused = _refusal(unwrapped, passage)
+    if refused:
+        return Snippet(status=refused, detail=None if refused == records.NO_ANSWER else shorten(said))
+    # from the plain reading to the most unwrapped
+    for form in dict.fromkeys((said, unwrapped, unwrapped.rstrip(".…"), _MARKUP.sub("", unwrapped))):
+        found = _found(form, passage)
+        if found:
+            return found
+    return Snippet(status=records.UNGROUNDED, detail=shorten(said))
+
+
+def _found(form: str, passage: Passage) -> Snippet | None:
+    """The snippet that ``form`` is: in the text, in the title, or in the text after its title."""
+    text, title = (str(passage.get(name) or "") for name in ("text", "title"))
+    for name, original, words in (("text", text, form), ("title", title, form), ("text", text, None)):
+        words = _after_title(form, title) if words is None else words
+        span = ground(words, original) if words else None
+        if span:
+            start, end = span
+            return Snippet(status=records.GROUNDED, snippet=original[start:end], start=start, end=end, field=name)
+    return None
+
+
+def _after_title(said: str, title: str) -> str | None:
+    """What follows the title where a reply begins with it, since a prompt shows both together; None where not."""
+    wanted, folded = fold(title)[0].strip(), fold(said)[0].strip()
+    label = _TITLE.match(folded)
+    folded = folded[label.end() :] if label else folded
+    after = _AFTER_TITLE.match(folded, len(wanted)) if wanted and folded.startswith(wanted) else None
+    return folded[after.end() :] if after else None
+
+
+def _refusal(said: str, passage: Passage) -> str | None:
+    """The status of a reply that refuses in whatever words, None for any other one.
+
+    ``unparsed`` is what may be a copy as well, or goes on as if there were an answer.
+    """
+    letters, marked = _letters(said), said.replace("\\_", "_").upper().startswith(NO_ANSWER_MARKER)
+    if letters in _refusals():
+        all_of_it = not marked and letters in (_letters(str(passage.get(name) or "")) for name in ("text", "title"))
+        return records.UNPARSED if all_of_it else records.NO_ANSWER
+    head = _HEAD.match(said)
+    if head and _letters(head[1]) in _refusals():
+        goes_on = said[head.end(1) :].lstrip(" \t*_`").startswith("\n") and head[2].lstrip()[:1].islower()
+        copied = any(_found(line, passage) for line in (*head[2].splitlines(), *([] if marked else [said])))
+        return records.UNPARSED if goes_on or copied else records.NO_ANSWER
+    if marked or any(_letters(line) in _refusals() for line in said.splitlines()[1:]):
+        return records.UNPARSED
+    folded = fold(said)[0].strip()
+    strict = _ABOUT_THE_TEXT.match(folded)
+    if not strict and not _OF_NOTHING.match(folded):
+        return None
+    if _found(said, passage):
+        return records.UNPARSED if strict else None
+    also = _CONTRAST.search(folded) or any(_found(line, passage) for line in said.splitlines()[1:])
+    return records.UNPARSED if also else records.NO_ANSWER
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, fold(text)[0]))
+
+
+@lru_cache(maxsize=1)
+def _refusals() -> frozenset[str]:
+    return frozenset(map(_letters, _REFUSALS.split(";")))
 
 
 def parse_ranking(reply: str, candidates: int) -> Ranking:
@@ -76,7 +203,7 @@ def parse_ranking(reply: str, candidates: int) -> Ranking:
     Returns ``ranked`` for a full permutation, ``partial`` where identifiers are missing, repeated or out of range (only
     those that were given exactly once count), ``unparsed`` for anything that is not one list of identifiers.
     """
-    said = after_thinking(reply)
+    said = answer_of(reply)
     given = _identifiers(said)
     if given is None:
         return Ranking(status=records.UNPARSED, detail=shorten(f"no single list of identifiers: {said}"))
@@ -97,7 +224,7 @@ def parse_verdicts(reply: str, candidates: int) -> tuple[Verdict, ...]:
     the candidates, given once. Else a candidate that was given several times has none (``unparsed``), the others are
     ``partial``. A reply that is not the two lists and nothing else gives no verdict at all.
     """
-    said = after_thinking(reply)
+    said = answer_of(reply)
     groups = _groups(said)
     times = Counter(number for numbers in (groups or {}).values() for number in numbers)
     in_range = [1 <= number <= candidates for number in times]
@@ -121,7 +248,7 @@ def parse_verdicts(reply: str, candidates: int) -> tuple[Verdict, ...]:
 
 def parse_grade(reply: str) -> Grade:
     """The evidence in a reply to a prompt for a grade: one digit from 0 to 3 and nothing else."""
-    said = after_thinking(reply)
+    said = answer_of(reply)
     digit = _GRADE.fullmatch(said.strip())
     if digit:
         return Grade(status=records.JUDGED, grade=int(digit[1]))
@@ -132,105 +259,6 @@ def parse_grade(reply: str) -> Grade:
         status=records.UNPARSED,
         detail=shorten(f"no single grade from {records.GRADES[0]} to {records.GRADES[-1]}: {said}"),
     )
-
-
-def after_thinking(reply: str) -> str:
-    """``reply`` without its ``<think>`` part; empty where the thinking was cut off before it ended."""
-    tail = reply.rpartition("</think>")[2]
-    return tail.partition("<think>")[0].strip()
-
-
-def ground(snippet: str, text: str) -> tuple[int, int] | None:
-    """Where ``snippet`` occurs in ``text``, as start and end offsets in characters, or None.
-
-    Compared after folding compatibility forms (NFKC), white space, quotation marks, dashes and case, and ignoring
-    invisible format characters. A match that would split a word, or that holds next to nothing, is none.
-    """
-    folded_snippet, _ = fold(snippet)
-    wanted = folded_snippet.strip()
-    if not _telling(wanted):
-        return None
-    folded, origins = fold(text)
-    at = folded.find(wanted)
-    while at >= 0:
-        end = at + len(wanted)
-        if not (_joined(folded, origins, at) or _joined(folded, origins, end)):
-            return origins[at], origins[end - 1] + 1
-        at = folded.find(wanted, at + 1)
-    return None
-
-
-@lru_cache(maxsize=256)
-def fold(text: str) -> tuple[str, Sequence[int]]:
-    """``text`` folded for comparison, and for each folded character the offset of the original one."""
-    if text.isascii():
-        folded_ascii = text.translate(_FOLDED_ASCII)
-        if "  " not in folded_ascii:  # one for one
-            return folded_ascii, range(len(text))
-    folded: list[str] = []
-    origins: list[int] = []
-    for run in _RUNS.finditer(text):
-        plain, start = run[0], run.start()
-        if plain.isascii():
-            plain = plain.translate(_FOLDED_ASCII)
-            if "  " not in plain and not (plain[0] == " " and folded and folded[-1][-1] == " "):
-                folded.append(plain)
-                origins.extend(range(start, run.end()))
-                continue
-        for offset, character in enumerate(run[0], start):
-            for piece in _fold_character(character):
-                if piece == " " and folded and folded[-1][-1] == " ":
-                    continue
-                folded.append(piece)
-                origins.append(offset)
-    return "".join(folded), tuple(origins)
-
-
-@lru_cache(maxsize=65536)
-def _fold_character(character: str) -> str:
-    # Decomposed rather than composed, because composing needs neighbours: equal under NFKC is equal under NFKD.
-    if unicodedata.category(character) == "Cf":
-        return ""
-    if character.isspace():
-        return " "
-    known = _QUOTES.get(character)
-    if known:
-        return known
-    pieces = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
-    return "".join(_QUOTES.get(piece, piece) for piece in pieces if not piece.isspace())
-
-
-_RUNS = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
-_FOLDED_ASCII = {code: _fold_character(chr(code)) for code in range(128)}
-
-
-def _joined(folded: str, origins: Sequence[int], at: int) -> bool:
-    """Whether the characters around ``at`` belong to one word or one original character."""
-    if at <= 0 or at >= len(folded):
-        return False
-    if origins[at - 1] == origins[at]:
-        return True
-    if unicodedata.combining(folded[at]):
-        return folded[at - 1] != " "
-    before, after = folded[at - 1], folded[at]
-    if unicodedata.combining(before):
-        before = "a"
-    return before.isalnum() and after.isalnum() and not (_unspaced(before) or _unspaced(after))
-
-
-def _unspaced(character: str) -> bool:
-    return not character.isascii() and unicodedata.name(character, "").startswith(_UNSPACED)
-
-
-def _telling(folded: str) -> bool:
-    """Whether a match of this text says anything: a digit, an unspaced character, or three letters."""
-    letters = 0
-    for character in folded:
-        if character.isalnum():
-            letters += 1
-            if letters == 3 or character.isdigit() or _unspaced(character):
-                return True
-    return False
 
 
 def _worded(text: str) -> bool:
@@ -247,43 +275,64 @@ def _json(text: str, opening: str, **options: Any) -> Any:
         return None
 
 
-def _json_text(said: str) -> str | None:
-    """The text of a reply that is a JSON object with one string in it, as constrained output is."""
-    value = _json(said, "{", strict=False)
-    texts = list(value.values()) if isinstance(value, dict) else []
-    return texts[0].strip() if len(texts) == 1 and isinstance(texts[0], str) and texts[0].strip() else None
-
-
-def _unfenced(text: str) -> str:
-    fenced = _FENCE.fullmatch(text.strip())
-    return fenced.group(1) if fenced else text
+def _json_text(said: str) -> str:
+    """The text of a reply that is JSON with one string in it, as constrained output is; any other as it is."""
+    value = _json(said, '{["', strict=False)
+    for _ in range(2):  # {"snippet": ["..."]}
+        if isinstance(value, (dict, list)) and len(value) == 1:
+            (value,) = value.values() if isinstance(value, dict) else value
+    if value is None:
+        return NO_ANSWER_MARKER if said[:1] in ("{", "[") and said.rstrip("]} \n").endswith("null") else said
+    return value.strip() if isinstance(value, str) else said
 
 
 def _unwrapped(said: str) -> str:
-    text = _unfenced(said)
+    text = said
     for tag in _TAGS:
         text = text.replace(tag, "")
-    text = text.strip(_WRAPPERS)
+    text = _BULLET.sub("", text.strip().lstrip("> ")).strip(_WRAPPERS)
     label = _LABEL.match(text)
     text = text[label.end() :] if label else text
     first, _, rest = text.partition("\n")
     if first.rstrip(" *").endswith(":") and _worded(rest):
         text = rest
-    return text.strip(_WRAPPERS)
+    return _BULLET.sub("", text.strip(_WRAPPERS)).strip(_WRAPPERS)
 
 
 def _identifiers(said: str) -> list[int] | None:
-    """The identifiers of the one list that the reply holds, None where it holds none or several."""
-    text = _unfenced(unicodedata.normalize("NFKC", said).strip()).strip(" \t\r\n`*.")
-    if _LISTED.fullmatch(text):
-        return _numbers(text)
-    value = _json(text, "[{")
-    if isinstance(value, dict) and len(value) == 1:
-        value = next(iter(value.values()))
+    """The identifiers of the one order that the reply holds, None where it holds none or several."""
+    text = unicodedata.normalize("NFKC", said).strip(" \t\r\n`*.\"'“”")
+    object_ = _json_object(text)
+    value = next(iter(object_.values())) if len(object_) == 1 else _json(text, "[")
+    lines = [chain for line in text.splitlines() if (chain := _chain_of(line))]
     if value and _is_numbers(value):
-        return list(value)
-    chains = {tuple(numbers) for line in text.splitlines() if (numbers := _chain_of(line))}
-    return list(chains.pop()) if len(chains) == 1 else None
+        given = list(value)
+    elif _CHAIN.fullmatch(text) or _LISTED.fullmatch(text):
+        given = _numbers(text)
+    elif lines:
+        given = max(lines, key=len)
+    else:
+        return None
+    beside = _NOT_MINE.search(_ORDERED.sub(" ", text).replace("_", " "))
+    return None if beside or not all(_within(order, given) for order in _orders(text)) else given
+
+
+def _orders(text: str) -> Iterator[list[int]]:
+    """Every order of candidates in a text: each chain and list, and the others in the order of their mention."""
+    mentioned: list[int] = []
+    for match in _ORDERED.finditer(text):
+        numbers = [int(number) for number in re.findall(r"\d+", match[0])]
+        if len(numbers) > 1:
+            yield numbers
+        elif mentioned[-1:] != numbers:
+            mentioned += numbers
+    yield mentioned
+
+
+def _within(order: Sequence[int], given: Sequence[int]) -> bool:
+    """Whether an order says nothing else than the given one."""
+    left = iter(given)
+    return all(number in left for number in order)
 
 
 def _chain_of(line: str) -> list[int] | None:
@@ -304,7 +353,7 @@ def _numbers(text: str) -> list[int]:
 
 def _groups(said: str) -> dict[str, list[int]] | None:
     """The two lists of a reply to a prompt for verdicts, None where it is anything else."""
-    text = _unfenced(said.strip()).strip()
+    text = said
     value = _json_object(text)
     if value:
         two = value.keys() == {records.BETTER, records.WORSE} and all(map(_is_numbers, value.values()))

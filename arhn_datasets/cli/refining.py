@@ -38,6 +38,11 @@ BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
     "from a passage about the same subject."
 )
+CUT_OFF_ADVICE = (
+    "replies were cut off: they count for nothing and are not stored, so a rerun asks again. Expected were complete "
+    "replies: give snippets more room with --max-tokens, take a model that does not think or switch its thinking off, "
+    "or hold it to JSON with --constrained."
+)
 _TYPES = {"SECONDS": not_negative, "N": positive}  # of the options of annotators
 _ANYWHERE = ("cache",)  # harmless beside an annotator that has nothing to store
 
@@ -327,6 +332,8 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
         told = f"{asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
         print(f"requests  {told}")
         print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+        if cut := asked.get("cut_off"):
+            print(f"warning   {cut:,} {CUT_OFF_ADVICE}")
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     print(f'written   {done.path}   load_dataset("{done.path}") loads it')

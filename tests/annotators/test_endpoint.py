@@ -19,13 +19,15 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
+from arhn_datasets.annotators.client import store_upkeep
 from arhn_datasets.annotators.client.store import Replies, default_directory
-from arhn_datasets.annotators.interface import RankingRequest, SnippetRequest
+from arhn_datasets.annotators.interface import GradeRequest, RankingRequest, SnippetRequest, VerdictRequest
 from arhn_datasets.annotators.llm import ranking_tokens
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import (
     ERROR,
     GROUNDED,
+    JUDGED,
     NO_ANSWER,
     PARTIAL,
     RANKED,
@@ -205,6 +207,83 @@ def test_rankings_over_http(reply, status, tiers):
         found = ask(endpoint(server), CANDIDATES)
     assert (found.status, found.tiers) == (status, tiers)
     assert server.bodies[0]["max_tokens"] == ranking_tokens(3) == 56
+
+
+# -- replies that are not whole ---------------------------------------------------------------------------------------
+
+VERDICTS = VerdictRequest(query="q", positives=("tin",), candidates=("one", "two", "three"), task="question")
+GRADE = GradeRequest(query="q", passage=REQUEST.passage, task="question")
+WHOLE = [
+    (REQUEST, TEXT),
+    (SnippetRequest(query="q", passage=REQUEST.passage, task="question"), "NO_ANSWER"),
+    (CANDIDATES, "[2] > [1] > [3]"),
+    (VERDICTS, "better: [2]\nworse: none"),
+    (GRADE, "2"),
+]
+ANSWERED = (GROUNDED, NO_ANSWER, RANKED, JUDGED)
+
+
+def seen(annotator, request):
+    """The first piece of evidence for a request of any kind."""
+    asked = {SnippetRequest: "snippet", RankingRequest: "ranking", VerdictRequest: "verdicts", GradeRequest: "grade"}
+    found = background.run(getattr(annotator, asked[type(request)])(request))
+    return found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+@pytest.mark.parametrize(("asked", "text"), WHOLE)
+def test_a_reply_that_was_cut_off_is_no_evidence(asked, text, reason, constrained):
+    """Whatever it says, it is unparsed with its length, is not stored, and the next run asks again."""
+    with served(reply=text, faults=[NO_INFO]) as server:
+        server.intercept = always(lambda: web.json_response(completion(text, reason)))
+        found = seen(endpoint(server, constrained=constrained), asked)
+        assert (found.status, found.detail) == (UNPARSED, f"cut off after 5 tokens: {text}".replace("\n", " "))
+        assert endpoint(server).statistics()["cut_off"] == 1
+        assert len(Replies(default_directory())) == 0
+        server.intercept = always(lambda: web.json_response(completion(text)))
+        assert seen(endpoint(server, constrained=constrained), asked).status in ANSWERED
+        assert len(Replies(default_directory())) == 1
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_reply_that_an_earlier_version_stored_unfinished_is_asked_again(copying, reason):
+    """Only what is whole is taken from the store, and the whole one takes its place."""
+    assert ask(endpoint(copying), REQUEST).status == GROUNDED
+    background.close()
+    folder = default_directory()
+    ((key, reply),) = [(stored.key, json.loads(stored.reply)) for stored in store_upkeep.read_replies(folder)]
+    Replies(folder).put(key.hex(), {**reply, "finish_reason": reason})
+    background.close()
+    for _ in range(2):
+        assert ask(endpoint(copying), REQUEST).status == GROUNDED
+        background.close()
+    assert copying.stats.requests == 2
+
+
+@pytest.mark.parametrize("faults", [[], [NO_INFO]])
+def test_an_emulator_says_that_it_cut_a_reply(faults):
+    """On both kinds of servers, at the tokens that were asked for."""
+    with served(reply=TEXT, faults=faults) as server:
+        found = ask(endpoint(server, max_tokens=4), REQUEST)
+    assert found.status == UNPARSED
+    assert found.detail.startswith("cut off after 4 tokens: Tin is")
+
+
+def test_a_thought_that_took_all_the_room_is_told(copying):
+    """A server that keeps thoughts apart sends no text at all then: that is no failure of the server."""
+    copying.intercept = always(lambda: web.json_response(completion(None, "length")))
+    found = ask(endpoint(copying), REQUEST)
+    assert (found.status, copying.stats.requests) == (UNPARSED, 1)
+    assert found.detail.startswith("cut off after 5 tokens")
+
+
+def test_a_filtered_reply_is_an_error_that_names_the_filter(copying):
+    """It is asked for once, and half a reply counts for nothing."""
+    copying.intercept = always(lambda: web.json_response(completion(TEXT, "content_filter")))
+    found = ask(endpoint(copying), REQUEST)
+    assert (found.status, copying.stats.requests) == (ERROR, 1)
+    assert "content filter held the reply back" in found.detail
 
 
 # -- the store of replies ---------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets.annotators import local
+from arhn_datasets.annotators.interface import GradeRequest
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError
 from arhn_datasets.rows import background
-from arhn_datasets.rows.records import ERROR, RANKING_STATUSES, SNIPPET_STATUSES
+from arhn_datasets.rows.records import ERROR, RANKING_STATUSES, SNIPPET_STATUSES, UNPARSED
 
 pytest.importorskip("transformers")
 
@@ -43,6 +44,27 @@ def test_rows_and_batches_give_the_same_replies(tiny_models, sample):
     first = list(rows.map(arhn.Snippets(annotator=annotator)))
     background.close()
     assert list(rows.map(arhn.Snippets(annotator=annotator), batched=True)) == first
+
+
+def test_a_reply_that_ran_to_its_most_tokens_is_cut_off(tiny_models):
+    """It says why and counts for nothing; one that ends on any of the model's own last tokens is whole."""
+    engine = local._Engine(arhn.Local(tiny_models["llama"], device="cpu"))
+    engine._load()
+    _, tokenizer, model = engine._loaded
+    (cut,) = engine._generate(["When does tin melt?"], 4)
+    assert cut.finish_reason == "length"
+    with_ids = model.generate(
+        **tokenizer(["When does tin melt?"], return_tensors="pt"), max_new_tokens=4, do_sample=False
+    )
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, int(with_ids[0][-1])]
+    (whole,) = engine._generate(["When does tin melt?"], 4)
+    assert whole.finish_reason == "stop"
+    annotator = arhn.Local(tiny_models["llama"], max_tokens=4, device="cpu")
+    found = background.run(
+        annotator.grade(GradeRequest(query="q", passage={"title": "", "text": "tin"}, task="question"))
+    )
+    assert (found.status, found.grade) == (UNPARSED, None)
+    assert found.detail.startswith("cut off after 32 tokens")
 
 
 def test_the_chat_template_is_used_with_thinking_off(tiny_models):

@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arhn_datasets.annotators.replies import (
-    after_thinking,
-    fold,
-    ground,
-    parse_grade,
-    parse_ranking,
-    parse_snippet,
-    parse_verdicts,
-)
+from arhn_datasets.annotators.decorations import answer_of
+from arhn_datasets.annotators.grounding import fold, ground
+from arhn_datasets.annotators.replies import cut_off, parse_grade, parse_ranking, parse_snippet, parse_verdicts
 from arhn_datasets.rows.records import GRADES, GROUNDED, JUDGED, NO_ANSWER, PARTIAL, RANKED, UNGROUNDED, UNPARSED
 
 TEXT = "Tin is a metal. It melts at 232 °C, far below copper. Its symbol is Sn."
@@ -83,20 +77,23 @@ def test_snippet_replies(reply, status, snippet):
     ("snippet", "text", "found"),
     [
         ("cafe", "un café noir", None),
-        ("café", "un cafe\u0301 noir", "cafe\u0301"),
-        ("cafe\u0301", "un café noir", "café"),
+        ("café noir", "un cafe\u0301 noir", "cafe\u0301 noir"),
+        ("un cafe\u0301", "un café noir", "un café"),
         ("find it", "to ﬁnd it", "ﬁnd it"),
         ("nd it", "to ﬁnd it", None),
-        ("it's", "that it’s so", "it’s"),
+        ("it's tall", "that it’s tall", "it’s tall"),
         ("a-b test", "an a–b test", "a–b test"),
         ("straße 5", "Die STRASSE 5", "STRASSE 5"),
         ("zero width", "ze\u200bro width", "ze\u200bro width"),
         ("<|im_end|> stops", "a <|im_end|> stops", "<|im_end|> stops"),
         ("東京都", "これは東京都です", "東京都"),
-        ("東", "これは東京都です", "東"),
+        ("京都", "これは東京都です", "京都"),
+        ("人口は1400万人", "都の人口は1400万人", "人口は1400万人"),
+        ("唯一一个", "这是唯一一个", "唯一一个"),
+        ("المدينة", "بني في المدينة", "المدينة"),
         ("ที่นี่", "เขาอยู่ที่นี่แล้ว", "ที่นี่"),
         ("नमस्ते दुनिया", "वह बोला नमस्ते दुनिया", "नमस्ते दुनिया"),
-        ("word", "words and word", "word"),
+        ("a word", "a words and a word", "a word"),
         ("1", "about ½ of it", None),
         ("of", "one of it", None),
         ("one  two", "one\u00a0two", "one\u00a0two"),
@@ -106,6 +103,182 @@ def test_grounding_folds_forms_but_splits_no_word(snippet, text, found):
     """A snippet is found in whatever compatible form the passage has, at word boundaries, with original offsets."""
     span = ground(snippet, text)
     assert found == (span and text[span[0] : span[1]])
+
+
+SAYS = (
+    "It is 4,310 metres, 12.5 km, 1.500.000 euro, 4 310 m, version 3.12 of 12:30, -5 °C, 1/2, 2021-03-04, 1990–1995, "
+    "COVID-19 and 1400万. None of it is unknown; the letter had no answer: N/A, null. The passage does not state it."
+)
+
+
+@pytest.mark.parametrize(
+    "whole", ["4,310 metres", "12.5 km", "1.500.000 euro", "4 310 m", "3.12", "12:30", "-5 °C", "1/2", "2021-03-04"]
+)
+def test_a_number_is_whole_or_none(whole):
+    """A match may begin and end with a number, and never inside one."""
+    number = whole.split(" ")[0] if whole != "4 310 m" else "4 310"
+    for snippet in (whole, number):
+        start, end = ground(snippet, SAYS)
+        assert SAYS[start:end] == snippet
+    for cut in range(1, len(number)):
+        assert ground(whole[cut:], SAYS) is None
+        assert ground(number[:cut], SAYS) is None
+
+
+@pytest.mark.parametrize(
+    ("snippet", "text"),
+    [
+        *(
+            (word, SAYS)
+            for word in ("It", "it is", "letter", "the", "state", "of it", "1990", "1995", "19", "310", "4")
+        ),
+        *((word, SAYS) for word in ("1400", "03", "500.000", "500", "12", "5 °C", "310 m", "000 euro", "-03", ".5 km")),
+        ("Yes", "Yes"),
+        ("Visitors", "Visitors see it. Visitors like it."),
+        ("letter", "Letter of the council"),
+        ("東", "これは東京都です"),
+        ("of the", "some of the towns"),
+        ("Der", "Der Turm ist hoch"),
+        ("5 million", "a loss of -5 million"),
+        ("310", "the 4\u202f310 inhabitants"),
+    ],
+)
+def test_next_to_nothing_grounds_nowhere(snippet, text):
+    """Neither one common word, nor common words alone, nor half a number is evidence."""
+    assert ground(snippet, text) is None
+
+
+@pytest.mark.parametrize(
+    ("snippet", "text"),
+    [
+        ("Marl", "the Marl tower"),
+        ("DNA", "DNA is a molecule"),
+        ("photosynthesis", "by photosynthesis alone"),
+        ("copper", "Copper."),
+        ("a metal", "Tin is a metal."),
+        ("310", "It has 310 steps."),
+        ("310", "(310)"),
+        ("1964", "It was opened in 1964."),
+        ("1964", "1964年に開通した"),
+        ("5 towers", "there are 5 towers, 7 gates"),
+        ("the EU", "a law of the EU"),
+        ("2019 310", "in 2019 310 people"),
+    ],
+)
+def test_a_name_a_number_or_two_words_ground(snippet, text):
+    """What is short but says something is still found."""
+    assert ground(snippet, text) is not None
+
+
+REFUSED = [
+    *(
+        "None",
+        "none.",
+        "NONE",
+        "No answer",
+        "NO ANSWER",
+        "no answer.",
+        "no-answer",
+        "N/A",
+        "n/a",
+        "n.a.",
+        "N.A.",
+        "null",
+    ),
+    *("Unknown", "<UNKNOWN>", "no answer>", "not found", "Not found.", "Nothing", "nil", "undefined", "not mentioned"),
+    *(
+        "Not stated.",
+        "not applicable",
+        "cannot be determined",
+        "I don't know.",
+        "unanswerable",
+        "not enough information",
+    ),
+    *("Answer: None", "**Answer:** none", "The answer is: None", "Snippet: N/A", "Copied text, or NO_ANSWER: none"),
+    *('"None"', "'none'", "`null`", "**None**", "- None", "> None", "1. None", "(none)", "[None]", "“No answer.”"),
+    *('{"snippet": "None"}', '{"snippet": null}', '{"snippet": "N/A"}', '```json\n{"snippet": "none"}\n```', '"none"'),
+    *("None. The text is about another thing.", "N/A - it says nothing", "No answer\n\nThe rest is about trains."),
+    *("The passage does not state it.", "The passage does not mention how long it is.", "This passage doesn't say so."),
+    *("The provided text contains no information on that.", "The given passage says nothing about it."),
+    *("There is no answer in the passage.", "There is no answer to the question.", "There isn't an answer here."),
+    *(
+        "No answer is given in the passage.",
+        "None of the sentences in this passage answers.",
+        "Its length is not stated in the text.",
+    ),
+    *("I cannot find an answer.", "I couldn't find the answer in the passage.", "Sorry, there is no answer."),
+    *("Unfortunately, the passage does not provide an answer.", "Based on the passage, there is no mention of it."),
+    *("The question is not answered here.", "No relevant information found.", "It does not say how long it is."),
+    *(
+        "无答案",
+        "没有答案。",
+        "なし",
+        "該当なし",
+        "없음",
+        "Keine Antwort.",
+        "Aucune réponse",
+        "Sin respuesta",
+        "нет ответа",
+    ),
+]
+
+
+@pytest.mark.parametrize("reply", REFUSED)
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_refusal_in_any_words_is_no_snippet(reply, holds):
+    """Whatever the wording, and also where the passage has these very words."""
+    text = f"{SAYS} {reply} {reply.strip('.')}. And so on." if holds else TEXT
+    parsed = parse_snippet(reply, {"title": reply if holds else "", "text": text})
+    assert parsed.status in (NO_ANSWER, UNPARSED)
+    if not holds:
+        assert parsed.status == NO_ANSWER
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "status"),
+    [
+        ("None of the towns below the pass has a tunnel.", "None of the towns below the pass has a tunnel.", GROUNDED),
+        ("No answer came from the council.", "No answer came from the council.", UNPARSED),
+        ("There is no cure for it.", "We know: There is no cure for it.", GROUNDED),
+        ("There is no evidence of harm.", "There is no evidence of harm.", GROUNDED),
+        ("This article does not apply to goods.", "This article does not apply to goods.", GROUNDED),
+        ("Nothing, he said, was lost.", "Nothing, he said, was lost.", UNPARSED),
+        ("Unknown", "Unknown", UNPARSED),
+        ("NO_ANSWER", "NO_ANSWER", NO_ANSWER),
+        ("NO_ANSWER\nwould be right only if nothing is said", TEXT, UNPARSED),
+        ("NO_ANSWER: It melts at 232 °C", TEXT, UNPARSED),
+        ("None: It melts at 232 °C", TEXT, UNPARSED),
+        ("The passage does not say it, but it melts.", TEXT, UNPARSED),
+    ],
+)
+def test_what_only_looks_like_a_refusal(reply, text, status):
+    """A sentence of the passage is a copy; what says both is neither."""
+    assert parse_snippet(reply, {"title": "", "text": text}).status == status
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "{title}\n\n{text}",
+        "{title}: {text}",
+        "{title} - {text}",
+        "{title}. {text}",
+        "Title: {title}\n\n{text}",
+        "Title: {title}\nText: {text}",
+        "**{title}**\n\n{text}",
+        "# {title}\n\n{text}",
+        "“{title}\n{text}”",
+        "<passage>\n{title}\n\n{text}\n</passage>",
+        "Snippet: {title}\n\n{text}",
+        "{title}\n\n{first}",
+    ],
+)
+def test_a_title_that_was_copied_with_the_text_is_left_out(reply):
+    """A prompt shows the title above the text; what was copied of the text counts."""
+    first = "It melts at 232 °C, far below copper."
+    parsed = parse_snippet(reply.format(title=PASSAGE["title"], text=TEXT, first=first), PASSAGE)
+    assert (parsed.status, parsed.field, parsed.snippet) == (GROUNDED, "text", first if "{first}" in reply else TEXT)
+    assert parse_snippet(f"{PASSAGE['title']}: tin melts at 300 °C", PASSAGE).status == UNGROUNDED
 
 
 @pytest.mark.parametrize(
@@ -126,7 +299,7 @@ def test_grounding_folds_forms_but_splits_no_word(snippet, text, found):
         ('{"ranking": [2, 1, 3]}', RANKED, [1, 0, 2]),
         ("［２］ ＞ ［１］ ＞ ［３］", RANKED, [1, 0, 2]),
         ("[٢] > [١] > [٣]", RANKED, [1, 0, 2]),
-        ("[2] > [1] > [3]\n[2] > [1] > [3]", PARTIAL, None),
+        ("[2] > [1] > [3]\n[2] > [1] > [3]", RANKED, [1, 0, 2]),
         ("top 3: [2] > [1]", PARTIAL, [1, 0]),
         ("[2] > [1]", PARTIAL, [1, 0]),
         ("[2]", PARTIAL, [1]),
@@ -278,6 +451,174 @@ def test_grade_replies(reply, grade):
     assert (parsed.grade, parsed.status) == (grade, UNPARSED if grade is None else JUDGED)
 
 
+GOOD = "[2] > [1] > [3]"
+OTHER = "[1] > [2] > [3]"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"{GOOD}\n{GOOD}",
+        f"[2] > [1]\n{GOOD}",
+        f"[2] states it. [1] only mentions it, [3] neither.\n{GOOD}",
+        f"I put [2] first:\n{GOOD}",
+        f"Ranking of all 3 candidates, best first: {GOOD}",
+        f"<answer>{GOOD}</answer>",
+        f"\\boxed{{{GOOD}}}",
+        f"$$\\boxed{{{GOOD}}}$$",
+        f'"{GOOD}"',
+        '```json\n{"ranking": [2, 1, 3]}\n```',
+        "[2] >\n[1] >\n[3]",
+        f"[THINK]They came as {OTHER}[/THINK]{GOOD}",
+        f"<|channel|>analysis<|message|>As {OTHER}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}<|return|>",
+        f"analysisThey came as {OTHER}.assistantfinal{GOOD}",
+    ],
+)
+def test_one_order_is_an_order(reply):
+    """The same order twice, one in a wrapper, one after a closed thought, and words that agree with it."""
+    assert [i for tier in parse_ranking(reply, 3).tiers for i in tier] == [1, 0, 2]
+    assert parse_ranking(reply, 3).status == RANKED
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f"The candidates were given as\n{OTHER}\nMy order is {GOOD}.",
+        f"{OTHER}\n{GOOD}",
+        f"{GOOD}\nWait, no: {OTHER}",
+        f"{GOOD} or {OTHER}",
+        f"{OTHER}\n\\boxed{{{GOOD}}}",
+        f"{OTHER} <answer>{GOOD}</answer>",
+        f"<answer>{OTHER}</answer>\n<answer>{GOOD}</answer>",
+        f"[THINK]\n{GOOD}\nis the given order, but",
+        f"<|channel|>analysis<|message|>{GOOD}",
+        f"<|channel|>final<|message|>{GOOD}<|end|><|start|>assistant<|channel|>final<|message|>{OTHER}",
+        f"{GOOD}<|im_end|>\n<|im_start|>assistant\n{OTHER}",
+        f"analysisThe order is\n{GOOD}",
+        f"For example, [2] > [1] means that 2 is better.\n{OTHER}",
+        f"Reply with one line in this form: {GOOD}\n[1] > [3] > [2]",
+        f"Reply with one line that holds every identifier exactly once, best first, in this form: {GOOD}",
+        f"Form: {GOOD}",
+        f"Given order: {GOOD}",
+        f"The candidates were given as:\n{GOOD}",
+        f"Example:\n{GOOD}",
+        f"Worst to best: {GOOD}",
+        f"Ranking {GOOD} is right.",
+        f"[1, 2, 3]\n{GOOD}",
+        f'{{"ranking": [1, 2, 3]}}\n{GOOD}',
+        f"```\n{OTHER}\n```\n{GOOD}",
+        '{"ranking": [1, 2, 3], "ranking": [2, 1, 3]}',
+        '{"given_order": [1, 2, 3]}',
+        f"[1]\n[2]\n[3]\n{GOOD}",
+        f"Candidate [1] is about tin.\nCandidate [2] states it.\n{GOOD}",
+        f"Passage 1 > Passage 2\n{GOOD}",
+        f"1 > 2 > 3\n{GOOD}",
+        f"1 → 2 → 3\n{GOOD}",
+        f"[1] → [2]\n{GOOD}",
+        f"[3] < [1] < [2]\n{OTHER}",
+        "[2] > [1]; [1] > [3]",
+        "[2] > [1]\n[3] > [1]",
+    ],
+)
+def test_two_orders_are_no_order(reply):
+    """An echo, a form, an example, a draft or a thought beside another order leaves none of them."""
+    parsed = parse_ranking(reply, 3)
+    assert (parsed.status, parsed.tiers) == (UNPARSED, ())
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "most", "said"),
+    [
+        ("length", 56, 56, "cut off after 56 tokens"),
+        ("LENGTH", None, 56, "cut off after 56 tokens"),
+        ("max_tokens", 12, 56, "cut off after 12 tokens"),
+        ("max_output_tokens", 12, 56, "cut off after 12 tokens"),
+        (None, 56, 56, "cut off after 56 tokens"),
+        (None, 55, 56, None),
+        (None, None, 56, None),
+        ("stop", 56, 56, None),
+        ("eos_token", 3, 56, None),
+        ("stop_sequence", 3, 56, None),
+        ("end_turn", 3, 56, None),
+    ],
+)
+def test_why_a_reply_is_cut_off(reason, tokens, most, said):
+    """By the server's word for it, or where it has none, by as many tokens as were asked for."""
+    assert cut_off(reason, tokens, most) == said
+
+
+THOUGHTS = [
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "seed:think", "reasoning", "THINK")),
+    *(("[THINK]", "[/THINK]"), ("◁think▷", "◁/think▷"), ("<|START_THINKING|>", "<|END_THINKING|>")),
+    *(("<|begin_of_thought|>", "<|end_of_thought|>"), ("<unused94>thought\n", "<unused95>")),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("analysisWe ", "assistantfinal"),
+]
+TOKENS = [
+    *(
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "</s>",
+        "<eos>",
+        "<end_of_turn>",
+        "<｜end▁of▁sentence｜>",
+        "[/INST]",
+    ),
+    *("\x00", "<|return|>", "[|endofturn|]", "[e~[", " ", "\n", "<pad>", "\ufeff", "<|END_OF_TURN_TOKEN|>", "</s></s>"),
+]
+OPENINGS = ["", "<s>", "<bos>", "\n\n", "assistant\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n", "\ufeff"]
+REPLIES = [
+    ("It melts at 232 °C, far below copper.", lambda reply: parse_snippet(reply, PASSAGE)),
+    ("NO_ANSWER", lambda reply: parse_snippet(reply, PASSAGE)),
+    (GOOD, lambda reply: parse_ranking(reply, 3)),
+    ("better: [2]\nworse: [1]", lambda reply: parse_verdicts(reply, 3)),
+    ("2", parse_grade),
+]
+
+
+@given(
+    st.sampled_from(REPLIES),
+    st.sampled_from(OPENINGS),
+    st.lists(st.sampled_from(TOKENS), max_size=3).map("".join),
+    st.none() | st.sampled_from(THOUGHTS),
+    st.sampled_from(["", "hm", f"They came as {OTHER}.", "NO_ANSWER", "3", "Its symbol is Sn."]),
+    st.booleans(),
+)
+def test_decorations_change_nothing_and_an_open_thought_takes_all(reply, opening, ending, thought, hm, closed):
+    """Special tokens, roles and closed thoughts around a good reply leave it; a thought that stays open leaves none."""
+    said, parse = reply
+    if thought is None:
+        assert parse(f"{opening}{said}{ending}") == parse(said)
+        return
+    before = "" if thought[0].startswith("analysis") else opening
+    decorated = f"{before}{thought[0]}{hm}{thought[1] if closed else ' '}{said}{ending}"
+    found = parse(decorated)
+    if closed:
+        assert found == parse(said)
+    else:
+        assert {one.status for one in (found if isinstance(found, tuple) else (found,))} == {UNPARSED}
+
+
+@given(
+    st.permutations([1, 2, 3, 4]),
+    st.permutations([1, 2, 3, 4]),
+    st.sampled_from(
+        ["{}", "As given: {}", "The order {} is theirs.", "\\boxed{{{}}}", "<answer>{}</answer>", "```\n{}\n```"]
+    ),
+    st.sampled_from(["{0}\n{1}", "{1}\n{0}", "{0}\n\n{1}", "{1} {0}", "{0} {1}"]),
+    st.sampled_from([" > ", ">", ", ", " ", " → "]),
+)
+def test_an_order_stands_only_where_every_other_one_agrees(first, second, frame, together, sign):
+    """Two different orders in one reply are none, whatever stands around one of them."""
+    mine = " > ".join(f"[{number}]" for number in first)
+    other = frame.format(sign.join(f"[{number}]" for number in second))
+    parsed = parse_ranking(together.format(mine, other), 4)
+    if parsed.tiers and first != second:
+        raise AssertionError(parsed)
+    assert [i + 1 for tier in parsed.tiers for i in tier] in ([], list(first))
+
+
 verdict_parts = st.sampled_from(
     [
         "better",
@@ -328,7 +669,7 @@ def test_a_grade_stands_in_the_reply(reply):
     """No digit is invented, and none is taken out of a longer number or a sentence."""
     parsed = parse_grade(reply)
     if parsed.status == JUDGED:
-        said = after_thinking(reply)
+        said = answer_of(reply)
         assert parsed.grade in GRADES
         assert [c for c in said if c.isdigit()] == [str(parsed.grade)]
 
@@ -340,7 +681,7 @@ def test_a_grounded_snippet_stands_in_the_passage(reply, text):
     if parsed.status == GROUNDED:
         assert parsed.snippet == text[parsed.start : parsed.end]
         assert parsed.field == "text"
-        assert fold(parsed.snippet)[0].strip() in fold(after_thinking(reply))[0]
+        assert fold(parsed.snippet)[0].strip() in fold(answer_of(reply))[0]
     else:
         assert parsed.snippet is None
 
@@ -352,8 +693,7 @@ def test_any_run_of_words_of_a_passage_grounds(text, data):
     start = data.draw(st.integers(0, len(words)))
     run = " ".join(words[start : data.draw(st.integers(start, len(words)))])
     span = ground(run, text)
-    if len([c for c in fold(run)[0] if c.isalnum() and c.isascii()]) >= 3:
-        assert span is not None
+    if span is not None:
         assert fold(text[span[0] : span[1]])[0].strip() == fold(run)[0].strip()
 
 

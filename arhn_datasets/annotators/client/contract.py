@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import ipaddress
-import json
 import math
 import re
 import textwrap
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
+from arhn_datasets.annotators.client.completions import completed, loaded
 from arhn_datasets.annotators.client.refusals import OPTIONAL, encodable, error_within, excerpt, json_of, without
 from arhn_datasets.errors import ConfigurationError, EmptyReply
 from arhn_datasets.rows.options import check_choice, check_integer, check_seconds
@@ -171,7 +171,7 @@ class ServerInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A reply: its text, why it ended (``"stop"`` or ``"length"``) and the tokens it took, where stated.
+    """A reply: its text, why it ended in the server's words (``"stop"``, ``"length"``) and its tokens, where stated.
 
     ``sampled`` tells that the server took no ``temperature``, so that the reply is not the greedy one.
     """
@@ -345,22 +345,17 @@ def parse_completion(body: bytes, secret: str | None = None) -> Completion:
 
     Raises:
         EmptyReply: the body is not a chat completion, or holds no text.
+        RequestRejected: a content filter has held the reply back.
         EndpointError: it holds an error instead, which is that of a server behind a gateway.
     """
     if any(sign in body for sign in _NO_CHOICE) and (error := error_within(without(secret, body))):
         raise error
-    return _parsed(body, _completed, secret)
-
-
-def _completed(reply: Any) -> tuple[Any, ...]:
-    choice, usage = reply["choices"][0], reply.get("usage") or {}
-    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return choice["message"]["content"], choice.get("finish_reason"), *tokens
+    return _parsed(body, completed, secret)
 
 
 def _parsed(body: bytes, read: Callable[[Any], tuple[Any, ...]], secret: str | None) -> Completion:
     try:
-        text, reason, prompt_tokens, completion_tokens = read(json.loads(body))
+        text, reason, prompt_tokens, completion_tokens = read(loaded(body))
         if not isinstance(text, str):
             raise TypeError("content is not a text")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

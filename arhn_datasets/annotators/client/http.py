@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client import contract, refusals
+from arhn_datasets.annotators.client.completions import is_cut
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ConnectionOptions, ServerInfo, shown_url
 from arhn_datasets.annotators.client.cutting import Cutting
 from arhn_datasets.errors import (
@@ -72,7 +73,7 @@ class ChatTransport(ABC):
                 logger.warning("%s takes no constrained output (%s); asking without", self.name, error)
             self._grammar = False
             completion = await self._ask(info, replace(request, schema=None))
-        if not completion.text.strip():
+        if not completion.text.strip() and not is_cut(completion.finish_reason):
             raise EmptyReply("the server answered 200 with an empty text")
         return completion
 

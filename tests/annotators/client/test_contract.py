@@ -240,6 +240,53 @@ def test_a_completion_without_usage(usage):
     assert parse_completion(json.dumps(body).encode()) == Completion(text="")
 
 
+PARTS = [
+    ([{"type": "text", "text": "ü"}], "ü"),
+    ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "ü"}], "ü"),
+    ([{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a "}, {"type": "text", "text": "b"}], "a b"),
+    ([{"type": "output_text", "text": "ü"}], "ü"),
+    ([{"type": "thinking", "thinking": "hm"}], ""),
+]
+
+
+@pytest.mark.parametrize(("content", "text"), PARTS)
+def test_a_content_of_parts(content, text):
+    """The texts among the parts are joined; thoughts are none of them."""
+    assert parse_completion(json.dumps(completion(content)).encode()).text == text
+
+
+def stream(*chunks, done=True):
+    """A body of events, as servers send it that stream unasked."""
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + ("data: [DONE]\n\n" if done else "")
+
+
+def test_a_stream_that_nobody_asked_for():
+    """Its pieces are joined; one without an end, or with an error, is no completion."""
+    pieces = [{"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]} for piece in ("a ", "ü")]
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
+    wanted = Completion(text="a ü", finish_reason="length", prompt_tokens=3, completion_tokens=2)
+    assert parse_completion(stream(*pieces, end, usage).encode()) == wanted
+    for body in (stream(*pieces), stream(*pieces, done=False), stream({"error": {"message": "no"}}), "data: [DONE]"):
+        with pytest.raises(errors.EmptyReply, match="without a completion"):
+            parse_completion(body.encode())
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [
+        ("content_filter", errors.RequestRejected),
+        ("SAFETY", errors.RequestRejected),
+        ("abort", errors.EmptyReply),
+        ("error", errors.EndpointFailure),
+    ],
+)
+def test_an_end_that_leaves_no_reply(reason, error):
+    """What a filter or a failure has ended is no completion, whatever its text."""
+    with pytest.raises(error):
+        parse_completion(json.dumps(completion("tin", reason)).encode())
+
+
 NOT_COMPLETIONS = [
     b"",
     b"null",

@@ -1,0 +1,59 @@
+"""What a 200 says in the forms that servers give it, and why it ended."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from arhn_datasets.errors import RequestRejected
+
+# Why servers say that they ended a reply, where it says nothing: it was as long as it may be, a filter, a failure.
+_CUT = (
+    *("length", "max_length", "max_tokens", "max_new_tokens", "max_output_tokens", "max_completion_tokens"),
+    *("model_length", "context_length", "token_limit", "model_context_window_exceeded", "incomplete"),
+)
+_HELD_BACK = ("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content")
+_BROKEN = ("error", "abort", "aborted", "cancelled", "canceled", "insufficient_system_resource")
+
+
+def completed(reply: Any) -> tuple[Any, ...]:
+    """Text, reason of the end and token counts of a chat completion.
+
+    Raises:
+        RequestRejected: a content filter has held the reply back.
+        ValueError: the server stopped before the end.
+    """
+    choice, usage = reply["choices"][0], reply.get("usage") or {}
+    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    text, reason = choice["message"].get("content"), choice.get("finish_reason")
+    if isinstance(text, list):  # of parts, among which may be thoughts
+        text = "".join(part["text"] for part in text if part.get("type") in ("text", "output_text"))
+    if is_held_back(reason):
+        raise RequestRejected(f"the server's content filter held the reply back (finish_reason {reason!r})")
+    if str(reason).lower() in _BROKEN:
+        raise ValueError("the server stopped before the end")
+    # All that there was room for are thoughts, which stand elsewhere.
+    return "" if text is None and is_cut(reason) else text, reason, *tokens
+
+
+def is_cut(reason: str | None) -> bool:
+    """Whether a reply ended because it was as long as it may be."""
+    return str(reason).lower() in _CUT
+
+
+def is_held_back(reason: str | None) -> bool:
+    """Whether a filter has ended a reply."""
+    return str(reason).lower() in _HELD_BACK
+
+
+def loaded(body: bytes) -> Any:
+    """The JSON of a 200, also where it is a stream that nobody has asked for."""
+    if not body.lstrip().startswith(b"data:"):
+        return json.loads(body)
+    lines = (line[5:].strip() for line in body.splitlines() if line.startswith(b"data:"))
+    chunks = [json.loads(line) for line in lines if line != b"[DONE]"]
+    choices = [chunk["choices"][0] for chunk in chunks if chunk.get("choices")]
+    (reason,) = {choice["finish_reason"] for choice in choices if choice.get("finish_reason")}
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    usage = next((chunk["usage"] for chunk in chunks if chunk.get("usage")), None)
+    return {"choices": [{"message": {"content": text}, "finish_reason": reason}], "usage": usage}
