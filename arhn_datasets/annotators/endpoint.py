@@ -99,6 +99,10 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
         """The reply of one of the servers."""
         return self._pool().chat(request)
 
+    def samples(self) -> bool:
+        """Whether one of the servers takes no temperature."""
+        return any("temperature" in server.transport.refused for server in self._pool().servers)
+
     async def model_identity(self) -> dict[str, Any]:
         """Model and revision, as configured or as the servers name them."""
         info = await self.server()

@@ -116,6 +116,10 @@ class LLMAnnotator(interface.Annotator):
         """Wait until the model should be asked more."""
         await shared().turns.turn(requests, self._most_under_way())
 
+    def samples(self) -> bool:
+        """Whether the model is known to reply greedily in no way."""
+        return False
+
     def _most_under_way(self) -> int:
         """Requests to have under way, those that wait for a slot included."""
         return MOST_UNDER_WAY
@@ -251,7 +255,7 @@ class LLMAnnotator(interface.Annotator):
 
     async def _ask(self, ours: Shared, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store(ours)
-        kept = None if store is None else store.get(key)
+        kept = None if store is None else store.get(_kept_under(key, self.samples()))
         if kept is not None and isinstance(kept.get("text"), str):
             # Another version of this package may have stored more of a reply, or one that was cut off.
             known = Completion(**{name: kept[name] for name in Completion.__dataclass_fields__ if name in kept})
@@ -261,7 +265,9 @@ class LLMAnnotator(interface.Annotator):
                 return known
         completion = await self.complete(request)
         if store is not None and completion.text.strip() and not _cut_off(completion, request.max_tokens):
-            store.put(key, vars(completion), model=model["model"], revision=model.get("revision"))
+            reply = {name: value for name, value in vars(completion).items() if name != "sampled"}
+            under = _kept_under(key, completion.sampled)
+            store.put(under, reply, model=model["model"], revision=model.get("revision"))
             await store.keep_up()
         return completion
 
@@ -388,6 +394,11 @@ class Shared:
 def shared() -> Shared:
     """What is shared in this process; on the background loop."""
     return background.resource("LLM annotators", Shared)
+
+
+def _kept_under(key: str, sampled: bool) -> str:
+    """The key of a stored reply: that of its request, which says greedy, or another one where it is none."""
+    return digest([key, "sampled"]) if sampled else key
 
 
 def ranking_schema(candidates: int) -> Mapping[str, Any] | None:

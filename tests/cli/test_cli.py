@@ -300,17 +300,41 @@ def test_the_limit_of_a_snippet_reply_changes_what_is_asked_and_known(server, tm
 
 
 def test_requests_that_all_fail_exit_with_1_and_some_with_0(server, tmp_path, capsys):
-    """The rows are written unchanged, and the message says how to ask again."""
+    """The rows are written unchanged, with the cause and its count; asking again is advised where it can help."""
     base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "3", "--endpoint", server.url]
     server.set_faults(Fault(kind="text_422"))
     assert cli.refine_command(base) == 1
-    assert "requests failed; their passages stayed where they were" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "requests failed; their passages stayed where they were" in told
+    assert " x 422: Failed to deserialize" in told
+    assert "only these are asked anew" not in told
+    cli.refine_command([*base[:1], "--endpoint", server.url, "--estimate", "--estimate-rows", "1"])
+    assert " x 422: Failed to deserialize" in "".join(capsys.readouterr())
     server.set_faults(Fault(kind="text_422", on=lambda seen: seen.number % 5 == 0))
     assert cli.refine_command(base) == 0
-    assert "Run the same command again: only these are asked anew" in capsys.readouterr().err
+    assert "Asking again cannot help before the cause is mended" in capsys.readouterr().err
+    (cause,) = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["causes"]
+    assert cause["status"] == "error"
+    assert cause["example"].startswith("RequestRejected: 422")
     server.set_faults()
     assert cli.refine_command(base) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("reply", "most", "code"),
+    [("Sorry?!", None, 1), ("Sorry?!", "1", 0), ("NO_ANSWER", None, 0), ("NO_ANSWER", "0", 0)],
+)
+def test_a_run_of_which_most_is_unreadable_says_so_and_exits_with_1(server, reply, most, code, tmp_path, capsys):
+    """With an example of what the model replied; a model that finds nothing is no such run."""
+    server.reply = reply
+    base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "3", "--endpoint", server.url]
+    assert cli.refine_command([*base, *(() if most is None else ("--max-unread", most))]) == code
+    told = capsys.readouterr().err
+    assert ("100% of the requests gave no readable reply" in told) == (code == 1)
+    assert ("e.g. Sorry?!" in told) == (code == 1)
+    with pytest.raises(SystemExit):
+        cli.refine_command([*base, "--max-unread", "1.5"])
 
 
 def test_arguments_reach_the_stages(monkeypatch):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import arhn_datasets as arhn
 from arhn_datasets.folder import report as reporting
 from arhn_datasets.folder.report import (
+    Cause,
     ChangedRows,
     Tally,
     changed_rows,
@@ -261,3 +262,42 @@ def test_changed_rows_come_from_every_subset_and_read_well(sample):
     assert "- left     [" in format_row(filtered)
     unsupported = next(row for row in dataset if row["decision"]["reference"] == "unsupported")
     assert "(no_answer)" in format_row(unsupported)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.sampled_from(SNIPPET_STATUSES), st.sampled_from([None, *"abc"]), st.integers(0, 99))))
+def test_causes_count_every_reply_that_was_no_evidence(given_snippets):
+    """Messages that differ in a number are one cause, whose example is the first; stopped and gone on with, too."""
+    snippets = [
+        {"status": status, "detail": detail and f"EndpointFailure: 500: {detail} {number}"}
+        for status, detail, number in given_snippets
+    ]
+    tally = Tally()
+    for snippet in snippets:
+        row = {"decision": {"status": "unchanged", "relabelled": 0, "filtered": 0}, "negative_snippets": [snippet]}
+        tally = Tally.from_json(json.loads(json.dumps(tally.to_json())))
+        tally.add(table_from([row]))
+    report = tally.report()
+    expected = Counter(one["status"] for one in snippets if one["status"] in ("ungrounded", "unparsed", "error"))
+    counted = Counter()
+    for cause in report.causes:
+        counted[cause.status] += cause.count
+    assert counted == expected
+    shapes = {one["detail"] and one["detail"].split()[2] for one in snippets if one["status"] == "error"}
+    assert sum(cause.status == "error" for cause in report.causes) == len(shapes)
+    assert report.unread == pytest.approx(sum(expected.values()) / max(1, len(snippets)))
+
+
+@pytest.mark.parametrize(
+    ("example", "told", "passing"),
+    [
+        ("EndpointFailure: 500: down", "2 x 500: down", True),
+        ("RequestRejected: 400: no", "2 x 400: no", False),
+        ("EmptyReply: nothing", "2 x nothing", False),
+        ("no server of mine: away", "2 x no server of mine: away", True),
+    ],
+)
+def test_a_cause_in_words(example, told, passing):
+    """Without the name of our error, which tells whether asking again can help."""
+    cause = Cause(status="error", count=2, example=example)
+    assert (str(cause), cause.passing) == (told, passing)

@@ -55,7 +55,7 @@ _TOO_LONG_NAMES = _any(
 )
 _TOO_LONG = _any(
     # OpenAI, vLLM, DeepSeek, OpenRouter, Mistral, Fireworks; LM Studio; Ollama; llama-cpp-python; Anthropic
-    r"context (?:length|size|window|limit)",
+    r"context (?:length|size|window|limit)|ContextWindowExceeded",
     # vLLM, SGLang, xAI, TensorRT-LLM, Ark: of what there is a maximum
     r"(?:max(?:imum)?|longest|allowed) (?:allowed )?(?:sequence|input|model|prompt|total)?[ _]?(?:length|len\b)",
     r"max_(?:seq|model|input|prompt|total|num)_?(?:len|length|tokens)\b",
@@ -74,9 +74,9 @@ _TOO_LONG = _any(
 )
 _NOT_TOO_LONG = _any(
     r"rate.?limit|per.(?:minute|min|second|hour|day)\b|\b[TR]P[MDS]\b|quota|timed? ?out|took too long",
-    # of a parameter, unless the context is named as well
-    r"^(?!.*context).*max_(?:completion_|new_|output_)?tokens\W.{0,40}(?:too large|at most|between|must be)",
-    r"^(?!.*context).*at most \d+ completion tokens",
+    # of a parameter, unless the prompt is named as well
+    r"^(?!.*(?:context|prompt|inputs|seq_len)).*max_(?:[a-z]+_)?tokens\W.{0,40}(?:too large|at most|between|must be)",
+    r"^(?!.*(?:context|prompt)).*at most \d+ completion tokens",
 )
 _FILTERED_NAMES = _any(
     r"content_?(?:filter|policy)", r"responsible_?ai", r"data_?inspection", r"moderation", r"\bsafety"
@@ -89,7 +89,7 @@ _NO_CREDIT = _any(
     r"exceeded_current_quota|billing_(?:hard_limit|not_active)|credit balance|out of credits|payment required",
 )
 _NO_MODEL = _any(
-    r"model\b.{0,120}(?:not (?:exist|found)|unknown|invalid)", r"model_not_found", r"(?:no such|unknown) model"
+    r"model\b.{0,120}(?:does not exist|not found|not a valid)|model_not_found|(?:no such|unknown|invalid) model"
 )
 _UNSUPPORTED = _any(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra[ _](?:inputs|fields|forbidden)|deprecated",

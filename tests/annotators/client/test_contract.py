@@ -278,7 +278,7 @@ def test_a_stream_that_nobody_asked_for():
         ("content_filter", errors.RequestRejected),
         ("SAFETY", errors.RequestRejected),
         ("abort", errors.EmptyReply),
-        ("error", errors.EmptyReply),
+        ("error", errors.EndpointFailure),
     ],
 )
 def test_an_end_that_leaves_no_reply(reason, error):
