@@ -36,6 +36,7 @@ _BULLET = re.compile(r"\A(?:[-*•·]\s+|\d{1,2}[.)]\s+|#{1,6}\s+)")
 _MARKUP = re.compile(r"\*\*|__|`|^\s*(?:>+|#{1,6})\s*", re.MULTILINE)
 _TITLE = re.compile(r"title\s*:\s*")
 _AFTER_TITLE = re.compile(r"[\s:.\-\"'|]+(?:(?:text|passage|content)\s*:\s*)?")
+_NO_LETTER = re.compile(r"[\W_]+")
 _WRAPPERS = "\"'`*“”‘’«»„ \t\r\n"
 _TAGS = ("<passage>", "</passage>")
 
@@ -55,7 +56,11 @@ _REFUSALS = (
     "nessuna risposta;nenhum;nenhuma;sem resposta;geen;geen antwoord;onbekend;нет;нет ответа;неизвестно;无;無;没有;"
     "无答案;無答案;没有答案;未知;未提及;なし;該当なし;回答なし;答えなし;不明;없음;답 없음;답변 없음;لا يوجد;لا شيء"
 )
-_HEAD = re.compile(r"([^.,:;!?\n(–—]{1,60}?)\s*(?:\s-\s|[.,:;!?\n(–—])(.*)", re.DOTALL)
+_STOP = re.compile(r"[.,:;!?\n(–—]| - ")
+LONGEST_REFUSAL = 40  # characters, with what stands around it
+# Without any of these there is no sentence that refuses.
+_DENIALS = ("no ", "not ", "n't", "nothing", "none", "cannot", "never", "neither", "lack", "fail", "silent", "sorry")
+_DENIALS += ("unclear", "unknown", "unable", "unrelated", "unfortunately", "irrelevant", "insufficient")
 _TEXT = r"(?:passage|text|document|article|context|paragraph|excerpt|snippet|content|source|abstract)s?"
 _SAID = (
     r"(?:state|mention|answer|contain|provid|say|said|give|specif|includ|address|discuss|describ|expla|indicat|support"
@@ -125,19 +130,21 @@ def parse_snippet(reply: str, passage: Passage) -> Snippet:
     Returns ``grounded`` with the offsets in the original passage, ``no_answer`` for the marker, ``ungrounded`` for a
     text that does not occur in the passage, and ``unparsed`` for anything that is neither.
     """
-    said = answer_of(reply)
-    said = _json_text(said) if _worded(said) else ""
+    said = _json_text(answer_of(reply))
     if not _worded(said):
         return Snippet(status=records.UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
     unwrapped = _unwrapped(said)
     refused = _refusal(unwrapped, passage)
     if refused:
         return Snippet(status=refused, detail=None if refused == records.NO_ANSWER else shorten(said))
+    found = _found(said, passage)
+    if not found and unwrapped != said:
+        found = _found(unwrapped, passage)
     # from the plain reading to the most unwrapped
-    for form in dict.fromkeys((said, unwrapped, unwrapped.rstrip(".…"), _MARKUP.sub("", unwrapped))):
-        found = _found(form, passage)
-        if found:
-            return found
+    for form in () if found else (unwrapped.rstrip(".…"), _MARKUP.sub("", unwrapped)):
+        found = found or (_found(form, passage) if form != unwrapped else None)
+    if found:
+        return found
     return Snippet(status=records.UNGROUNDED, detail=shorten(said))
 
 
@@ -167,18 +174,23 @@ def _refusal(said: str, passage: Passage) -> str | None:
 
     ``unparsed`` is what may be a copy as well, or goes on as if there were an answer.
     """
-    letters, marked = _letters(said), said.replace("\\_", "_").upper().startswith(NO_ANSWER_MARKER)
-    if letters in _refusals():
-        all_of_it = not marked and letters in (_letters(str(passage.get(name) or "")) for name in ("text", "title"))
+    marked = said.replace("\\_", "_").upper().startswith(NO_ANSWER_MARKER)
+    if _refuses(said):
+        all_of_it = not marked and _letters(said) in (
+            _letters(str(passage.get(name) or "")) for name in ("text", "title")
+        )
         return records.UNPARSED if all_of_it else records.NO_ANSWER
-    head = _HEAD.match(said)
-    if head and _letters(head[1]) in _refusals():
-        goes_on = said[head.end(1) :].lstrip(" \t*_`").startswith("\n") and head[2].lstrip()[:1].islower()
-        copied = any(_found(line, passage) for line in (*head[2].splitlines(), *([] if marked else [said])))
+    stop = _STOP.search(said, 0, LONGEST_REFUSAL)
+    if stop and _refuses(said[: stop.start()]):
+        rest = said[stop.end() :]
+        goes_on = stop[0] == "\n" and rest.lstrip()[:1].islower()
+        copied = any(_found(line, passage) for line in (*rest.splitlines(), *([] if marked else [said])))
         return records.UNPARSED if goes_on or copied else records.NO_ANSWER
-    if marked or any(_letters(line) in _refusals() for line in said.splitlines()[1:]):
+    if marked or ("\n" in said and any(map(_refuses, said.splitlines()[1:]))):
         return records.UNPARSED
     folded = fold(said)[0].strip()
+    if not any(map(folded.__contains__, _DENIALS)):
+        return None
     strict = _ABOUT_THE_TEXT.match(folded)
     if not strict and not _OF_NOTHING.match(folded):
         return None
@@ -188,8 +200,12 @@ def _refusal(said: str, passage: Passage) -> str | None:
     return records.UNPARSED if also else records.NO_ANSWER
 
 
+def _refuses(said: str) -> bool:
+    return len(said) <= LONGEST_REFUSAL and _letters(said) in _refusals()
+
+
 def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, fold(text)[0]))
+    return _NO_LETTER.sub("", fold(text)[0])
 
 
 @lru_cache(maxsize=1)
@@ -302,16 +318,15 @@ def _unwrapped(said: str) -> str:
 def _identifiers(said: str) -> list[int] | None:
     """The identifiers of the one order that the reply holds, None where it holds none or several."""
     text = unicodedata.normalize("NFKC", said).strip(" \t\r\n`*.\"'“”")
+    if _CHAIN.fullmatch(text) or _LISTED.fullmatch(text):
+        return _numbers(text)  # nothing stands beside it
     object_ = _json_object(text)
     value = next(iter(object_.values())) if len(object_) == 1 else _json(text, "[")
-    lines = [chain for line in text.splitlines() if (chain := _chain_of(line))]
     if value and _is_numbers(value):
         given = list(value)
-    elif _CHAIN.fullmatch(text) or _LISTED.fullmatch(text):
-        given = _numbers(text)
-    elif lines:
-        given = max(lines, key=len)
     else:
+        given = max((chain for line in text.splitlines() if (chain := _chain_of(line))), key=len, default=[])
+    if not given:
         return None
     beside = _NOT_MINE.search(_ORDERED.sub(" ", text).replace("_", " "))
     return None if beside or not all(_within(order, given) for order in _orders(text)) else given
