@@ -153,11 +153,10 @@ def _telling(text: str, start: int, end: int) -> bool:
     quote = unicodedata.normalize("NFC", text[start:end])
     if _DIGIT.search(quote) or (not quote.isascii() and sum(map(_unspaced, quote)) > 1):
         return True
-    telling, words = "", 0
-    for match in _WORD.finditer(quote):
-        words += 1
+    telling = ""
+    for at, match in enumerate(_WORD.finditer(quote)):
         telling = telling or (match[0] if _is_telling(match[0]) else "")
-        if telling and words > 1:
+        if telling and at:
             return True
     if not telling:
         return False
