@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.inputs.adaptation import adapt_dataset
 from arhn_datasets.inputs.files import READ_FILES, dataset_of, is_read
+from arhn_datasets.rows.records import stable_docid
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -171,8 +172,8 @@ def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     return parts if set(BEIR) <= set(parts) else {}
 
 
-def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """The rows of each file of qrels, put together from the parts of BEIR, and the fingerprints of the parts.
+def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> dict[str, Dataset]:
+    """The rows of each file of qrels, put together from the parts of BEIR.
 
     Raises:
         InputError: nothing says which documents are negatives.
@@ -187,13 +188,13 @@ def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> tuple[
     [kind] = retrieved
     by_split = {part: _by_name(parts[part]) for part in (QRELS, kind)}
     read = {part: _read(parts[part], part) for part in (CORPUS, QUERIES)}
-    splits, fingerprints = {}, {part: rows._fingerprint for part, rows in read.items()}
+    splits = {}
     for split, files in by_split[QRELS].items():
         own = by_split[kind].get(split) or by_split[kind].get(kind) or parts[kind]
-        given = {QRELS: _read(files, f"{QRELS}.{split}"), kind: _read(own, f"{kind}.{split}")}
-        splits[split] = adapt_dataset(**read, **given)
-        fingerprints |= {f"{part}.{split}": rows._fingerprint for part, rows in given.items()}
-    return splits, fingerprints
+        given = {**read, QRELS: _read(files, f"{QRELS}.{split}"), kind: _read(own, f"{kind}.{split}")}
+        splits[split] = adapt_dataset(**given)
+        splits[split]._fingerprint = stable_docid("", " ".join(rows._fingerprint for rows in given.values()))[:16]
+    return splits
 
 
 def _by_name(files: Sequence[Path]) -> dict[str, list[Path]]:
