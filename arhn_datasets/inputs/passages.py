@@ -31,6 +31,7 @@ STRING = pa.string()
 ROWS_PER_BATCH = 1000
 FIELDS = tuple(field.name for field in PASSAGE_TYPE)
 
+NUMBER_AS_TEXT = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _CONTROLS = bytes(range(32))
 _PASSAGES_AT_ONCE = 10_000
 
@@ -250,6 +251,11 @@ def _ids(values: pa.Array) -> pa.Array | None:
 
 
 def _numbers(values: pa.Array) -> pa.Array | None:
+    if (
+        texts := None if pa.types.is_null(values.type) else _strings(values)
+    ) is not None:  # of CSV, which has only texts
+        written = pc.all(pc.match_substring_regex(texts, NUMBER_AS_TEXT)).as_py() is not False
+        return pc.cast(texts, pa.float64()) if written else None
     of = (_is_whole, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     return pc.cast(values, pa.float64(), safe=False) if any(fits(values.type) for fits in of) else None
 
