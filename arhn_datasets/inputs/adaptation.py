@@ -30,7 +30,7 @@ from arhn_datasets.inputs import passages as flat
 from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, tables_of_ids, tables_of_parts
 from arhn_datasets.inputs.forms import CANONICAL, Reading, reading_of
 from arhn_datasets.inputs.passages import STRING, BrokenRow, FlatPassages, Values, checked, naming_rows, read
-from arhn_datasets.inputs.values import conformed, readable, united_columns
+from arhn_datasets.inputs.values import as_text, conformed, readable, united_columns
 from arhn_datasets.rows import arrow
 from arhn_datasets.rows.arrow import Integers, empty_table, is_json, one_array, starts_of
 from arhn_datasets.rows.records import LABELLED, PASSAGE_TYPE, QUERY, QUERY_ID, SUBSET, Row, stable_query_id
@@ -91,7 +91,7 @@ def adapt_columns(table: pa.Table, numbers: Sequence[int] | None = None) -> dict
     query_ids, queries, *sides = _adapted(columns, reading, numbers)
     type = reading.passages(table.schema)
     found = dict(zip(CANONICAL, (query_ids, queries, *(side.lists(type) for side in sides)), strict=True))
-    return {**found, SUBSET: flat.as_text(columns[SUBSET])} if _mixes_subsets(table.schema) else found
+    return {**found, SUBSET: as_text(columns[SUBSET])} if _mixes_subsets(table.schema) else found
 
 
 def _mixes_subsets(schema: pa.Schema | None) -> bool:

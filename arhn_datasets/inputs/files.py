@@ -33,7 +33,7 @@ from arhn_datasets.inputs.texts import (
     suffix_of,
 )
 from arhn_datasets.inputs.values import conformed, plain, settled, united_columns
-from arhn_datasets.rows.arrow import decoded
+from arhn_datasets.rows.arrow import decoded, empty_table
 from arhn_datasets.rows.records import canonical_json
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _parquet_tables(path: Path) -> Tables:
 
     with _seekable(path) as opened:
         file = pq.ParquetFile(opened)
-        yield file.schema_arrow.empty_table()
+        yield empty_table(file.schema_arrow)
         for batch in file.iter_batches(batch_size=ROWS):
             yield pa.Table.from_batches([batch]).replace_schema_metadata(file.schema_arrow.metadata)
 

@@ -6,17 +6,20 @@ A folder may be that of a dataset repository, whose README names its configurati
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.inputs.adaptation import adapt_dataset
 from arhn_datasets.inputs.files import READ_FILES, dataset_of, is_read
+from arhn_datasets.rows.records import stable_docid
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Splits: TypeAlias = "dict[str, list[Path]]"
 
 # As datasets names splits by the words in the names of files and folders.
 SPLIT_WORDS = {
@@ -69,23 +72,46 @@ def found_in(places: Sequence[Path], config: str | None = None) -> Found:
 
 
 def _of_a_folder(folder: Path, config: str | None) -> Found:
-    configured = _configured(folder, config)
-    listed = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_seen(path.relative_to(folder))]
+    listed = _listed(folder)
     files = [path for path in listed if is_read(path)]
-    left_out = [path.relative_to(folder).as_posix() for path in listed if not is_read(path)]
+    configs, default = _configurations(folder)
     parts = _parts(folder, files)
-    if parts and config is None:
-        named = {path for paths in parts.values() for path in paths}
-        left_out += [path.relative_to(folder).as_posix() for path in files if path not in named]
-        return Found(parts=parts, left_out=sorted(left_out))
-    if configured is not None:
-        every, splits = configured
-        left_out += [path.relative_to(folder).as_posix() for path in files if path not in every]
-        return Found(splits=splits, left_out=sorted(left_out))
-    if not files:
-        what = f"none of {', '.join(left_out[:5])} is one" if left_out else "it holds none"
-        raise InputError(f"{folder} has no file to read: {READ_FILES} were expected, and {what}.")
-    return Found(splits=_by_split({path: path.relative_to(folder) for path in files}), left_out=left_out)
+    of_parts = {path for paths in parts.values() for path in paths}
+    if parts and config is None and of_parts.issuperset(_paths(configs.get(default or "", {}))):
+        return Found(parts=parts, left_out=_names(folder, listed, of_parts))
+    if not configs and config is None:
+        splits = _by_split({path: path.relative_to(folder) for path in files})
+        left_out = _names(folder, listed, set(files))
+        if not files:
+            what = f"none of {', '.join(left_out[:5])} is one" if left_out else "it holds none"
+            raise InputError(f"{folder} has no file to read: {READ_FILES} were expected, and {what}.")
+        return Found(splits=splits, left_out=left_out)
+    chosen = config or default
+    if chosen is None or chosen not in configs:
+        what = f"no configuration {config!r}" if config else "several configurations"
+        raise ConfigurationError(
+            f"{folder} has {what}: its README.md names {sorted(configs)}. "
+            f"{'Name one of them with' if configs else 'Leave out'} --config."
+        )
+    for split, paths in configs[chosen].items():
+        if not paths or not all(map(is_read, paths)):
+            raise InputError(
+                f"The README.md of {folder} names files of the split {split} that are not there. Fetch it anew."
+            )
+    every = {path for splits in configs.values() for path in _paths(splits)}
+    return Found(splits=configs[chosen], left_out=_names(folder, listed, every))
+
+
+def _paths(splits: Splits) -> list[Path]:
+    return [path for paths in splits.values() for path in paths]
+
+
+def _names(folder: Path, listed: Sequence[Path], read: Collection[Path]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in listed if path not in read]
+
+
+def _listed(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_seen(path.relative_to(folder))]
 
 
 def _is_seen(path: Path) -> bool:
@@ -112,47 +138,36 @@ def split_of(name: Path) -> str:
     return "train"
 
 
-def _configured(folder: Path, config: str | None) -> tuple[set[Path], dict[str, list[Path]]] | None:
-    """The files of all configurations that a README names, and those of each split of one of them."""
+def _configurations(folder: Path) -> tuple[dict[str, Splits], str | None]:
+    """The files of each split of the configurations that a README names, and which of these is the default."""
     from huggingface_hub import metadata_load
 
     card = folder / "README.md"
-    metadata = (metadata_load(card) or {}) if card.is_file() else {}
+    try:
+        metadata = (metadata_load(card) or {}) if card.is_file() else {}
+    except ValueError as error:
+        raise InputError(
+            f"The metadata of {card} cannot be read: {error}. Repair it, or take the file away."
+        ) from error
+    entries = [entry for entry in metadata.get("configs") or [] if isinstance(entry, dict)]
     known = {
-        str(entry.get("config_name", "default")): entry
-        for entry in metadata.get("configs") or []
-        if isinstance(entry, dict) and (entry.get("data_files") or entry.get("data_dir"))
+        str(entry.get("config_name", "default")): entry for entry in entries if {"data_files", "data_dir"} & {*entry}
     }
-    if not known:
-        if config is not None:
-            raise ConfigurationError(f"{folder} has no configurations in a README.md; leave --config {config} out.")
-        return None
-    marked = [name for name, entry in known.items() if entry.get("default") is True]
-    chosen = config or ("default" if "default" in known else (marked or [*known])[0])
-    if chosen not in known or (not config and chosen != "default" and not marked and len(known) > 1):
-        raise ConfigurationError(
-            f"{folder} has {f'no configuration {config!r}' if config else 'several configurations'}: {sorted(known)}. "
-            "Name one of them with --config."
-        )
-    files = {name: _files_of(folder, entry) for name, entry in known.items()}
-    return {path for splits in files.values() for paths in splits.values() for path in paths}, files[chosen]
+    first = [name for name, entry in known.items() if name == "default" or entry.get("default") is True]
+    default = first[0] if first else next(iter(known)) if len(known) == 1 else None
+    return {name: _files_of(folder, entry) for name, entry in known.items()}, default
 
 
-def _files_of(folder: Path, entry: Mapping[str, Any]) -> dict[str, list[Path]]:
+def _files_of(folder: Path, entry: Mapping[str, Any]) -> Splits:
     root, given = folder / (entry.get("data_dir") or ""), entry.get("data_files")
     if not given:
-        return {split: list(paths) for split, paths in _of_a_folder(root, None).splits.items()}
-    entries = given if isinstance(given, list) else [given]
-    named = [one if isinstance(one, dict) else {"path": one} for one in entries]
-    splits: dict[str, list[Path]] = {}
+        return _by_split({path: path.relative_to(folder) for path in _listed(root) if is_read(path)})
+    named = [one if isinstance(one, dict) else {"path": one} for one in (given if isinstance(given, list) else [given])]
+    splits: Splits = {}
     for one in named:
-        for pattern in one["path"] if isinstance(one["path"], list) else [one["path"]]:
-            found = sorted(path for path in root.glob(str(pattern)) if path.is_file())
-            if not found:
-                raise InputError(
-                    f"The README.md of {folder} names {pattern}, and there is no such file. Fetch it anew."
-                )
-            splits.setdefault(str(one.get("split", "train")), []).extend(found)
+        patterns = one["path"] if isinstance(one["path"], list) else [one["path"]]
+        found = [path for pattern in patterns for path in sorted(root.glob(str(pattern))) if path.is_file()]
+        splits.setdefault(str(one.get("split", "train")), []).extend(found)
     return splits
 
 
@@ -171,8 +186,8 @@ def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     return parts if set(BEIR) <= set(parts) else {}
 
 
-def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """The rows of each file of qrels, put together from the parts of BEIR, and the fingerprints of the parts.
+def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> dict[str, Dataset]:
+    """The rows of each file of qrels, put together from the parts of BEIR.
 
     Raises:
         InputError: nothing says which documents are negatives.
@@ -187,13 +202,13 @@ def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> tuple[
     [kind] = retrieved
     by_split = {part: _by_name(parts[part]) for part in (QRELS, kind)}
     read = {part: _read(parts[part], part) for part in (CORPUS, QUERIES)}
-    splits, fingerprints = {}, {part: rows._fingerprint for part, rows in read.items()}
+    splits = {}
     for split, files in by_split[QRELS].items():
         own = by_split[kind].get(split) or by_split[kind].get(kind) or parts[kind]
-        given = {QRELS: _read(files, f"{QRELS}.{split}"), kind: _read(own, f"{kind}.{split}")}
-        splits[split] = adapt_dataset(**read, **given)
-        fingerprints |= {f"{part}.{split}": rows._fingerprint for part, rows in given.items()}
-    return splits, fingerprints
+        given = {**read, QRELS: _read(files, f"{QRELS}.{split}"), kind: _read(own, f"{kind}.{split}")}
+        splits[split] = adapt_dataset(**given)
+        splits[split]._fingerprint = stable_docid("", " ".join(rows._fingerprint for rows in given.values()))[:16]
+    return splits
 
 
 def _by_name(files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.inputs.values import list_advice
+from arhn_datasets.inputs.values import list_advice, numbers_in
 from arhn_datasets.rows import arrow
 from arhn_datasets.rows.arrow import Integers, flat_lists, is_null, one_array, rows_of, taken
 from arhn_datasets.rows.records import PASSAGE_TYPE, QUERY, QUERY_ID, Row, shorten, stable_docid
@@ -131,11 +131,6 @@ def each(values: Values, of: Callable[[Any], T]) -> list[T]:
 def value_at(values: Values, row: int) -> Any:
     """The value of a row as a Python object."""
     return values[row] if isinstance(values, list) else values[row].as_py()
-
-
-def as_text(values: list[Any]) -> pa.Array:
-    """Python objects as texts: 7 as '7'."""
-    return pa.array([one if one is None or isinstance(one, str) else arrow.json_text(one) for one in values], STRING)
 
 
 def absent(values: Values) -> Any:
@@ -250,6 +245,8 @@ def _ids(values: pa.Array) -> pa.Array | None:
 
 
 def _numbers(values: pa.Array) -> pa.Array | None:
+    if not pa.types.is_null(values.type) and (texts := _strings(values)) is not None:
+        return numbers_in(texts)
     of = (_is_whole, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     return pc.cast(values, pa.float64(), safe=False) if any(fits(values.type) for fits in of) else None
 

@@ -289,8 +289,7 @@ def _of_files(places: Sequence[Path], config: str | None) -> tuple[dict[str, Dat
         )
     left_out = {"left_out": list(found.left_out)} if found.left_out else {}
     if found.parts:
-        splits, fingerprints = splits_of_parts(places[0], found.parts)
-        return splits, {**left_out, "parts": fingerprints}
+        return splits_of_parts(places[0], found.parts), left_out
     read = {split: dataset_of(files, split) for split, files in found.splits.items()}
     splits = {split: rows for split, rows in read.items() if rows is not None}
     if not splits:

@@ -107,12 +107,19 @@ NO_TABLE = (
 def json_tables(path: Path) -> Tables:
     """The objects of a file as rows, whatever columns each of them has."""
     with _text_of(path, "\n") as text:
-        objects = _objects(path, text)
-        first = list(islice(objects, 2))
-        rows = chain(first, objects) if len(first) != 1 else ((row, 1) for row in _rows_of_document(path, first[0][0]))
+        head = text.read(CHUNK)
+        while head and not head.strip():
+            head = text.read(CHUNK)
+        if head.lstrip()[:1] == "[":
+            rows = _items(path, text, head)
+        else:
+            objects = _objects(path, text, head)
+            first = list(islice(objects, 2))
+            one = len(first) == 1
+            rows = ((row, 1) for row in _rows_of_document(path, first[0][0])) if one else chain(first, objects)
         number = 0
         for batch in _batches(rows):
-            yield _table_of(batch, number)
+            yield table_of(batch, number)
             number += len(batch)
 
 
@@ -129,8 +136,11 @@ def _batches(rows: Iterable[Sized]) -> Iterator[list[dict[str, Any]]]:
         yield held
 
 
-def _table_of(rows: list[dict[str, Any]], number: int) -> pa.Table:
+def table_of(rows: list[dict[str, Any]], number: int) -> pa.Table:
+    """Objects as a table of the types that hold all of their values; ``number`` is that of the first row."""
     columns = {}
+    if not any(rows):
+        raise SchemaError(f"rows {number} to {number + len(rows) - 1} are objects without a key. Leave them out.")
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]
         try:
@@ -160,14 +170,8 @@ def odd_row(values: Sequence[Any], name: str, before: pa.DataType | None = None)
     return 0
 
 
-def _objects(path: Path, text: IO[str]) -> Iterator[Sized]:
-    """The objects of a file: one a line, or those of one list, or one after the other."""
-    head = text.read(CHUNK)
-    while head and not head.strip():
-        head = text.read(CHUNK)
-    if head.lstrip()[:1] == "[":
-        yield from _items(path, text, head)
-        return
+def _objects(path: Path, text: IO[str], head: str) -> Iterator[Sized]:
+    """The objects of a file: one a line, or one after the other."""
     lines = _lines(text, head)
     first = ""
     for number, line in lines:
@@ -298,7 +302,7 @@ class _Values:
 
 def _rows_of_document(path: Path, found: dict[str, Any]) -> Iterable[dict[str, Any]]:
     """The rows of the only object of a file, which is a row, or holds a table."""
-    if _fits(found):
+    if suffix_of(path) != ".json" or _fits(found):
         return [found]
     tables = {
         key: value
@@ -308,8 +312,7 @@ def _rows_of_document(path: Path, found: dict[str, Any]) -> Iterable[dict[str, A
     fitting = [key for key, rows in tables.items() if _fits(rows[0])]
     if len(fitting) == 1:
         return tables[fitting[0]]
-    nested = [key for key, value in found.items() if isinstance(value, dict)]
-    if not tables and not nested:
+    if not tables and not all(isinstance(value, dict) for value in found.values()):
         return [found]  # of whose columns the forms tell
     looks = "; ".join(f"{key!r} holds {len(rows)} objects" for key, rows in tables.items()) or "none of them is a table"
     raise InputError(f"{path} is one object with the keys {sorted(found)}: {looks}. Write the rows alone. {NO_TABLE}")

@@ -16,6 +16,7 @@ from functools import cache, reduce
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from arhn_datasets.errors import SchemaError
 from arhn_datasets.rows import arrow
@@ -23,6 +24,7 @@ from arhn_datasets.rows.arrow import decoded, holds_json, is_json
 
 WIDEST_INTEGER = pa.decimal128(38, 0)
 _NULL = pa.null()
+NUMBER_AS_TEXT = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _UNPARTED = re.compile(r"""['"]\s+['"]""")  # as numpy writes lists of texts, which Python reads as one text
 
 
@@ -252,6 +254,12 @@ def _holds_objects(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
+def numbers_in(texts: pa.Array) -> pa.Array | None:
+    """Texts as the numbers that are written in them, as in CSV, which has only texts; None where one is no number."""
+    written = pc.all(pc.match_substring_regex(texts, NUMBER_AS_TEXT)).as_py() is not False
+    return pc.cast(texts, pa.float64()) if written else None
+
+
 def list_advice(value: Any, column: str) -> str:
     """How a value becomes a list: one that is written as text, as CSV has it, must not be wrapped."""
     if not (isinstance(value, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", value, re.DOTALL)):
@@ -266,3 +274,10 @@ def list_advice(value: Any, column: str) -> str:
                     "write the rows as JSON lines."
                 )
     return "It looks like a list that was written as text and cannot be read back; write the rows anew, as JSON lines."
+
+
+def as_text(values: list[Any]) -> pa.Array:
+    """Python objects as texts: 7 as '7'."""
+    return pa.array(
+        [one if one is None or isinstance(one, str) else arrow.json_text(one) for one in values], pa.string()
+    )

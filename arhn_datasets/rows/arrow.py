@@ -6,7 +6,9 @@ What reads a column of lists raises SchemaError where the column does not hold l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, QUERY_ID
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Codes = np.ndarray[Any, np.dtype[np.int64]]  # small numbers that stand for words
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
+_MANY_DIGITS = re.compile(r"\d{19}")
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -40,7 +43,18 @@ def is_json(type: pa.DataType) -> bool:
 
 def json_text(value: Any) -> str:
     """A value as the JSON text that stands for it."""
-    return json.dumps(value, ensure_ascii=False, default=int)  # a decimal is an integer of many digits
+    text = json.dumps(value, ensure_ascii=False, default=int)  # a decimal is an integer of many digits
+    # `datasets` cannot read integers of more than 64 bits: they become strings of their digits.
+    return json.dumps(_with_digits(value), ensure_ascii=False) if _MANY_DIGITS.search(text) else text
+
+
+def _with_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_digits(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_digits(one) for one in value]
+    number = isinstance(value, (int, Decimal)) and not isinstance(value, bool)
+    return (int(value) if -(2**63) <= value < 2**64 else str(value)) if number else value
 
 
 def holds_json(type: pa.DataType) -> bool:

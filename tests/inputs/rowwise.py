@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from arhn_datasets.errors import SchemaError
+from arhn_datasets.inputs.values import NUMBER_AS_TEXT
 from arhn_datasets.rows.records import shorten, stable_docid, stable_query_id
 
 Row = dict[str, Any]
@@ -209,6 +210,8 @@ def _numbers(row: Mapping[str, Any], column: str, count: int, beside: str) -> li
 
 
 def _number(value: object, column: str) -> float:
+    if isinstance(value, str) and re.fullmatch(NUMBER_AS_TEXT, value):
+        return float(value)
     if not isinstance(value, Real):
         raise SchemaError(f"column {column!r} holds {_found(value)} where a number was expected.")
     return float(value)

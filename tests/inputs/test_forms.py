@@ -293,3 +293,27 @@ def test_half_a_surrogate_pair_is_refused() -> None:
     """A text that no file can hold is named before it is written."""
     with pytest.raises(SchemaError, match=r"surrogate pair.*'surrogatepass'"):
         adapt_row({**FLAG, "neg": ["half \ud83d"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0.5", 0.5),
+        ("1", 1.0),
+        ("-2e-3", -0.002),
+        ("+.5", 0.5),
+        ("1.", 1.0),
+        ("nan", None),
+        ("0x1", None),
+        (" 1", None),
+        ("", None),
+    ],
+)
+def test_a_number_that_is_written_as_text_is_a_number(text, number):
+    """CSV has only texts; whatever else is no decimal number is refused as before."""
+    row = {"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [text], "neg_scores": ["1"]}
+    if number is None:
+        with pytest.raises(SchemaError, match="where a number was expected"):
+            arhn.adapt(row)
+        return
+    assert arhn.adapt(row)["positive_passages"][0]["score"] == number
