@@ -15,6 +15,8 @@ from arhn_datasets.annotators.interface import Annotator, registered
 from arhn_datasets.annotators.prompts import TASKS
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, share, whole
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.inputs.bad_rows import FILE as BAD_ROWS
+from arhn_datasets.inputs.bad_rows import ON_BAD_ROW, STOP
 from arhn_datasets.rows.records import ERROR
 from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED
 from arhn_datasets.rules.rule import GUARDS
@@ -108,6 +110,24 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--split", help="only this split; that of a single file is train")
     source.add_argument("--revision", help="commit, branch or tag of a Hub dataset")
     source.add_argument("--limit", type=positive, metavar="N", help="only the first N rows of each split")
+    source.add_argument(
+        "--drop-columns", action="append", default=[], metavar="A,B", help="leave these columns out; repeatable"
+    )
+    source.add_argument(
+        "--rename", action="append", default=[], metavar="OLD=NEW", help="another name for a column; repeatable"
+    )
+    source.add_argument(
+        "--label-threshold",
+        type=float,
+        metavar="X",
+        help="of scores beside documents: at or above X a passage is positive, below it negative",
+    )
+    source.add_argument(
+        "--on-bad-row",
+        choices=ON_BAD_ROW,
+        default=STOP,
+        help=f"rows that break their form end the run, or go with their reasons into {BAD_ROWS} in the output",
+    )
     source.add_argument("--shard-index", type=int, metavar="I", help="only this shard of each split, from 0")
     source.add_argument("--num-shards", type=positive, metavar="N", help="of so many")
 
@@ -297,6 +317,10 @@ def _refine(options: argparse.Namespace) -> int:
         revision=options.revision,
         limit=options.limit,
         shard=None if shard == (None, None) else Shard(index=options.shard_index, of=options.num_shards),
+        drop_columns=tuple(name for names in options.drop_columns for name in names.split(",") if name),
+        rename=_renamed(options.rename),
+        label_threshold=options.label_threshold,
+        on_bad_row=options.on_bad_row,
     )
     if options.estimate:
         return _estimate(source, stages, options)
@@ -310,6 +334,13 @@ def _refine(options: argparse.Namespace) -> int:
         return _summary(refine(source, options.output, stages, opened=engine), options)
     _refuse(options, ("ray_address", "ray_actors"), "--engine ray")
     return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
+
+
+def _renamed(named: Sequence[str]) -> dict[str, str]:
+    """The new name of each column that ``--rename`` names."""
+    if odd := [one for one in named if not all(one.partition("="))]:
+        raise ConfigurationError(f"--rename got {odd[0]!r}; OLD=NEW was expected.")
+    return dict(one.split("=", 1) for one in named)
 
 
 def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int:
@@ -344,6 +375,8 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
             print(f"warning   {cut:,} {CUT_OFF_ADVICE}")
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
+    if bad := sum(done.run.source.bad_rows.values()):
+        print(f"set aside {bad:,} rows that break their form, with their reasons: {done.path / BAD_ROWS}")
     print(f'written   {done.path}   load_dataset("{done.path}") loads it')
     return _outcome(done.report, options.max_unread)
 

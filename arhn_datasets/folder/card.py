@@ -298,11 +298,12 @@ def _source_bullets(content: CardContent) -> str:
             said("source", "split", rows=f"{rows:,}", split=value_of(split))
             for split, rows in (source.get("rows") or {}).items()
         ),
+        "bad_rows": f"{sum((source.get('bad_rows') or {}).values()):,}",
         "limit": f"{source.get('limit') or 0:,}",
         "homepage": f"<{_html(homepage)}>" if web else inline(homepage),
         "licence": said("licence", licence, given=value_of(given), inherited=value_of(inherited)),
     }
-    there = {"source": True, **{name: source.get(name) for name in ("config", "rows", "limit")}}
+    there = {"source": True, **{name: source.get(name) for name in ("config", "rows", "bad_rows", "limit")}}
     there |= {"homepage": homepage, "licence": True, "gated": source.get("gated")}
     return "\n".join(f"- {said('source', name, **values)}" for name, one in there.items() if one)
 

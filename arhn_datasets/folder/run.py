@@ -44,6 +44,7 @@ class RunSource:
     private: Any = None
     limit: int | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
+    bad_rows: Mapping[str, int] = field(default_factory=dict)
     shard: ShardPlace | None = None
 
 

@@ -68,7 +68,12 @@ class Refinement:
         return read_rows(self.path, split)
 
 
-def write_run(target: Path, streams: Mapping[str, Iterable[pa.Table]], describe: Describe) -> Refinement:
+def write_run(
+    target: Path,
+    streams: Mapping[str, Iterable[pa.Table]],
+    describe: Describe,
+    joined: Mapping[str, Sequence[Path]] | None = None,
+) -> Refinement:
     """Write relabelled rows as a refined folder, which is at ``target`` when all of it is written.
 
     Args:
@@ -76,6 +81,7 @@ def write_run(target: Path, streams: Mapping[str, Iterable[pa.Table]], describe:
         streams: For each split, in their order, its rows in tables of one schema, at least one table, perhaps empty.
             Metadata of `datasets` in the first tell the features.
         describe: Gives the content of ``run.json``; see :func:`describe_run`.
+        joined: Files to write beside the rows, each of the files that are there one after the other.
 
     Raises:
         SchemaError: a split has no table, or tables that do not fit each other.
@@ -87,6 +93,8 @@ def write_run(target: Path, streams: Mapping[str, Iterable[pa.Table]], describe:
             writer.begin(split)
             for table in tables:
                 writer.write(table)
+        for name, parts in (joined or {}).items():
+            writer.join(name, [part for part in parts if part.exists()])
         return writer.finish(describe)
 
 
@@ -153,6 +161,13 @@ class RunWriter:
         with naming(self._target):
             self.rows[split] += table.num_rows
             self._take(self._splits[split].write(table))
+
+    def join(self, name: str, parts: Sequence[Path]) -> None:
+        """Write a file beside the rows, of files one after the other; nothing of none."""
+        with naming(self._target):
+            for part in parts:
+                with part.open("rb") as source, (self._work / name).open("ab") as file:
+                    shutil.copyfileobj(source, file)
 
     @property
     def due(self) -> bool:

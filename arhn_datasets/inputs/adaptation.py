@@ -17,47 +17,54 @@ arrays out. The one loop over passages makes docids where a form has none, a has
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.inputs import bad_rows
 from arhn_datasets.inputs import passages as flat
-from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, tables_of_ids, tables_of_parts
-from arhn_datasets.inputs.forms import CANONICAL, Reading, reading_of
-from arhn_datasets.inputs.passages import STRING, BrokenRow, FlatPassages, Values, checked, naming_rows, read
-from arhn_datasets.inputs.values import as_text, conformed, readable, united_columns
-from arhn_datasets.rows import arrow
-from arhn_datasets.rows.arrow import Integers, empty_table, is_json, one_array, starts_of
-from arhn_datasets.rows.records import LABELLED, PASSAGE_TYPE, QUERY, QUERY_ID, SUBSET, Row, stable_query_id
-from arhn_datasets.rows.stage import ColumnTransform, is_batch, parts_of
+from arhn_datasets.inputs.bad_rows import STOP, BadRow, OnBadRow, halved
+from arhn_datasets.inputs.canonical import canonical_columns, canonical_rows, mixes_subsets, sort_out
+from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, parts_of, tables_of_ids, tables_of_parts
+from arhn_datasets.inputs.forms import CANONICAL, MADE, Reading, reading_of
+from arhn_datasets.inputs.grouping import alike, grouped, names_of, refuse_lists_of_passages
+from arhn_datasets.inputs.passages import STRING, BrokenRow, Values
+from arhn_datasets.inputs.values import conformed, readable, united_columns
+from arhn_datasets.rows import arrow, map_hooks
+from arhn_datasets.rows.arrow import Integers, empty_table, one_array
+from arhn_datasets.rows.records import PASSAGE_TYPE, SUBSET, Row
+from arhn_datasets.rows.stage import ColumnTransform, is_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, NamedSplit
 
-Adapted: TypeAlias = tuple[pa.Array, pa.Array, FlatPassages, FlatPassages]  # what becomes of the columns of CANONICAL
-
-ADAPT_REVISION = 1  # raise it when the same input gives other rows: cached results of `map` depend on it
+ADAPT_REVISION = 2  # raise it when the same input gives other rows: cached results of `map` depend on it
+REASON = "arhn: why this row is bad"  # a column beside the rows of a map, whose result may come from a cache
 
 
 # --- rows and tables --------------------------------------------------------------------------------------------
 
 
-def adapt_rows(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None) -> list[Row]:
+def adapt_rows(
+    rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None = None, *, threshold: float | None = None
+) -> list[Row]:
     """Rows of the same columns, of any form that keeps its rows, as canonical rows.
 
     Missing docids become a stable hash of title and text, missing query ids one of query and subset, null titles
-    ``""``; numeric ids become strings. A passage that stands twice in one list is kept once. Scores of the
-    passages go to a field ``score`` of each passage; other fields of the passages, and the columns that pass through,
-    stay the objects that they are.
+    ``""``; numeric ids become strings. A passage that stands twice in one list is kept once, and a null in place of a
+    passage is none. Scores of the passages go to a field ``score`` of each passage; other fields of the passages, and
+    the columns that pass through, stay the objects that they are.
 
     Args:
         rows: a triplet or n-tuple stays one row (:func:`adapt_dataset` groups the rows of an anchor).
         numbers: of each row, for the messages.
+        threshold: the score from which on a document of a labelled list or pair is positive.
 
     Returns:
         ``query_id``, ``query``, ``positive_passages``, ``negative_passages``, then the columns passed through.
@@ -68,35 +75,30 @@ def adapt_rows(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int] | None 
     """
     if not rows:
         return []
-    reading = reading_of(tuple(rows[0]))
-    columns: dict[str, Values] = {name: [row[name] for row in rows] for name in reading.inputs(rows[0])}
-    query_ids, queries, *sides = _adapted(columns, reading, numbers)
-    canonical = zip(query_ids.to_pylist(), queries.to_pylist(), *(side.dicts() for side in sides), strict=True)
-    passed = reading.passed(rows[0])
-    return [
-        {**dict(zip(CANONICAL, values, strict=True)), **{name: row[name] for name in passed}}
-        for row, values in zip(rows, canonical, strict=True)
-    ]
+    reading = reading_of(tuple(rows[0]), threshold)
+
+    def read_rows(start: int, end: int) -> list[Row]:
+        return canonical_rows(rows[start:end], reading, alone=True)
+
+    with _named(len(rows), read_rows, lambda row: [rows[row]], reading, numbers):
+        return read_rows(0, len(rows))
 
 
-def adapt_columns(table: pa.Table, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+def adapt_columns(
+    table: pa.Table, numbers: Sequence[int] | None = None, *, threshold: float | None = None
+) -> dict[str, Any]:
     """The canonical columns of the rows of a table, as :func:`adapt_rows`; those that are canonical come as they are.
 
     Where docids are missing, one Python loop hashes each distinct passage once; nothing else makes a Python object of a
     passage.
     """
-    reading = reading_of(tuple(table.column_names))
-    names = reading.inputs(table.column_names)
-    columns = {name: readable(table[name], structs=name in reading.structs) for name in names}
-    query_ids, queries, *sides = _adapted(columns, reading, numbers)
-    type = reading.passages(table.schema)
-    found = dict(zip(CANONICAL, (query_ids, queries, *(side.lists(type) for side in sides)), strict=True))
-    return {**found, SUBSET: as_text(columns[SUBSET])} if _mixes_subsets(table.schema) else found
+    reading = reading_of(tuple(table.column_names), threshold)
 
+    def read_columns(start: int, end: int) -> dict[str, Any]:
+        return canonical_columns(table.slice(start, end - start), reading, alone=True)
 
-def _mixes_subsets(schema: pa.Schema | None) -> bool:
-    """Whether subsets are of several kinds, as 'nq' and 7, and become texts."""
-    return schema is not None and SUBSET in schema.names and is_json(schema.field(SUBSET).type)
+    with _named(table.num_rows, read_columns, lambda row: table.slice(row, 1).to_pylist(), reading, numbers):
+        return read_columns(0, table.num_rows)
 
 
 def keeps_rows(columns: Iterable[str]) -> bool:
@@ -108,30 +110,34 @@ def keeps_rows(columns: Iterable[str]) -> bool:
     return not reading_of(tuple(columns)).grouped
 
 
-def _adapted(columns: Mapping[str, Values], reading: Reading, numbers: Sequence[int] | None) -> Adapted:
+@contextmanager
+def _named(
+    count: int,
+    read: Callable[[int, int], object],
+    row_at: Callable[[int], list[Mapping[str, Any]]],
+    reading: Reading,
+    numbers: Sequence[int] | None,
+) -> Iterator[None]:
+    """Name the first row that is broken, as if the rows were read one by one."""
     try:
-        return _computed(columns, reading)
-    except BrokenRow as broken:
-        if broken.row:  # a row before it may break its form in a way that is looked for later
-            _adapted({name: values[: broken.row] for name, values in columns.items()}, reading, numbers)
-        raise broken.named(columns, reading.query, numbers) from None
-
-
-def _computed(columns: Mapping[str, Values], reading: Reading) -> Adapted:
-    queries = read(columns[reading.query], flat.QUERY_TEXT, reading.query)
-    if reading.sides is None:
-        raise BrokenRow(0, reading.no_corpus) if len(queries) else SchemaError(reading.no_corpus)
-    sides = checked(*(passages.with_docids() for passages in reading.sides(columns)))
-    given = read(columns[QUERY_ID], flat.ID, QUERY_ID) if QUERY_ID in columns else pa.nulls(len(queries), STRING)
-    missing = np.flatnonzero(arrow.is_null(given))
-    if len(missing):
-        subsets = [flat.value_at(columns[SUBSET], row) if SUBSET in columns else None for row in missing.tolist()]
-        made = [
-            stable_query_id(query, subset if isinstance(subset, str) else None)
-            for query, subset in zip(arrow.taken(queries, missing).to_pylist(), subsets, strict=True)
-        ]
-        given = flat.filled(given, pa.array(made, STRING))
-    return given, queries, *sides
+        yield
+    except BrokenRow as error:
+        start, end, broken = 0, count, error
+        while end - start > 1:  # a row before it may break its form in a way that is looked for later
+            middle = (start + end) // 2
+            try:
+                read(start, middle)
+                start = middle
+            except BrokenRow:
+                end = middle
+        try:
+            read(start, end)
+        except BrokenRow as alone:
+            broken = alone
+        [row] = row_at(start)
+        columns: dict[str, Values] = {name: [value] for name, value in row.items()}
+        number = None if numbers is None else [int(numbers[start])]
+        raise BrokenRow(0, broken).named(columns, reading.query, number) from None
 
 
 # --- the map callable -------------------------------------------------------------------------------------------
@@ -141,6 +147,9 @@ def _computed(columns: Mapping[str, Values], reading: Reading) -> Adapted:
 class Adapt(ColumnTransform):
     """:func:`adapt_rows` for ``Dataset.map``: one row stays one row, and the columns of the other form go.
 
+    Args:
+        threshold: The score from which on a document of a labelled list is positive; without one, scores are refused.
+
     Raises:
         SchemaError: as :func:`adapt_rows`.
     """
@@ -148,39 +157,51 @@ class Adapt(ColumnTransform):
     NAME: ClassVar[str] = "adapt"
     VERSION: ClassVar[int] = ADAPT_REVISION
 
+    threshold: float | None = None
+
     @property
     def required(self) -> tuple[str, ...]:
         """None: the form is recognised from the columns."""
         return ()
 
     def identity(self) -> dict[str, Any]:
-        """Nothing but the version."""
-        return {}
+        """The threshold where there is one, beside the version."""
+        return {} if self.threshold is None else {"threshold": self.threshold}
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The canonical columns of each row."""
-        return adapt_rows(rows)
+        return adapt_rows(rows, threshold=self.threshold)
 
     def compute(self, table: pa.Table) -> Mapping[str, Any]:
         """The canonical columns of the rows of a table."""
-        return adapt_columns(table)
+        return adapt_columns(table, threshold=self.threshold)
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Strings, and lists of passages with whatever fields the input's passages have."""
-        passages = None if schema is None else reading_of(tuple(schema.names)).passages(schema)
+        if schema is None:
+            return {**dict(zip(CANONICAL, (STRING, STRING, None, None), strict=True)), **dict.fromkeys(MADE)}
+        reading = self._reading(schema.names)
+        passages = reading.passages(schema)
         types = dict(zip(CANONICAL, (STRING, STRING, passages, passages), strict=True))
-        return {**types, SUBSET: STRING} if _mixes_subsets(schema) else types
+        mixed = {SUBSET: STRING} if mixes_subsets(schema) else {}
+        return {**types, **dict.fromkeys(reading.made, STRING), **mixed}
 
     def dropped(self, columns: Iterable[str]) -> tuple[str, ...]:
         """The columns of the other form, which become the canonical ones, so that nobody needs them any more."""
-        return reading_of(tuple(columns)).consumed
+        return self._reading(columns).consumed
+
+    def _reading(self, columns: Iterable[str]) -> Reading:
+        return reading_of(tuple(columns), self.threshold)
 
     def _inputs(self, columns: Iterable[str]) -> list[str]:
         names = tuple(columns)
-        return reading_of(names).inputs(names)
+        return self._reading(names).inputs(names)
 
     def _is_batch(self, rows: Mapping[str, Any]) -> bool:
-        return is_batch(rows, reading_of(tuple(rows)).query)
+        reading = self._reading(rows)
+        if reading.queries is not None and not map_hooks.is_lazy(rows):  # a query is a list of messages
+            return not any(isinstance(one, Mapping) for one in rows[reading.query])
+        return is_batch(rows, reading.query)
 
 
 adapt = Adapt()
@@ -198,38 +219,50 @@ def adapt_dataset(
     run: GivenRows | None = None,
     negatives: GivenRows | None = None,
     max_negatives: int | None = None,
+    threshold: float | None = None,
+    on_bad_row: OnBadRow = STOP,
 ) -> Dataset | DatasetDict:
-    """A dataset of any known form as canonical rows with flat.typed features.
+    """A dataset of any known form as canonical rows with typed features.
 
-    Either ``ds``, whose form is recognised from its columns, or the BEIR parts. Triplets and n-tuples of the same
+    Either ``ds``, whose form is recognised from its columns, or the BEIR parts. Tuples and labelled pairs of the same
     anchor (and query id and subset, where there are such columns) become one row at the place of the first;
     every other form stays row by row. From BEIR parts comes one row per query of the qrels, in the order of
-    ``queries``: a document with a score above 0 is a positive; the negatives are the retrieved documents that are
-    not, best first, without those that repeat title and text of a positive.
+    ``queries``: a document with a grade above 0, or without grades each one, is a positive; the negatives are the
+    retrieved documents that are not, best first, without those that repeat title and text of a positive.
 
     Args:
-        ds: a ``Dataset``, a ``DatasetDict`` (each split on its own) or dicts, one per row.
+        ds: a ``Dataset``, a ``DatasetDict`` (each split on its own), dicts, one per row, or LlamaIndex's
+            ``{"queries", "corpus", "relevant_docs"}``.
         queries: rows of ``_id`` and ``text``, or ``{query id: text}``.
         corpus: rows of ``_id`` or ``docid``, ``text`` and optionally ``title``, or ``{docid: row}``; further
-            columns are not arrow.taken over. Only the passages that are needed are held.
-        qrels: rows of ``query-id``, ``corpus-id`` and ``score``, or ``{query id: {docid: score}}``.
+            columns are not taken over. Only the passages that are needed are held.
+        qrels: rows of ``query-id``, ``corpus-id`` and optionally ``score``, or ``{query id: {docid: score}}``, or
+            ``{query id: docids}``.
         run: retrieved documents, rows of ``query-id``, ``corpus-id`` and ``rank`` or ``score``, or with a list of
             docids, best first unless scores stand beside them, or ``{query id: {docid: score}}``.
         negatives: in place of ``run``: ids of negatives only, in the forms of ``run`` or ``{query id: [docid]}``.
         max_negatives: keep at most so many retrieved negatives per query.
+        threshold: the score from which on a document of a labelled list, a labelled pair or the qrels is positive.
+            Without one, scores that are no labels are refused.
+        on_bad_row: what becomes of rows that break their form: ``"stop"`` refuses the dataset, and tells how many there
+            are; ``"set-aside"`` leaves them out with a warning; a function, as ``list.append``, takes each of them.
 
     Returns:
         A ``Dataset``, or a ``DatasetDict`` where ``ds`` holds splits.
 
     Raises:
-        SchemaError: the columns fit no form, a row breaks its form (:func:`adapt_rows`), an id is not in the
+        SchemaError: the columns fit no form, rows break their form (:func:`adapt_rows`), an id is not in the
             corpus or the queries, a query has no positive, or the grouped rows of an anchor contradict each other.
         ConfigurationError: arguments that do not belong together, or one that is missing.
     """
+    bad_rows.check_choice(on_bad_row)
     parts = {"queries": queries, "corpus": corpus, "qrels": qrels, "run": run, "negatives": negatives}
+    if (whole := parts_of(ds)) is not None:
+        ds, parts = None, {**parts, **whole, **({} if (run, negatives) == (None, None) else {"negatives": negatives})}
     if ds is None:
         features = _features(pa.list_(PASSAGE_TYPE))
-        return _dataset(_adapted_tables(tables_of_parts(parts, max_negatives), features), features)
+        tables = tables_of_parts(parts, max_negatives, threshold)
+        return _sorted_out(_flagged_tables(tables, features, None), None, on_bad_row, CANONICAL)
     given = [name for name, part in parts.items() if part is not None and name != "corpus"]
     if given or max_negatives is not None:
         raise ConfigurationError(
@@ -237,29 +270,75 @@ def adapt_dataset(
             "dataset (and its corpus=), or queries=, corpus=, qrels= and run= or negatives=."
         )
     if not isinstance(ds, Mapping):
-        return _adapted_dataset(ds, corpus)
+        return _adapted_dataset(ds, corpus, threshold, on_bad_row)
     from datasets import DatasetDict
 
     if isinstance(corpus, Iterator):
         corpus = list(corpus)  # every split reads it
-    return DatasetDict({split: _adapted_dataset(rows, corpus) for split, rows in ds.items()})
+    splits = {split: _adapted_dataset(rows, corpus, threshold, on_bad_row, split) for split, rows in ds.items()}
+    return DatasetDict(alike({split: (names_of(ds[split]), adapted) for split, adapted in splits.items()}))
 
 
-def _adapted_dataset(ds: Dataset | Iterable[object], corpus: GivenRows | None) -> Dataset:
+def _adapted_dataset(
+    ds: Dataset | Iterable[object],
+    corpus: GivenRows | None,
+    threshold: float | None,
+    on_bad_row: OnBadRow,
+    split: str | None = None,
+) -> Dataset:
     from datasets import Dataset
 
     rows = ds if isinstance(ds, Dataset) else _with_the_same_columns(ds)
-    reading = reading_of(tuple(rows.column_names if isinstance(rows, Dataset) else rows[0]))
+    names = tuple(rows.column_names if isinstance(rows, Dataset) else rows[0])
+    reading, came = reading_of(names, threshold), rows
     if isinstance(rows, Dataset):
         rows = _with_known_fields(rows, reading)
-    if reading.ids:
+    if reading.ids and (corpus is not None or reading.sides is None):
         of_ids = rows if isinstance(rows, Dataset) else dataset_of_ids(rows, reading)
         features = _features_of(of_ids.features, reading)
-        return _dataset(_adapted_tables(tables_of_ids(of_ids, reading, corpus), features), features, of_ids.split)
+        flagged = _flagged_tables(tables_of_ids(of_ids, reading, corpus), features, of_ids.split)
+        return _sorted_out(flagged, of_ids, on_bad_row, names, split=split)
     if corpus is not None:
         raise ConfigurationError("corpus= is for rows that hold document ids; this dataset holds its passages itself.")
-    adapted = _mapped(rows, reading) if isinstance(rows, Dataset) else _dataset_of(rows)
-    return _grouped(adapted) if reading.grouped else adapted
+    flagged = _mapped(rows, reading, threshold) if isinstance(rows, Dataset) else _dataset_of(rows, reading)
+    return _sorted_out(flagged, came, on_bad_row, names, reading=reading, split=split)
+
+
+def _sorted_out(
+    flagged: Dataset,
+    rows: Dataset | Sequence[Row] | None,
+    on_bad_row: OnBadRow,
+    names: Sequence[str],
+    *,
+    reading: Reading | None = None,
+    split: str | None = None,
+) -> Dataset:
+    """The good ones of rows with a column of reasons, grouped where that is wanted, when the others are told."""
+    reasons = one_array(flagged.data.column(REASON))
+    empty = [
+        name for name in (reading.made if reading else ()) if not flagged.data.column(name).null_count < len(flagged)
+    ]
+    good = flagged.remove_columns([REASON, *empty])
+    numbers: Integers = np.arange(len(good))
+    found: list[tuple[int, str]] = []
+    if reasons.null_count < len(reasons):
+        numbers = np.flatnonzero(arrow.is_null(reasons))
+        found = [(at, reasons[at].as_py()) for at in np.flatnonzero(~arrow.is_null(reasons)).tolist()]
+        good = good.select(numbers)
+    refuse_lists_of_passages(good)
+    if reading is not None and reading.grouped:
+        good, contradicting = grouped(good, numbers, reading)
+        found = sorted([*found, *contradicting])
+    source = flagged if rows is None else rows
+    bad = [BadRow(row=at, reason=reason, content=_content(source, at, names), split=split) for at, reason in found]
+    bad_rows.told(bad, len(flagged), on_bad_row)
+    return good
+
+
+def _content(rows: Dataset | Sequence[Row], at: int, names: Sequence[str]) -> Row:
+    """All that a row holds, as it came."""
+    row = rows[at] if isinstance(rows, Sequence) else rows.with_format("arrow")[at : at + 1].to_pylist()[0]
+    return {name: row[name] for name in names}
 
 
 def _with_known_fields(ds: Dataset, reading: Reading) -> Dataset:
@@ -299,45 +378,61 @@ def _with_the_same_columns(given: Iterable[object]) -> list[Row]:
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def _mapped(ds: Dataset, reading: Reading) -> Dataset:
+def _mapped(ds: Dataset, reading: Reading, threshold: float | None) -> Dataset:
     features = _features_of(ds.features, reading)
     if not len(ds):
-        return _dataset([], features, ds.split)
+        return _dataset([], _with_reasons(features), ds.split)
     # Through `map`, because it writes to disk; in Arrow, because the columns that pass through stay as they are.
-    arguments = {"schema": features.arrow_schema, "revision": ADAPT_REVISION}
+    arguments = {"schema": features.arrow_schema, "revision": ADAPT_REVISION, "threshold": threshold}
     mapped = ds.with_format("arrow").map(
-        _adapted_table, batched=True, with_indices=True, features=features, fn_kwargs=arguments, desc="Adapting"
+        _flagged_table, batched=True, features=_with_reasons(features), fn_kwargs=arguments, desc="Adapting"
     )
     return mapped.with_format(None)
 
 
-def _adapted_table(table: pa.Table, numbers: Sequence[int], *, schema: pa.Schema, revision: int) -> pa.Table:
-    tables, first = [empty_table(schema)], 0
-    for part in parts_of(table):
-        adapted = adapt_columns(part, numbers[first:])
-        columns = [adapted[name] if name in adapted else part[name] for name in schema.names]
-        tables.append(pa.Table.from_arrays(columns, schema=schema))
-        first += part.num_rows
-    return pa.concat_tables(tables)
+def _flagged_table(table: pa.Table, *, schema: pa.Schema, revision: int, threshold: float | None = None) -> pa.Table:
+    """The canonical rows of a table, with the reason beside each that is bad, and nothing else of it."""
+    good, bad = sort_out(table, schema, threshold=threshold, alone=False)
+    if not bad:
+        return good.append_column(REASON, pa.nulls(good.num_rows, STRING))
+    places = np.full(table.num_rows, -1, np.int64)
+    kept = np.isin(np.arange(table.num_rows), [row for row, _ in bad], invert=True)
+    places[kept] = np.arange(good.num_rows)
+    reasons = dict(bad)
+    index = pa.array(np.where(kept, places, 0), mask=~kept)
+    whole = pa.Table.from_arrays([column.take(index) for column in good.columns], schema=schema)
+    return whole.append_column(REASON, pa.array([reasons.get(row) for row in range(table.num_rows)], STRING))
 
 
-def _adapted_tables(tables: Iterable[pa.Table], features: Features) -> Iterator[pa.Table]:
-    first = 0
-    for table in tables:
-        numbers = range(first, first + table.num_rows)
-        yield _adapted_table(table, numbers, schema=features.arrow_schema, revision=ADAPT_REVISION)
-        first += table.num_rows
+def _flagged_tables(tables: Iterable[pa.Table], features: Features, split: NamedSplit | None) -> Dataset:
+    schema = features.arrow_schema
+    flagged = (_flagged_table(table, schema=schema, revision=ADAPT_REVISION) for table in tables)
+    return _dataset(flagged, _with_reasons(features), split)
 
 
-def _dataset_of(rows: list[Row]) -> Dataset:
+def _dataset_of(rows: list[Row], reading: Reading) -> Dataset:
     from datasets import Features
 
     adapted: list[Row] = []
+    reasons: list[str | None] = []
     for batch in flat.batches_of(rows):
-        adapted += adapt_rows(batch, range(len(adapted), len(rows)))
-    found = pa.schema([(name, flat.typed([row[name] for row in adapted], name).type) for name in adapted[0]])
-    features = _features_of(Features.from_arrow_schema(found), reading_of(tuple(found.names)))
-    tables = (pa.Table.from_pylist(batch, schema=features.arrow_schema) for batch in flat.batches_of(adapted))
+
+        def read_batch(start: int, end: int, batch: list[Row] = batch) -> list[Row]:
+            return canonical_rows(batch[start:end], reading, alone=False)
+
+        good, bad = halved(len(batch), read_batch)
+        known = dict(bad)
+        left = iter(list(chain.from_iterable(good)))
+        reasons += [known.get(at) for at in range(len(batch))]
+        adapted += [{} if at in known else next(left) for at in range(len(batch))]
+    names = list(dict.fromkeys([*CANONICAL, *reading.made, *reading.passed(rows[0])]))
+    types = {name: flat.typed([row[name] for row in adapted if row], name).type for name in names}
+    if not any(adapted):
+        types |= dict(zip(CANONICAL, (STRING, STRING, *[pa.list_(PASSAGE_TYPE)] * 2), strict=True))
+    found = Features.from_arrow_schema(pa.schema(list(types.items())))
+    features = _with_reasons(_features_of(found, reading_of(CANONICAL)))
+    flagged = ({**row, REASON: reason} for row, reason in zip(adapted, reasons, strict=True))
+    tables = (pa.Table.from_pylist(batch, schema=features.arrow_schema) for batch in flat.batches_of(flagged))
     return _dataset(tables, features)
 
 
@@ -359,73 +454,13 @@ def _features_of(features: Features, reading: Reading) -> Features:
 
     schema = features.arrow_schema
     passed = {name: features[name] for name in reading.passed(features)}
-    if _mixes_subsets(schema):
+    passed = {**{name: Value("string") for name in reading.made}, **passed}
+    if mixes_subsets(schema):
         passed[SUBSET] = Value("string")
     return _features(reading.passages(schema), passed)
 
 
-# --- rows of one query --------------------------------------------------------------------------------------------
+def _with_reasons(features: Features) -> Features:
+    from datasets import Features, Value
 
-
-def _grouped(ds: Dataset) -> Dataset:
-    """The canonical rows of one query as one row, at the place of the first."""
-    from datasets import Dataset
-
-    found = ds.with_format("arrow")
-    groups = _groups(found.select_columns([n for n in (QUERY_ID, QUERY, SUBSET) if n in ds.column_names])[:])
-    sizes = np.bincount(groups)
-    if len(sizes) == len(ds):
-        return ds
-    order = np.argsort(groups, kind="stable")
-    ends = starts_of(sizes)[1:]
-    # Whole groups at a time, some thousand rows.
-    cuts = np.flatnonzero(np.append(np.diff(ends // flat.ROWS_PER_BATCH) > 0, True)) + 1
-    tables = [empty_table(ds.features.arrow_schema)]
-    for own, rows in zip(np.split(sizes, cuts[:-1]), np.split(order, ends[cuts[:-1] - 1]), strict=True):
-        tables.append(_merged(found.select(rows)[:], own, rows))
-    return Dataset(pa.concat_tables(tables), split=ds.split)
-
-
-def _groups(keys: pa.Table) -> Integers:
-    """The number of each row's group, in the order of the first rows."""
-    encoded = (one_array(column).dictionary_encode(null_encoding="encode") for column in keys.columns)
-    numbers: dict[tuple[int, ...], int] = {}
-    codes = zip(*(column.indices.to_pylist() for column in encoded), strict=True)
-    return np.array([numbers.setdefault(code, len(numbers)) for code in codes], np.int64)
-
-
-def _merged(table: pa.Table, sizes: Integers, numbers: Integers) -> pa.Table:
-    """The rows of each group as one row: positives united, negatives united, each passage once."""
-    begin = starts_of(sizes)[:-1]
-    first = table.take(pa.array(begin))
-    columns = dict(zip(first.column_names, first.columns, strict=True))
-    lists = [arrow.flat_lists(table, side.passages) for side in LABELLED]
-    with naming_rows(columns, QUERY, numbers[begin]):
-        try:
-            united = [(np.add.reduceat(counts, begin), flat.fields_in(structs)) for counts, structs in lists]
-            sides = checked(*(FlatPassages(counts=counts, fields=fields) for counts, fields in united))
-        except BrokenRow as broken:
-            raise BrokenRow(broken.row, f"after grouping its {sizes[broken.row]} rows, {broken}") from None
-        for name in table.column_names:
-            if name not in CANONICAL:
-                _refuse_differing(table.column(name), sizes, name)
-    for side, passages in zip(LABELLED, sides, strict=True):
-        columns[side.passages] = passages.lists(table.schema.field(side.passages).type)
-    return pa.Table.from_arrays(list(columns.values()), schema=table.schema)
-
-
-def _refuse_differing(values: pa.ChunkedArray, sizes: Integers, name: str) -> None:
-    firsts = np.repeat(starts_of(sizes)[:-1], sizes)
-    try:
-        codes = one_array(values).dictionary_encode(null_encoding="encode").indices.to_numpy(zero_copy_only=False)
-        differ = codes != codes[firsts]
-    except pa.ArrowNotImplementedError:  # of lists and structs
-        found = values.to_pylist()
-        differ = np.array([value != found[first] for value, first in zip(found, firsts.tolist(), strict=True)], bool)
-    if differ.any():
-        group = int(arrow.rows_of(sizes)[differ.argmax()])
-        raise BrokenRow(
-            group,
-            f"column {name!r} differs between the {sizes[group]} rows of this query, so the one row that they "
-            f"become cannot keep it. Leave it out first, with ds.remove_columns({name!r}).",
-        )
+    return Features({**features, REASON: Value("string")})

@@ -27,7 +27,7 @@ Ids: TypeAlias = tuple[Integers, pa.Array]  # of the documents of one side: how 
 
 QUERY_KEY_NAMES = (*QUERY_ID_NAMES, "_id", "id")
 QUERY_TEXT_NAMES = ("text", QUERY, "query_text")
-DOCID_NAMES = ("docid", "_id", "id", "doc_id")
+DOCID_NAMES = ("docid", "_id", "id", "doc_id", "document_id")
 # More than 2 GB of texts fit into one array of this type.
 CORPUS_TYPE = pa.struct([("docid", pa.string()), ("title", pa.large_string()), ("text", pa.large_string())])
 
@@ -52,12 +52,13 @@ def tables_of_ids(ds: Dataset, reading: Reading, corpus: GivenRows | None) -> It
         needed.update(dict.fromkeys(docids.unique().to_pylist()))
     passages, places = _passages_in(corpus, needed)
     for table, ids in _ids_in(ds, reading):
-        if reading.query != QUERY:
-            table = table.append_column(QUERY, table[reading.query])
+        for name, column in ((QUERY, reading.query), (QUERY_ID, reading.query_id)):
+            if column != name:
+                table = table.append_column(name, table[column])
         for side, (counts, docids) in zip(LABELLED, ids, strict=True):
             at = pa.array([places[docid] for docid in docids.to_pylist()], pa.int64())
             table = table.append_column(side.passages, lists_of(counts, passages.take(at)))
-        yield table
+        yield table.drop_columns([name for name in reading.consumed if name in table.column_names])
 
 
 def dataset_of_ids(rows: list[Row], reading: Reading) -> Dataset:
@@ -66,20 +67,45 @@ def dataset_of_ids(rows: list[Row], reading: Reading) -> Dataset:
 
     columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
     with naming_rows(columns, reading.query, range(len(rows))):
-        read_columns = {name: lists_of(*read_lists(columns[name], flat.DOCID, name)) for name in reading.ids}
-        if QUERY_ID in columns:
-            read_columns[QUERY_ID] = read(columns[QUERY_ID], flat.ID, QUERY_ID)
+        read_columns = {name: lists_of(*_docids_in(columns[name], name)) for name in reading.ids}
+        if reading.query_id in columns:
+            read_columns[reading.query_id] = read(columns[reading.query_id], flat.ID, reading.query_id)
     rest = {name: flat.typed(values, name) for name, values in columns.items() if name not in read_columns}
     return Dataset(pa.table({**columns, **rest, **read_columns}))  # in the order of the columns
+
+
+def parts_of(given: object) -> dict[str, Any] | None:
+    """The parts of BEIR in LlamaIndex's ``{"queries", "corpus", "relevant_docs"}``, without negatives; else None."""
+    if not isinstance(given, Mapping) or not {"queries", "corpus", "relevant_docs"} <= set(given):
+        return None
+    return {"queries": given["queries"], "corpus": given["corpus"], "qrels": given["relevant_docs"], "negatives": {}}
 
 
 def _ids_in(ds: Dataset, reading: Reading) -> Iterator[tuple[pa.Table, list[Ids]]]:
     start = 0
     for table in _tables_of(ds):
         with naming_rows(columns := _columns_of(table), reading.query, range(start, start + len(table))):
-            ids = [read_lists(readable(columns[name]), flat.DOCID, name) for name in reading.ids]
+            ids = [_docids_in(readable(columns[name]), name) for name in reading.ids]
         yield table, ids
         start += len(table)
+
+
+def _docids_in(values: Values, name: str) -> Ids:
+    """The docids of a column of lists of them, or of ``{"id"}``."""
+    found = values if isinstance(values, list) else values.to_pylist() if _holds_structs(values.type) else None
+    if found is None:
+        return read_lists(values, flat.DOCID, name)
+    listed = [[value] if isinstance(value, Mapping) else value for value in found]
+
+    def id_of(one: Any) -> Any:
+        return next((one[key] for key in DOCID_NAMES if one.get(key) is not None), None) if hasattr(one, "get") else one
+
+    plain = [[id_of(one) for one in value] if isinstance(value, (list, tuple)) else value for value in listed]
+    return read_lists(plain, flat.DOCID, name)
+
+
+def _holds_structs(type: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(type) or pa.types.is_struct(getattr(type, "value_type", pa.null())))
 
 
 # --- a corpus ---------------------------------------------------------------------------------------------------
@@ -199,13 +225,17 @@ def _keyed(key: object, value: object, part: str) -> Row:
         return {**(value if isinstance(value, Mapping) else {"text": value}), key_name: key}
     if isinstance(value, Mapping):
         return {QUERY_ID: key, "docid": list(value), "score": list(value.values())}
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)
     return {QUERY_ID: key, "docid": flat.list_in(value, part, f"docids for query {key!r}")}
 
 
 # --- the parts of BEIR --------------------------------------------------------------------------------------------
 
 
-def tables_of_parts(parts: Mapping[str, GivenRows | None], max_negatives: int | None) -> Iterator[pa.Table]:
+def tables_of_parts(
+    parts: Mapping[str, GivenRows | None], max_negatives: int | None, threshold: float | None = None
+) -> Iterator[pa.Table]:
     """One row a query of the qrels, in the canonical columns.
 
     Raises:
@@ -213,6 +243,8 @@ def tables_of_parts(parts: Mapping[str, GivenRows | None], max_negatives: int | 
         SchemaError: the parts do not fit together.
     """
     queries, corpus, qrels, run, negatives = parts.values()
+    if threshold is not None and (run, negatives) == (None, None):
+        negatives = _below(qrels, threshold)  # a teacher's scores say both
     retrieved_by = run if run is not None else negatives
     if queries is None or corpus is None or qrels is None or retrieved_by is None or None not in (run, negatives):
         raise ConfigurationError(
@@ -221,7 +253,7 @@ def tables_of_parts(parts: Mapping[str, GivenRows | None], max_negatives: int | 
         )
     if max_negatives is not None and max_negatives < 0:
         raise ConfigurationError(f"max_negatives is {max_negatives}; a number of passages, or None, was expected.")
-    positives = _positives(qrels)
+    positives = _positives(qrels, threshold)
     texts = _texts_of(queries, positives)
     retrieved = _retrieved(retrieved_by, "negatives" if run is None else "run")
     wanted = {query_id: retrieved.get(query_id, []) for query_id in texts}
@@ -248,9 +280,38 @@ def _lists_at(passages: pa.Array, places: Sequence[list[int]]) -> pa.Array:
     return lists_of(flat.lengths(places), passages.take(pa.array(list(chain.from_iterable(places)), pa.int64())))
 
 
-def _positives(qrels: GivenRows) -> dict[str, list[str]]:
-    graded = _by_query(qrels, "qrels", lambda row: _numbers(row, GRADE_NAMES, "qrels"))
-    positives = {query_id: [docid for grade, docid in found if grade > 0] for query_id, found in graded.items()}
+def _judged(qrels: GivenRows | None, threshold: float | None) -> dict[str, list[tuple[float, str]]]:
+    """For each query its documents, each behind its grade: 1 where the qrels have none."""
+
+    def grades(row: Mapping[str, Any]) -> list[float]:
+        if first_of(GRADE_NAMES, row) is None:
+            return [1.0] * len(_column(row, RUN_DOCID_NAMES, "qrels"))
+        return _numbers(row, GRADE_NAMES, "qrels")
+
+    graded = _by_query(() if qrels is None else qrels, "qrels", grades)
+    scores = [grade for found in graded.values() for grade, _ in found if threshold is None and grade != int(grade)]
+    if scores:
+        raise SchemaError(
+            f"The qrels hold scores, as {scores[0]:g}, which do not say what is relevant; grades are whole numbers. "
+            "Say from which score on a document is positive, with threshold=X, or give the scores as run=."
+        )
+    return graded
+
+
+def _below(qrels: GivenRows | None, threshold: float) -> dict[str, list[str]]:
+    """The documents of each query whose scores are below the threshold, best first."""
+    return {
+        query_id: [docid for grade, docid in sorted(found, key=lambda pair: -pair[0]) if grade < threshold]
+        for query_id, found in _judged(qrels, threshold).items()
+    }
+
+
+def _positives(qrels: GivenRows, threshold: float | None = None) -> dict[str, list[str]]:
+    graded = _judged(qrels, threshold)
+    positives = {
+        query_id: [docid for grade, docid in found if (grade > 0 if threshold is None else grade >= threshold)]
+        for query_id, found in graded.items()
+    }
     if not positives:
         raise SchemaError("The qrels are empty: no query has a positive.")
     without = [query_id for query_id, docids in positives.items() if not docids]
@@ -266,8 +327,8 @@ def _retrieved(run: GivenRows, name: str) -> dict[str, list[str]]:
     def sort_keys(row: Mapping[str, Any]) -> list[float]:
         if row.get("rank") is not None:
             return _numbers(row, ("rank",), name)
-        if row.get("score") is not None:
-            return [-score for score in _numbers(row, ("score",), name)]
+        if (scores := first_of(("score", "scores"), row)) and row[scores] is not None:
+            return [-score for score in _numbers(row, (scores,), name)]
         return [0.0] * len(_column(row, RUN_DOCID_NAMES, name))
 
     found = _by_query(run, name, sort_keys)

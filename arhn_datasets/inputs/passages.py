@@ -203,22 +203,23 @@ def found_as(value: object) -> str:
 # --- the kinds --------------------------------------------------------------------------------------------------
 
 
-def _strings(values: pa.Array) -> pa.Array | None:
+def strings_of(values: pa.Array) -> pa.Array | None:
+    """Strings of any type of Arrow; None where it is another one."""
     types = pa.types
     if types.is_string(values.type):
         return values
     if types.is_dictionary(values.type):
-        return _strings(values.dictionary_decode())
+        return strings_of(values.dictionary_decode())
     return pc.cast(values, STRING) if types.is_large_string(values.type) or types.is_null(values.type) else None
 
 
 def _titles(values: pa.Array) -> pa.Array | None:
-    titles = _strings(values)
+    titles = strings_of(values)
     return titles if titles is None or not titles.null_count else pc.fill_null(titles, "")
 
 
 def _optional_texts(values: pa.Array) -> pa.Array | None:
-    texts = _strings(values)
+    texts = strings_of(values)
     if texts is None:
         return None
     # Taken, as `if_else` of pyarrow 16 misreads slices of strings.
@@ -227,7 +228,7 @@ def _optional_texts(values: pa.Array) -> pa.Array | None:
 
 
 def _queries(values: pa.Array) -> pa.Array | None:
-    texts = _strings(values)
+    texts = strings_of(values)
     return None if texts is None or texts.null_count or blank(texts).any() else texts
 
 
@@ -245,7 +246,7 @@ def _ids(values: pa.Array) -> pa.Array | None:
 
 
 def _numbers(values: pa.Array) -> pa.Array | None:
-    if not pa.types.is_null(values.type) and (texts := _strings(values)) is not None:
+    if not pa.types.is_null(values.type) and (texts := strings_of(values)) is not None:
         return numbers_in(texts)
     of = (_is_whole, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
     return pc.cast(values, pa.float64(), safe=False) if any(fits(values.type) for fits in of) else None
@@ -254,7 +255,7 @@ def _numbers(values: pa.Array) -> pa.Array | None:
 _PASSAGE = "where the text of one passage was expected"
 _ID = "a string or an integer was expected"
 
-TEXT = ValueKind(array=_strings, expected=_PASSAGE, needed=True, plural="texts")
+TEXT = ValueKind(array=strings_of, expected=_PASSAGE, needed=True, plural="texts")
 TITLE = ValueKind(array=_titles, expected="as a title; a string or null was expected")
 """A title, empty where there is none."""
 OPTIONAL_TEXT = ValueKind(array=_optional_texts, expected=_PASSAGE)
@@ -284,6 +285,8 @@ def structs_of(values: Values, column: str, docids: tuple[str, ...]) -> FlatPass
     given = None
     if not isinstance(values, list) and flat and not pa.types.is_struct(values.type):
         given = None if values.null_count or docid.null_count or titles.null_count else values
+        if not arrow.is_list(values.type) or (pc.sum(pc.list_value_length(values)).as_py() or 0) != len(docid):
+            given = None
     return FlatPassages(counts=counts, fields={"docid": docid, **known, **fields}, objects=objects, given=given)
 
 
@@ -294,7 +297,10 @@ def _flat(values: pa.ChunkedArray) -> tuple[Integers, dict[str, Any]] | None:
             counts, structs = flat_lists(pa.table({"": values}), "")
             if not len(structs):
                 return counts, {}
-            return (counts, fields_in(structs)) if pa.types.is_struct(structs.type) and not structs.null_count else None
+            if structs.null_count:  # a null among the passages is none
+                counts = np.bincount(rows_of(counts)[~is_null(structs)], minlength=len(counts))
+                structs = structs.drop_null()
+            return (counts, fields_in(structs)) if pa.types.is_struct(structs.type) else None
         # `Sequence({...})` of older versions of datasets stores a list of structs as a struct of lists.
         lists = pa.table(fields_in(values))
         flat = {name: flat_lists(lists, name) for name in lists.column_names}
@@ -331,6 +337,7 @@ def _objects_in(value: Any, column: str) -> list[Any]:
         if len(set(counts.values())) > 1:
             raise SchemaError(f"column {column!r} holds lists of unequal lengths: {counts}.")
         passages = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    passages = [passage for passage in passages if passage is not None]
     for passage in passages:
         if not isinstance(passage, Mapping):
             raise SchemaError(
@@ -358,6 +365,8 @@ class FlatPassages:
 
     def kept(self, mask: Any) -> FlatPassages:
         """Only the passages at which the mask is true."""
+        if mask.all():
+            return self
         places = np.flatnonzero(mask)
         return FlatPassages(
             counts=np.bincount(rows_of(self.counts)[places], minlength=len(self.counts)),
@@ -432,8 +441,10 @@ def _escaped(text: bytes) -> bytes:
     return text.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") if text else text
 
 
-def checked(positives: FlatPassages, negatives: FlatPassages) -> tuple[FlatPassages, FlatPassages]:
-    """Each side with each passage of a row once, at its first place; a row needs a positive, and none on both sides.
+def checked(
+    positives: FlatPassages, negatives: FlatPassages, *, positive: bool = True
+) -> tuple[FlatPassages, FlatPassages]:
+    """Each side with each passage of a row once, at its first place; a row needs a ``positive``, none on both sides.
 
     By docid alone: a copy of a positive under another docid is a false negative, and refining finds it. Where docids
     are made here, equal texts have equal ones.
@@ -450,7 +461,7 @@ def checked(positives: FlatPassages, negatives: FlatPassages) -> tuple[FlatPassa
     repeated = _repeats(np.sort(keys)).any()
     if repeated:
         kept = _each_once(positives, keys[:cut]), _each_once(negatives, keys[cut:])
-    there = np.zeros(len(positives.counts), bool)
+    there = np.full(len(positives.counts), not positive)
     for name in ("text", "title"):
         if not there.all():
             there[rows_of(positives.counts)[~blank(positives.fields[name])]] = True

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,13 @@ import pyarrow as pa
 
 from arhn_datasets.errors import ConfigurationError, InputError, SchemaError
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
+from arhn_datasets.inputs.bad_rows import STOP, OnBadRow
 from arhn_datasets.inputs.files import READ_FILES, READERS, dataset_of, is_read
 from arhn_datasets.inputs.folders import found_in, splits_of_parts
 from arhn_datasets.inputs.forms import reading_of
+from arhn_datasets.inputs.grouping import alike
 from arhn_datasets.rows.arrow import holds_json
-from arhn_datasets.rows.records import DECISION, shorten
+from arhn_datasets.rows.records import DECISION, DECISION_TYPE, shorten
 from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESHARDED_FILES = 1000  # more take too long to look into first
+CHANGES = ("drop_columns", "rename", "label_threshold")  # of the rows, before a form is recognised
 UNPUBLISHED: Mapping[str, Any] = {"revision": None, "license": None, "languages": [], "private": None, "gated": None}
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -69,6 +73,10 @@ class Input:
     revision: str | None = None
     limit: int | None = None
     shard: Shard | None = None
+    drop_columns: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    label_threshold: float | None = None
+    on_bad_row: str = STOP
 
     def __post_init__(self) -> None:
         on_hub = _HF_PATH.fullmatch(self.name) if self.name.startswith("hf://") else _AT_REVISION.fullmatch(self.name)
@@ -86,8 +94,24 @@ class Input:
                 f"{self.name} names files and --config {self.config} a configuration; leave one out."
             )
         known = {"name": name, "revision": unquote(revision) if revision else self.revision, "inside": inside or ""}
-        for field, value in known.items():
-            object.__setattr__(self, field, value)
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+
+    def kept(self, names: Iterable[str]) -> dict[str, str]:
+        """The columns that stay, before a form is recognised, each with the name that it then has.
+
+        Raises:
+            ConfigurationError: one that is dropped or renamed is not there, or two have one name.
+        """
+        found = list(names)
+        if missing := [name for name in (*self.drop_columns, *self.rename) if name not in found]:
+            raise ConfigurationError(
+                f"{self.name} has no columns {missing} to drop or rename; its columns are {sorted(found)}."
+            )
+        kept = {name: self.rename.get(name, name) for name in found if name not in self.drop_columns}
+        if twice := sorted(name for name, count in Counter(kept.values()).items() if count > 1):
+            raise ConfigurationError(f"--rename would make several columns of the name {twice}; choose another name.")
+        return kept
 
     @property
     def path(self) -> Path:
@@ -111,12 +135,15 @@ class Input:
         return list(found)
 
 
-def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], dict[str, Any]]:
+def load_input(
+    source: Input, *, undo: Transform, on_bad_row: OnBadRow = STOP
+) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """The canonical rows of each split, also where a shard is named, in files on this disk, and where they came from.
 
     Args:
         source: What to read.
         undo: Gives the source rows of an earlier result.
+        on_bad_row: As of :func:`~arhn_datasets.inputs.adaptation.adapt_dataset`.
 
     Raises:
         InputError: the input is not there or cannot be read.
@@ -124,7 +151,13 @@ def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], d
     """
     loaded, kind, told = _load(source)
     raw = _splits_of(loaded, source)
-    splits = {name: _canonical(dataset, source.limit, undo) for name, dataset in raw.items()}
+    raw = {name: _reshaped(dataset, source) for name, dataset in raw.items()}
+    adapted = {name: _canonical(dataset, source, undo, name, on_bad_row) for name, dataset in raw.items()}
+    splits = alike({name: (raw[name].column_names, dataset) for name, dataset in adapted.items()})
+    if any(map(len, raw.values())) and not any(map(len, splits.values())):
+        raise InputError(
+            f"Every row of {source.name} breaks its form; nothing can be refined. --on-bad-row stop tells why."
+        )
     if not any(len(dataset) for dataset in splits.values()):
         raise InputError(f"{source.name} has no rows; nothing can be refined.")
     provenance = {
@@ -135,12 +168,21 @@ def load_input(source: Input, *, undo: Transform) -> tuple[dict[str, Dataset], d
     return splits, provenance
 
 
-def _canonical(dataset: Dataset, limit: int | None, undo: Transform) -> Dataset:
-    if DECISION in dataset.column_names:
+def _reshaped(dataset: Dataset, source: Input) -> Dataset:
+    """The dataset with the columns that are to stay, under their new names."""
+    kept = source.kept(dataset.column_names)
+    dataset = dataset.select_columns(list(kept)) if len(kept) < len(dataset.column_names) else dataset
+    changed = {old: new for old, new in kept.items() if old != new}
+    return dataset.rename_columns(changed) if changed else dataset
+
+
+def _canonical(dataset: Dataset, source: Input, undo: Transform, split: str, on_bad_row: OnBadRow) -> Dataset:
+    limit = source.limit
+    if is_refined(dataset.features.arrow_schema):
         dataset = dataset.map(undo, batched=True)
     if limit and keeps_rows(dataset.column_names):
         dataset = dataset.select(range(min(limit, len(dataset))))
-    adapted: Dataset = adapt_dataset(dataset)
+    adapted: Dataset = adapt_dataset({split: dataset}, threshold=source.label_threshold, on_bad_row=on_bad_row)[split]
     return adapted.select(range(min(limit, len(adapted)))) if limit else adapted
 
 
@@ -222,8 +264,16 @@ def _provenance(source: Input, kind: str, published: Mapping[str, Any]) -> dict[
         **published,
         "split": source.split,
         "limit": source.limit,
+        **{name: value for name in CHANGES if (value := getattr(source, name)) not in ((), {}, None)},
         "rows": {},
     }
+
+
+def is_refined(schema: pa.Schema) -> bool:
+    """Whether rows are those of an earlier result, by the type of their decisions."""
+    at = schema.get_field_index(DECISION)
+    found = schema.field(at).type if at >= 0 else pa.null()
+    return bool(pa.types.is_struct(found)) and {one.name for one in DECISION_TYPE} <= {one.name for one in found}
 
 
 def _splits_of(loaded: Any, source: Input) -> dict[str, Any]:

@@ -259,3 +259,15 @@ EVIDENCE_TYPES: dict[str, pa.DataType] = {
 
 ALL_EVIDENCE_TYPES: dict[str, pa.DataType] = {**EVIDENCE_TYPES, **types_of(FURTHER_KINDS)}
 """Every column that is evidence, and none of the source's."""
+
+
+def fits(value: Any, type: pa.DataType) -> bool:
+    """Whether a value has the shape of evidence: the fields of a struct, lists, and numbers where numbers stand."""
+    if value is None:
+        return True
+    if pa.types.is_list(type):
+        first = next((one for one in value if one is not None), None) if isinstance(value, (list, tuple)) else None
+        return isinstance(value, (list, tuple)) and fits(first, type.value_type)
+    if pa.types.is_struct(type):
+        return isinstance(value, Mapping) and {field.name for field in type} <= set(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

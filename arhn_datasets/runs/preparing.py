@@ -21,11 +21,12 @@ from arhn_datasets.evidence.ranks import Ranks
 from arhn_datasets.evidence.snippets import Snippets
 from arhn_datasets.folder.run import RUN_FILE, is_refined
 from arhn_datasets.inputs import sources
-from arhn_datasets.inputs.adaptation import adapt, keeps_rows
-from arhn_datasets.inputs.forms import CANONICAL
+from arhn_datasets.inputs.adaptation import keeps_rows
+from arhn_datasets.inputs.bad_rows import SET_ASIDE, STOP, BadRow, Noted, check_choice, told
+from arhn_datasets.inputs.canonical import sort_out
 from arhn_datasets.inputs.sources import UNPUBLISHED, Input, Shard
 from arhn_datasets.rows.arrow import empty_table
-from arhn_datasets.rows.records import DECISION, NEGATIVE, POSITIVE, QUERY, QUERY_ID, Row, canonical_json
+from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, QUERY_ID, Row, canonical_json
 from arhn_datasets.rows.stage import Transform
 from arhn_datasets.rules.arhn import Relabel
 from arhn_datasets.rules.revert import Revert
@@ -74,10 +75,11 @@ def through(table: pa.Table, transforms: Sequence[Transform]) -> pa.Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a split is behind a table: its rows so far and, of a stream, the state of its dataset."""
+    """Where a split is behind a table: its rows so far and, of a stream, its state, and the bad rows of the run."""
 
     rows: int
     state: Mapping[str, Any] = field(default_factory=dict)
+    set_aside: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,14 @@ class Streamed:
 
     stream: IterableDataset
     source: Input
+    name: str
+    noted: Noted
 
     @property
     def schema(self) -> pa.Schema:
         """As of :class:`Loaded`."""
         raw = self.stream.features.arrow_schema
-        return _canonical(empty_table(raw)).schema.with_metadata(raw.metadata)
+        return self._canonical(empty_table(raw), 0).schema.with_metadata(raw.metadata)
 
     def tables(self, at: Position | None, most_rows: int) -> Iterator[tuple[pa.Table, Position]]:
         """As of :class:`Loaded`; the stream is read by whoever takes them."""
@@ -137,13 +141,32 @@ class Streamed:
         size, position = 0, at or Position(rows=0)
         for row, behind in self._rows(at):
             if held and (len(held) >= most_rows or size >= TABLE_BYTES or not row.schema.equals(held[0].schema)):
-                yield _canonical(pa.concat_tables(held).combine_chunks()), position
+                yield from self._good(held, position)
                 held, size = [], 0
             held.append(row)
             size += row.nbytes
             position = behind
         if held:
-            yield _canonical(pa.concat_tables(held).combine_chunks()), position
+            yield from self._good(held, position)
+
+    def _good(self, held: Sequence[pa.Table], position: Position) -> Iterator[tuple[pa.Table, Position]]:
+        table = self._canonical(held, position.rows)
+        if table.num_rows:
+            yield table, replace(position, set_aside=self.noted.total)
+
+    def _canonical(self, held: Sequence[pa.Table] | pa.Table, end: int) -> pa.Table:
+        """The good rows as canonical ones, of an earlier result as its source rows; bad ones are noted, or the end."""
+        table = held if isinstance(held, pa.Table) else pa.concat_tables(held).combine_chunks()
+        kept = self.source.kept(table.column_names)
+        table = table.select(list(kept)).rename_columns(list(kept.values()))
+        source = SOURCE_ROWS(table) if sources.is_refined(table.schema) else table
+        good, bad = sort_out(source, threshold=self.source.label_threshold)
+        rows = [
+            BadRow(row=end - len(table) + at, reason=why, content=source.slice(at, 1).to_pylist()[0], split=self.name)
+            for at, why in bad
+        ]
+        told(rows, end, self.noted.add if self.source.on_bad_row == SET_ASIDE else STOP)
+        return good
 
     def _rows(self, at: Position | None) -> Iterator[tuple[pa.Table, Position]]:
         stream = self.stream.with_format("arrow")
@@ -169,12 +192,6 @@ class Streamed:
         return {"parts": self.stream.num_shards}
 
 
-def _canonical(table: pa.Table) -> pa.Table:
-    """The rows of a table of any form that keeps its rows; those of an earlier result as its source rows."""
-    adapted = adapt(SOURCE_ROWS(table) if DECISION in table.column_names else table)
-    return adapted.select([*CANONICAL, *(name for name in adapted.column_names if name not in CANONICAL)])
-
-
 Split: TypeAlias = Loaded | Streamed
 
 
@@ -189,6 +206,7 @@ class Prepared:
     stages: Stages
     provenance: Mapping[str, Any]
     seconds: Mapping[str, float]
+    noted: Noted = field(default_factory=Noted)
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -209,36 +227,43 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
         SchemaError: its rows are in no known form.
     """
     seconds: dict[str, float] = {}
+    check_choice(source.on_bad_row)
+    noted = Noted()
     with _timed(seconds, "load"), sources.silent():
-        splits, provenance = (_streams(source) if streamed else None) or _loaded(source)
+        splits, provenance = (_streams(source, noted) if streamed else None) or _loaded(source, noted)
     if stages.annotator.needs_fitting:
         with _timed(seconds, "fit"):
             stages = stages.asking(stages.annotator.fitted_on(_passages(splits)))
+    if any(isinstance(split, Streamed) for split in splits.values()):
+        noted.keep([])  # a stream is read again, and its bad rows are found again
     if source.shard is not None:
         whole = {name: split.extent() for name, split in splits.items()}
         splits = {name: split.cut(source.shard) for name, split in splits.items()}
+        noted.keep(noted.part(source.shard.index, source.shard.of))
         provenance["shard"] = {"index": source.shard.index, "of": source.shard.of, "whole": whole}
-    return Prepared(splits=splits, stages=stages, provenance=provenance, seconds=seconds)
+    return Prepared(splits=splits, stages=stages, provenance=provenance, seconds=seconds, noted=noted)
 
 
-def _loaded(source: Input) -> tuple[dict[str, Split], dict[str, Any]]:
-    splits, provenance = sources.load_input(source, undo=SOURCE_ROWS)
+def _loaded(source: Input, noted: Noted) -> tuple[dict[str, Split], dict[str, Any]]:
+    on_bad_row = noted.add if source.on_bad_row == SET_ASIDE else STOP
+    splits, provenance = sources.load_input(source, undo=SOURCE_ROWS, on_bad_row=on_bad_row)
     if is_refined(source.path):  # refining twice takes away none of the terms of the first source
         first = json.loads((source.path / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
         provenance |= {name: first.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}
     return {name: Loaded(dataset) for name, dataset in splits.items()}, provenance
 
 
-def _streams(source: Input) -> tuple[dict[str, Split], dict[str, Any]] | None:
+def _streams(source: Input, noted: Noted) -> tuple[dict[str, Split], dict[str, Any]] | None:
     """The splits as streams; None where rows of one anchor become one row, or where a shard is not whole parts."""
     opened = sources.stream(source)
     if opened is None or source.shard and source.limit:
         return None
     streams, provenance = opened
     parts = 1 if source.shard is None else source.shard.of
-    if not all(keeps_rows(stream.features) and stream.num_shards >= parts for stream in streams.values()):
-        return None
-    return {name: Streamed(stream, source) for name, stream in streams.items()}, provenance
+    for stream in streams.values():
+        if not keeps_rows(source.kept(stream.features).values()) or stream.num_shards < parts:
+            return None
+    return {name: Streamed(stream, source, name, noted) for name, stream in streams.items()}, provenance
 
 
 def _passages(splits: Mapping[str, Split]) -> Iterator[Row]:

@@ -28,6 +28,7 @@ import pyarrow as pa
 from arhn_datasets.errors import InputError
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.writer import Refinement, RunWriter, check_output, configuration, describe_run
+from arhn_datasets.inputs.bad_rows import SET_ASIDE
 from arhn_datasets.inputs.sources import Input, stamp_of
 from arhn_datasets.rows import background
 from arhn_datasets.rows.arrow import empty_table
@@ -139,6 +140,8 @@ class _Work:
             self._writer = RunWriter(target, self._work)
         else:
             self._writer = RunWriter.resumed(target, self._work, self._before.writer)
+        at = self._before.position
+        prepared.noted.open(self._work, 0 if at is None else at.set_aside)
 
     def written(self) -> Refinement:
         """The folder, when all splits are in it."""
@@ -184,6 +187,8 @@ class _Work:
         seconds, requests = self._spent()
         durations = {**self._prepared.seconds, "refine": seconds}
         where = {**self._prepared.provenance, "rows": dict(rows)}
+        if self._source.on_bad_row == SET_ASIDE:
+            where["bad_rows"] = dict(self._prepared.noted.rows)
         transforms = self._prepared.stages.transforms
         return {**describe_run(where, transforms, report, durations, requests), **self._engine.description()}
 

@@ -17,11 +17,12 @@ from arhn_datasets.folder.readme import REFINED
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.run import RUN_FILE
 from arhn_datasets.folder.writer import Refinement, check_output, describe_run, write_run
+from arhn_datasets.inputs.bad_rows import FILE as BAD_ROWS
 from arhn_datasets.rows.arrow import empty_table
 from arhn_datasets.rows.records import shorten
 
 # What differs from shard to shard: their rows, and hashes that depend on where files lie.
-_OWN = ("rows", "fingerprints", "shard")
+_OWN = ("rows", "bad_rows", "fingerprints", "shard")
 
 
 def merge(output: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]]) -> Refinement:
@@ -44,16 +45,20 @@ def merge(output: str | os.PathLike[str], folders: Sequence[str | os.PathLike[st
         raise ConfigurationError(f"{target} is one of the shards; name another folder for all of them.")
     shards = _in_order(parts)
     _check_alike(shards)
-    first = shards[0].run
+    first, bad = shards[0].run, Counter[str]()
+    for shard in shards:
+        bad.update(shard.run.source.bad_rows)
 
     def described(report: Report, rows: Mapping[str, int]) -> Mapping[str, Any]:
         source = {name: value for name, value in first["source"].items() if name != "shard"}
-        run = describe_run({**source, "rows": dict(rows)}, (), report, _summed(shards, "durations_seconds"))
+        source |= {"rows": dict(rows), **({"bad_rows": dict(bad)} if "bad_rows" in source else {})}
+        run = describe_run(source, (), report, _summed(shards, "durations_seconds"))
         same = {name: first[name] for name in ("annotator", "identity", "parameters", "prompts")}
         merged = [{"id": shard.run.id, "created": shard.run.created} for shard in shards]
         return {**run, **same, "requests": _summed(shards, "requests"), "merged": merged}
 
-    return write_run(target, {split: _tables(shards, split) for split in shards[0].splits}, described)
+    streams = {split: _tables(shards, split) for split in shards[0].splits}
+    return write_run(target, streams, described, joined={BAD_ROWS: [shard.path / BAD_ROWS for shard in shards]})
 
 
 def _in_order(folders: Sequence[Folder]) -> list[Folder]:

@@ -63,16 +63,19 @@ def _sides(row: Mapping[str, Any]) -> tuple[Sides, set[str]]:
         names = ("positive_ctxs", "hard_negative_ctxs")
         docids = ("docid", "passage_id", "psg_id")
         return _struct_sides(row, positives=names[0], negatives=names[1], docids=docids), set(names)
-    if "pos" in row:
-        scores = {"pos_scores", "neg_scores"} & set(row)
-        return _text_sides(row, scored=bool(scores)), {"pos", "neg"} | scores
     if "docs" in row:
-        labels = next(name for name in ("labels", "scores") if name in row)
-        return _labelled_sides(row, documents="docs", labels=labels, scored=labels == "scores"), {"docs", labels}
-    positive = next(name for name in ("positive", "answer") if name in row)
-    numbered = [name for name in row if re.fullmatch(r"negative(_\d+)?", name)]
-    negatives = tuple(sorted(numbered, key=lambda name: int(name.partition("_")[2] or -1)))
-    return _tuple_sides(row, positive=positive, negatives=negatives), {positive, *negatives}
+        return _labelled_sides(row), {"docs", "labels", "doc_ids", "scores"}
+    if "pos" in row:
+        scored = bool({"pos_scores", "neg_scores"} & set(row))
+        return _slots(row, ["pos"], ["neg"], scored=scored), {"pos", "neg", "pos_scores", "neg_scores"}
+    positive = next(name for name in ("positive", "positives", "answer") if name in row)
+    numbered = [name for name in row if re.fullmatch(r"negative(s|_\d+)?", name)]
+    negatives = sorted(numbered, key=lambda name: int(name.partition("_")[2] or -1))
+    sides = _slots(row, [positive], negatives, scored="scores" in row)
+    return sides, {positive, *negatives, "scores", *(f"{name}_{of}" for name in ("positive", "negative") for of in OF)}
+
+
+OF = ("id", "ids", "title", "titles")
 
 
 @contextmanager
@@ -121,42 +124,78 @@ def _struct_sides(row: Mapping[str, Any], *, positives: str, negatives: str, doc
     return _structs(row, positives, docids), _structs(row, negatives, docids)
 
 
-def _text_sides(row: Mapping[str, Any], *, scored: bool) -> Sides:
-    return _texts(row, "pos", "pos_scores", scored), _texts(row, "neg", "neg_scores", scored)
-
-
-def _tuple_sides(row: Mapping[str, Any], *, positive: str, negatives: tuple[str, ...]) -> Sides:
-    # A tuple with fewer negatives than columns has nulls or empty strings in the rest of them.
-    return (
-        [_passage(row[name], name) for name in (positive,) if row[name]],
-        [_passage(row[name], name) for name in negatives if row[name]],
-    )
-
-
-def _labelled_sides(row: Mapping[str, Any], *, documents: str, labels: str, scored: bool) -> Sides:
-    texts = _list_in(row, documents, "texts")
-    numbers = _numbers(row, labels, len(texts), documents)
+def _slots(row: Mapping[str, Any], positives: list[str], negatives: list[str], *, scored: bool) -> Sides:
+    """Texts, or lists of them, with the ids, titles and scores that stand beside them."""
     sides: Sides = ([], [])
-    for text, number in zip(texts, numbers, strict=True):
-        if number is None:
-            raise SchemaError(f"column {labels!r} holds a null; every passage needs a number, above 0 if positive.")
-        passage = _passage(text, documents, score=number) if scored else _passage(text, documents)
-        sides[number <= 0].append(passage)
+    for side, names in zip(sides, (positives, negatives), strict=True):
+        for name in names:
+            stem = name.rstrip("s")
+            beside = {"docid": (f"{stem}_id", f"{stem}_ids"), "title": (f"{stem}_title", f"{stem}_titles")}
+            side += _slot(row, name, {**beside, "score": (f"{name}_scores",)})
+    together = [*sides[0], *sides[1]]
+    there = [found for found in together if found["text"] is not None]
+    scores = _list_in(row, "scores", "numbers") if row.get("scores") is not None else []
+    if any(score is not None for score in scores):
+        targets = together if len(scores) == len(together) else there
+        _refuse_unequal("scores", len(scores), len(targets), "the passages of the row")
+        for found, score in zip(targets, scores, strict=True):
+            found["score"] = _number(score, "scores")
+    fields = ["score"] if scored else []
+    return tuple([_passage_of(found, fields) for found in side if found["text"] is not None] for side in sides)
+
+
+def _slot(row: Mapping[str, Any], column: str, beside: Mapping[str, tuple[str, ...]]) -> list[Row]:
+    value, alone = row[column], not isinstance(row[column], (list, tuple))
+    texts = [value or None] if alone and (value is None or isinstance(value, str)) else _list_in(row, column, "texts")
+    if alone and value is None and column in ("pos", "neg", "docs", "positives", "negatives"):
+        texts = []
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise SchemaError(f"column {column!r} holds {_found(text)} where the text of one passage was expected.")
+    found: list[Row] = [{"text": text} for text in texts]
+    for field, names in beside.items():
+        name = next((name for name in names if name in row), None)
+        if name is None:
+            continue
+        values = row[name] if isinstance(row[name], (list, tuple)) else [row[name]]
+        if all(one is None or (one == "" and field == "docid") for one in values):
+            continue
+        _refuse_unequal(name, len(values), len(found), column)
+        for passage, one in zip(found, values, strict=True):
+            passage[field] = _identifier(one, name) if field == "docid" else one
+            if field == "score" and one is not None:
+                passage[field] = _number(one, name)
+    return found
+
+
+def _passage_of(found: Row, fields: list[str]) -> Row:
+    further = {name: found.get(name) for name in fields}
+    return _passage(found["text"], "", found.get("title"), found.get("docid"), **further)
+
+
+def _refuse_unequal(column: str, count: int, expected: int, beside: str) -> None:
+    if count != expected:
+        raise SchemaError(f"column {column!r} has {count} values and {beside!r} has {expected}; one each is needed.")
+
+
+def _labelled_sides(row: Mapping[str, Any]) -> Sides:
+    documents = _slot(row, "docs", {"docid": ("doc_ids",), "score": ("scores",)})
+    labels = _list_in(row, "labels", "numbers")
+    _refuse_unequal("labels", len(labels), len(documents), "docs")
+    sides: Sides = ([], [])
+    for found, label in zip(documents, labels, strict=True):
+        if found["text"] is None:
+            continue
+        if label is None:
+            raise SchemaError("column 'labels' holds a null; every passage needs a number, above 0 if positive.")
+        sides[label <= 0].append(_passage_of(found, ["score"] if "scores" in row else []))
     return sides
-
-
-def _texts(row: Mapping[str, Any], column: str, scores: str, scored: bool) -> list[Row]:
-    texts = _list_in(row, column, "texts")
-    if not scored:
-        return [_passage(text, column) for text in texts]
-    numbers = _numbers(row, scores, len(texts), column) if row.get(scores) is not None else [None] * len(texts)
-    return [_passage(text, column, score=number) for text, number in zip(texts, numbers, strict=True)]
 
 
 def _structs(row: Mapping[str, Any], column: str, docids: tuple[str, ...]) -> list[Row]:
     value = row[column]
     entries = _rows_of_columns(value, column) if isinstance(value, Mapping) else _list_in(row, column, "passages")
-    return [_passage_of_struct(entry, column, docids) for entry in entries]
+    return [_passage_of_struct(entry, column, docids) for entry in entries if entry is not None]
 
 
 def _passage_of_struct(entry: object, column: str, docids: tuple[str, ...]) -> Row:
@@ -198,15 +237,6 @@ def _list_in(row: Mapping[str, Any], column: str, of: str) -> list[Any]:
             f"with ds.map(lambda row: {{{column!r}: [row[{column!r}]]}})."
         )
     return list(value)
-
-
-def _numbers(row: Mapping[str, Any], column: str, count: int, beside: str) -> list[float | None]:
-    numbers = _list_in(row, column, "numbers")
-    if len(numbers) != count:
-        raise SchemaError(
-            f"column {column!r} has {len(numbers)} values and {beside!r} has {count}; one each is needed."
-        )
-    return [None if number is None else _number(number, column) for number in numbers]
 
 
 def _number(value: object, column: str) -> float:

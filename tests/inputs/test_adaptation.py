@@ -148,8 +148,8 @@ def test_every_split_is_adapted() -> None:
         ([], "There are no rows"),
         (["query"], "Found a str .* among the rows"),
         ([{**FLAG, "lang": "en"}, {**FLAG, "lang": [1]}], "'lang' holds values of different types"),
-        ([{**FLAG, "pos": YES}], "'pos' holds a str"),
-        (Dataset.from_list([{**FLAG, "neg": NO}]), "'neg' holds a str"),
+        ([{**FLAG, "pos": 3}], "'pos' holds a int"),
+        (Dataset.from_list([{**FLAG, "neg": 3}]), "'neg' holds a int"),
     ],
 )
 def test_datasets_without_a_form_are_refused(rows: Dataset | list[Row], message: str) -> None:
@@ -245,11 +245,11 @@ def test_a_batch_inside_a_function_of_the_user_is_of_lists() -> None:
 
 @pytest.mark.parametrize("make", [list, Dataset.from_list])
 def test_a_broken_row_of_a_dataset_is_numbered(make: Callable[[list[Row]], Any]) -> None:
-    """The message says which row it is, of how many have come before, and how to go on without it."""
+    """The message says which row it is, of how many, and how to go on without it."""
     rows = [{**FLAG, "query": f"q{number}"} for number in range(1200)]
     rows[1105] = {**FLAG, "neg": [YES]}
 
-    with pytest.raises(SchemaError, match=r"\(row 1105, counted from 0\): .*both positive .*number != 1105"):
+    with pytest.raises(SchemaError, match=r"(?s)1 of 1,200 .*\(row 1105, counted from 0\): .*both pos.*--on-bad-row"):
         adapt_dataset(make(rows))
 
 

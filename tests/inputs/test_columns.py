@@ -79,12 +79,28 @@ ROWS_OF = {
     "labels": {
         "query": words,
         "docs": st.lists(texts_or_none, min_size=2, max_size=3),
-        "labels": st.lists(st.one_of(st.none(), st.integers(-1, 1)), min_size=2, max_size=3),
+        "labels": st.lists(st.one_of(st.none(), st.integers(0, 2)), min_size=2, max_size=3),
     },
     "scores": {
         "query": words,
-        "docs": st.lists(words, min_size=2, max_size=2),
-        "scores": st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=2),
+        "docs": st.lists(st.one_of(st.none(), words), min_size=2, max_size=2),
+        "doc_ids": st.one_of(st.none(), st.lists(docids, min_size=2, max_size=2)),
+        "labels": st.lists(st.booleans(), min_size=2, max_size=2),
+        "scores": st.one_of(st.none(), st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=2)),
+    },
+    "lists": {
+        "query": words,
+        "positives": st.lists(st.one_of(st.none(), words), max_size=2),
+        "negatives": st.lists(st.one_of(st.none(), texts_or_none), max_size=3),
+        "negative_ids": st.one_of(st.none(), st.lists(docids, max_size=3)),
+        "negative_titles": st.one_of(st.none(), st.lists(st.one_of(st.none(), words), max_size=3)),
+    },
+    "scored tuple": {
+        "anchor": words,
+        "positive": st.one_of(st.none(), texts_or_none),
+        "positive_id": docids,
+        **{f"negative_{number}": st.one_of(st.none(), texts_or_none) for number in (1, 2)},
+        "scores": st.one_of(st.none(), st.lists(st.floats(-2, 2, width=32), max_size=3)),
     },
 }
 """Rows of each form, most of which are as they should be."""
@@ -106,7 +122,10 @@ SCHEMAS = {
     "n-tuple": {},
     "triplet": {},
     "labels": {"docs": pa.list_(pa.string()), "labels": pa.list_(pa.int8())},
-    "scores": {"docs": pa.list_(pa.string()), "scores": pa.list_(pa.float64())},
+    "scores": {"docs": pa.list_(pa.string()), "doc_ids": pa.list_(pa.string()), "labels": pa.list_(pa.bool_())}
+    | {"scores": pa.list_(pa.float64())},
+    "lists": dict.fromkeys(("positives", "negatives", "negative_ids", "negative_titles"), pa.list_(pa.string())),
+    "scored tuple": {"scores": pa.list_(pa.float64())},
 }
 
 
@@ -237,7 +256,7 @@ def coded(type: pa.DataType) -> pa.DataType:
 
 
 def test_passages_of_other_types_and_of_nulls_are_read_one_by_one() -> None:
-    """Dictionaries are read; a null in place of a passage is refused, in a list of structs as among Python objects."""
+    """Dictionaries are read; a null in place of a passage is none, in a list of structs as among Python objects."""
     row = canonical()
     table = pa.Table.from_pylist([row])
     arrays = [
@@ -249,9 +268,12 @@ def test_passages_of_other_types_and_of_nulls_are_read_one_by_one() -> None:
     scored = {side: [{**found, "score": 0.5} for found in row[side]] for side in SIDES}
 
     assert arhn.adapt(other).to_pylist() == [{**row, **scored}]
-    for broken in (None, {**row["negative_passages"][0], "text": None}):
-        with pytest.raises(SchemaError, match="'negative_passages' holds null"):
-            arhn.adapt(pa.Table.from_pylist([{**row, "negative_passages": [*row["negative_passages"], broken]}]))
+    with_null = [row["negative_passages"][0], None, *row["negative_passages"][1:]]
+    assert arhn.adapt(pa.Table.from_pylist([{**row, "negative_passages": with_null}])).to_pylist() == [row]
+    assert adapt_row({**row, "negative_passages": with_null}) == row
+    broken = {**row["negative_passages"][0], "text": None}
+    with pytest.raises(SchemaError, match="'negative_passages' holds null"):
+        arhn.adapt(pa.Table.from_pylist([{**row, "negative_passages": [*row["negative_passages"], broken]}]))
 
 
 def test_a_field_of_one_side_is_null_on_the_other() -> None:

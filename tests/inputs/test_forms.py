@@ -146,13 +146,18 @@ def test_labels_above_zero_are_positive(columns: tuple[str, str, str]) -> None:
     assert {**adapted_to([YES], [NO, ALSO_NO]), "lang": "en"} == adapt_row(row)
 
 
-@pytest.mark.parametrize("column", ["scores", "score"])
-def test_scores_of_a_list_are_kept(column: str) -> None:
-    """Scores above zero are positive as well, and stay with their passage."""
-    adapted = adapt_row({"query": QUERY, "docs": [NO, YES], column: [-0.5, 3]})
+@pytest.mark.parametrize("column", ["labels", "label", "scores", "score"])
+def test_scores_of_a_list_need_a_threshold(column: str) -> None:
+    """From the threshold on a passage is positive, and its score stays with it."""
+    row = {"query": QUERY, "docs": [NO, YES, ALSO_NO], column: [-0.5, 0.7, 0.25]}
 
-    assert [passage(YES, score=3.0)] == adapted["positive_passages"]
-    assert [passage(NO, score=-0.5)] == adapted["negative_passages"]
+    [adapted] = adapt_rows([row], threshold=0.7)
+
+    assert [passage(YES, score=0.7)] == adapted["positive_passages"]
+    assert [passage(NO, score=-0.5), passage(ALSO_NO, score=0.25)] == adapted["negative_passages"]
+    assert arhn.adapt.with_options(threshold=0.7)(row) == adapted
+    with pytest.raises(SchemaError, match=r"holds scores, as .*--label-threshold X.*threshold=X"):
+        adapt_row(row)
 
 
 def test_dpr_contexts_become_passages() -> None:
@@ -192,7 +197,11 @@ def test_the_readme_has_a_line_for_every_form() -> None:
     """Its table of forms is the list of forms."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Training forms that are recognised")[1]
     lines = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("| ")]
-    assert lines[1:] == [f"| {form.label} | `{form.columns}` |" for form in FORMS]
+    written = [", ".join(f"`{name}`" for name in form.written.split(", ") if name) for form in FORMS]
+    assert lines[1:] == [
+        f"| {form.label} | `{form.columns}` | {names} |".replace("  |", " |")
+        for form, names in zip(FORMS, written, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -214,9 +223,9 @@ def test_columns_that_could_be_read_two_ways_are_refused(columns: tuple[str, ...
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**FLAG, "pos": YES}, r"query 'why do lighthouses blink'.*'pos' holds a str.*a list of texts was expected"),
-        ({**FLAG, "neg": NO}, "'neg' holds a str"),
-        ({**FLAG, "neg": [None]}, "'neg' holds null where the text"),
+        ({**FLAG, "pos": f"['{YES}']"}, r"query 'why do lighthouses blink'.*'pos' holds a str.*a list of texts"),
+        ({**FLAG, "neg": "[]"}, "'neg' holds a str"),
+        ({**FLAG, "neg": [["no"]]}, "'neg' holds a list .* where the text"),
         ({**FLAG, "query": "  "}, "'query' holds a str .* where the text of a query"),
         ({**FLAG, "query": None}, "'query' holds null"),
         ({**FLAG, "pos": []}, "no positive passage"),
@@ -226,7 +235,10 @@ def test_columns_that_could_be_read_two_ways_are_refused(columns: tuple[str, ...
         ({**FLAG, "pos_scores": [1.0, 2.0]}, "'pos_scores' has 2 values and 'pos' has 1"),
         ({**FLAG, "pos_scores": ["high"]}, "'pos_scores' holds a str .* where a number"),
         ({**TRIPLET, "positive": None}, "no positive passage"),
-        ({**TRIPLET, "negative": [NO]}, "'negative' holds a list .* where the text of one passage"),
+        ({**TRIPLET, "negative": [[NO]]}, "'negative' holds a list .* where the text of one passage"),
+        ({**TRIPLET, "scores": [0.5, 0.2, 0.1]}, "'scores' has 3 values and 'the passages of the row' has 2"),
+        ({**TRIPLET, "scores": 0.5}, "'scores' has 1 values and 'the passages of the row' has 2"),
+        ({"query": QUERY, "passage": NO, "label": 0}, "no positive passage"),
         ({**LABELLED, "labels": [1]}, "'labels' has 1 values and 'docs' has 2"),
         ({**LABELLED, "labels": [1, None]}, "'labels' holds a null"),
         (canonical(positive_passages=YES), "q1.*'positive_passages' holds a str .* a list of passages"),

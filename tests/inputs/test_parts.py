@@ -42,6 +42,13 @@ RUN = [
         {"run": [{"qid": "q1", "docid": ["d3", "d1", "d2"], "score": [1, 2, 3]}]},
         {"run": [{"query-id": "q1", "corpus-ids": ["d1", "d2", "d3", "d2"]}]},
         {"run": {"q1": {"d3": 0.1, "d2": 0.2}}},
+        {"run": RUN, "qrels": [{"query-id": "q1", "corpus-id": "d1"}]},
+        {"run": RUN, "qrels": {"q1": ["d1"]}},
+        {"run": RUN, "qrels": {"q1": {"d1"}}},
+        {
+            "qrels": [{"query_id": "q1", "document_ids": ["d3", "d2", "d1"], "scores": [0.1, 0.2, 0.9]}],
+            "threshold": 0.5,
+        },
         {"negatives": {"q1": ["d2", "d3"]}},
         {"negatives": [{"query_id": "q1", "doc_id": "d2"}, {"query_id": "q1", "doc_id": "d3"}]},
         {
@@ -69,6 +76,17 @@ def test_beir_parts_become_rows(parts: Row) -> None:
     assert adapted.column_names == ["query_id", "query", "positive_passages", "negative_passages"]
 
 
+def test_an_embedding_qa_dataset_is_read() -> None:
+    """LlamaIndex's three mappings have no negatives; those that are given beside it are taken."""
+    whole = {"queries": {"q1": QUERY}, "corpus": {"d1": YES, "d2": NO}, "relevant_docs": {"q1": ["d1"]}, "mode": "text"}
+
+    [alone] = adapt_dataset(whole)
+    [mined] = adapt_dataset(whole, negatives={"q1": ["d2"]})
+
+    assert (alone["positive_passages"], alone["negative_passages"]) == ([passage(YES, "d1")], [])
+    assert mined["negative_passages"] == [passage(NO, "d2")]
+
+
 def test_max_negatives_cuts_what_is_left_after_the_positives() -> None:
     """The positive in the run does not count, and zero is a number."""
     parts = {"queries": QUERIES, "corpus": CORPUS, "qrels": QRELS, "run": [{"qid": "q1", "docid": ["d1", "d2", "d3"]}]}
@@ -92,7 +110,8 @@ def test_a_copy_of_the_positive_in_a_run_is_no_negative() -> None:
         ({"qrels": [{**QRELS[0], "query-id": "q5"}]}, "1 of 1 query ids are not in the queries: 'q5'"),
         ({"qrels": []}, "qrels are empty"),
         ({"qrels": QRELS[1:]}, "1 of 1 queries of the qrels have no positive.*'q1'"),
-        ({"qrels": [{"qid": "q1", "docid": "d1"}]}, r"The columns of the qrels are \['docid', 'qid'\]; one of score"),
+        ({"qrels": [{"qid": "q1", "text": "d1"}]}, r"The columns of the qrels are \['qid', 'text'\]; one of docid"),
+        ({"qrels": [{"qid": "q1", "docid": "d1", "score": 0.7}]}, "The qrels hold scores, as 0.7"),
         ({"qrels": [{"qid": "q1", "docid": ["d1", "d2"], "score": [1]}]}, "query 'q1' has 2 docids and 1 scores"),
         ({"qrels": [{"qid": None, "docid": "d1", "score": 1}]}, "A row of the qrels has no query id"),
         ({"run": [{"qid": "q1", "docid": "d1", "score": "good"}]}, "A score or rank of the run is a str"),
