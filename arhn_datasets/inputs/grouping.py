@@ -84,7 +84,11 @@ def _groups(keys: pa.Table) -> Integers:
 def _merged_or_not(table: pa.Table, sizes: Integers) -> tuple[list[pa.Table], list[tuple[int, str]]]:
     """The groups of a table, each as one row, and the rows that contradict those before them in their group."""
     begin = starts_of(sizes)
-    good, broken = halved(len(sizes), lambda a, b: _merged(table.slice(begin[a], begin[b] - begin[a]), sizes[a:b]))
+
+    def merged(start: int, end: int) -> tuple[int, pa.Table]:
+        return start, _merged(table.slice(begin[start], begin[end] - begin[start]), sizes[start:end])
+
+    good, broken = halved(len(sizes), merged)
     bad: list[tuple[int, str]] = []
     for group, _ in broken:
         kept: list[int] = []
@@ -95,10 +99,10 @@ def _merged_or_not(table: pa.Table, sizes: Integers) -> tuple[list[pa.Table], li
             except BrokenRow as contradicting:
                 bad.append((row, f"beside the {len(kept)} rows of its query before it, {contradicting}"))
         try:
-            good.append(_merged(table.take(kept), np.array([len(kept)])))
+            good.append((group, _merged(table.take(kept), np.array([len(kept)]))))
         except BrokenRow as left:
             bad += [(row, f"among the {len(kept)} rows of its query {left}") for row in kept]
-    return good, bad
+    return [found for _, found in sorted(good, key=lambda one: one[0])], bad
 
 
 def _merged(table: pa.Table, sizes: Integers, *, positive: bool = True) -> pa.Table:

@@ -126,8 +126,8 @@ class Streamed:
 
     stream: IterableDataset
     source: Input
-    name: str
-    noted: Noted
+    name: str = ""
+    noted: Noted = field(default_factory=Noted)
 
     @property
     def schema(self) -> pa.Schema:
