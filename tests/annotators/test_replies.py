@@ -473,6 +473,8 @@ OTHER = "[1] > [2] > [3]"
         f"[2] states it. [1] only mentions it, [3] neither.\n{GOOD}",
         f"I put [2] first:\n{GOOD}",
         f"Ranking of all 3 candidates, best first: {GOOD}",
+        f"> {GOOD}",
+        f"- {GOOD}",
         f"<answer>{GOOD}</answer>",
         f"\\boxed{{{GOOD}}}",
         f"$$\\boxed{{{GOOD}}}$$",
