@@ -368,7 +368,7 @@ def _chain_of(line: str) -> list[int] | None:
     start = line.find("[")
     if start < 0:
         return None
-    label = line[:start].rstrip(" \t*_`")
+    label = line[:start].strip(" \t*_`>•-")
     if label and not label.endswith(":"):
         return None
     chain = line[start:].strip(" \t*_`.")

@@ -64,7 +64,7 @@ def test_the_summary_counts_the_replies_that_were_cut_off(tmp_path, capsys):
         out = tmp_path / "out"
         assert cli.refine_command([str(SAMPLE), "--endpoint", server.url, "--limit", "2", "--output", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"warning   \d+ replies were cut off", printed)
+    assert re.search(r"warning   replies that were cut off: \d+; they count for nothing", printed)
     assert "--max-tokens" in printed
     assert "--constrained" in printed
     assert json.loads((out / "run.json").read_text())["requests"]["cut_off"] > 0
