@@ -418,7 +418,8 @@ def parse_context(body: bytes, model: str) -> int | None:
     found = _object_of(body)
     loaded, settings = found.get("models"), found.get("default_generation_settings")
     if isinstance(loaded, list):
-        mine = [one for one in loaded if isinstance(one, dict) and model in (one.get("name"), one.get("model"))]
+        names = {model, f"{model}:latest"}
+        mine = [one for one in loaded if isinstance(one, dict) and names & {one.get("name"), one.get("model")}]
         size = mine[0].get("context_length") if mine else None
     else:
         size = settings.get("n_ctx") if isinstance(settings, dict) else None
