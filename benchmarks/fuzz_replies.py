@@ -20,8 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from arhn_datasets.annotators.replies import parse_grade, parse_ranking, parse_snippet, parse_verdicts
 
@@ -50,8 +49,7 @@ OPENINGS = ["<s>", "\n\n", "<bos>", "<|start_header_id|>assistant<|end_header_id
 WRAPPERS = ["{}"] * 6 + ["```\n{}\n```", "<answer>{}</answer>", "<answer>\n{}\n</answer>"]
 
 
-@dataclass
-class Drawn:
+class Drawn(NamedTuple):
     """A reply, and what it says."""
 
     text: str
@@ -194,8 +192,8 @@ def snippet_reply(draw: random.Random) -> tuple[Drawn, Callable[[str], Any]]:
         if not any({left, right} & set(others) for others in told.sentences):  # or another number is just this
             drawn = Drawn(text=draw.choice((left, right, f"{right} metres")))
     elif kind == "common":
-        drawn = Drawn(text=draw.choice(COMMON))
-        drawn.says = False if drawn.text == "None" else None
+        word = draw.choice(COMMON)
+        drawn = Drawn(text=word, says=False if word == "None" else None)
     elif kind == "both":
         refusal = draw.choice(REFUSALS)
         drawn = Drawn(
@@ -257,9 +255,9 @@ def ranking_reply(draw: random.Random) -> tuple[Drawn, Callable[[str], Any]]:
     kind = draw.choice(("plain", "plain", "json", "list", "partial", "two", "two", "two", "echo", "prose", "wild"))
     drawn = Drawn(text=draw.choice(ORDERS).format(chain(draw, mine)), says=mine, plain=True)
     if kind == "json":
-        drawn.text = draw.choice((json.dumps({"ranking": mine}), str(mine)))
+        drawn = drawn._replace(text=draw.choice((json.dumps({"ranking": mine}), str(mine))))
     elif kind == "list":
-        drawn.text = draw.choice((", ", "\n", " ", "; ")).join(f"[{one}]" for one in mine)
+        drawn = drawn._replace(text=draw.choice((", ", "\n", " ", "; ")).join(f"[{one}]" for one in mine))
     elif kind == "partial":
         drawn = Drawn(text=draw.choice(ORDERS).format(chain(draw, other)), says=other, plain=True)
     elif kind == "two":

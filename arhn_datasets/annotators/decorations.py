@@ -39,11 +39,16 @@ _WRAPPED = re.compile(
     r"|```[\w+-]*\n(?P<fenced>.*?)\n?```",
     re.DOTALL | re.IGNORECASE,
 )
+# Without any of these a reply has no decoration: most have none, and looking for each takes its time.
+_MARKS = ("<", "```", "\\boxed", "assistant", "analysis", "commentary", "◁", "｜", "]~b")
+_BRACKET = re.compile(r"\[(?:[/|TISBEPUC]|e~|gM)")
 _DEEPEST = 4  # wrappers in wrappers
 
 
 def answer_of(reply: str) -> str:
     """``reply`` without thoughts, special tokens and wrappers; empty where a thought was not closed."""
+    if not any(map(reply.__contains__, _MARKS)) and not ("[" in reply and _BRACKET.search(reply)):
+        return reply.strip(_BLANK)
     text = _plain(_after_thinking(_final(reply)))
     for _ in range(_DEEPEST):
         wrapped = _WRAPPED.fullmatch(text)

@@ -19,8 +19,9 @@ _NUMBER = re.compile(
     rf"(?:[-−‐‑]|(?<![\w.])[–+±.])?(?:(?<!\d)\d{{1,3}}(?:{_SPACE}\d{{3}})+(?!\d)|\d+)"
     r"(?:[.,:/'’·٫٬_×^⁄\-−–‐‑]\d+)*[十百千万萬亿億兆]*"
 )
-_AT_NUMBER = re.compile(r"[\d.,:/'’·٫٬_×^⁄\-−–‐‑十百千万萬亿億兆+±]")
+_AT_NUMBER = re.compile(r"[ \u00a0\u2009\u202f\d.,:/'’·٫٬_×^⁄\-−–‐‑十百千万萬亿億兆+±]")
 
+_DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"[^\s\-–—/,.;:!?()\[\]{}<>'’\"“”„«»*_`|]+")
 # What asks, binds, points or agrees, in the languages that most sets have.
 _COMMON_WORDS = (
@@ -45,6 +46,7 @@ _COMMON_WORDS = (
     "это как что все был была было они она его нет"
 )
 _COMMON = frozenset(_COMMON_WORDS.split())
+BEYOND = 8  # characters after a place that tell whether a number goes on there
 NAMED = 12  # characters of a word that stands for itself without a capital: "photosynthesis"
 
 
@@ -134,9 +136,12 @@ def _unspaced(character: str) -> bool:
 
 def _in_number(text: str, at: int) -> bool:
     """Whether ``at`` lies inside a number."""
-    if not 0 < at < len(text) or not (_AT_NUMBER.match(text, at - 1) or text[at].isdigit()):
+    if not 0 < at < len(text) or not (text[at - 1].isnumeric() or text[at].isnumeric()):
         return False
-    return any(number.start() < at < number.end() for number in _NUMBER.finditer(text))
+    start = at
+    while start > 0 and _AT_NUMBER.match(text, start - 1):
+        start -= 1
+    return any(number.start() < at < number.end() for number in _NUMBER.finditer(text, start, at + BEYOND))
 
 
 def _telling(text: str, start: int, end: int) -> bool:
@@ -146,17 +151,22 @@ def _telling(text: str, start: int, end: int) -> bool:
     name, a long word, or all that the text holds.
     """
     quote = unicodedata.normalize("NFC", text[start:end])
-    if any(character.isdigit() for character in quote) or sum(map(_unspaced, quote)) > 1:
+    if _DIGIT.search(quote) or (not quote.isascii() and sum(map(_unspaced, quote)) > 1):
         return True
-    words = _WORD.findall(quote)
-    telling = [
-        word for word in words if (len(word) > 2 or len(word) == 2 and word.isupper()) and word.lower() not in _COMMON
-    ]
-    if len(words) > 1 or not telling:
-        return bool(telling)
-    (word,), before = telling, text[:start].rstrip(" \t\"'“”‘’«»*_([")
+    telling = ""
+    for at, match in enumerate(_WORD.finditer(quote)):
+        telling = telling or (match[0] if _is_telling(match[0]) else "")
+        if telling and at:
+            return True
+    if not telling:
+        return False
+    word, before = telling, text[:start].rstrip(" \t\"'“”‘’«»*_([")
     if word.lower() == word.upper():  # a script without capitals
         named = len(word) > 3
     else:  # a capital at the beginning of a sentence tells nothing
         named = word[1:] != word[1:].lower() or (word != word.lower() and before != "" and before[-1] not in ".!?:;\n")
     return len(word) > 2 and (named or len(word) >= NAMED or not any(map(str.isalnum, text[:start] + text[end:])))
+
+
+def _is_telling(word: str) -> bool:
+    return (len(word) > 2 or (len(word) == 2 and word.isupper())) and word.lower() not in _COMMON

@@ -36,6 +36,7 @@ _BULLET = re.compile(r"\A(?:[-*•·]\s+|\d{1,2}[.)]\s+|#{1,6}\s+)")
 _MARKUP = re.compile(r"\*\*|__|`|^\s*(?:>+|#{1,6})\s*", re.MULTILINE)
 _TITLE = re.compile(r"title\s*:\s*")
 _AFTER_TITLE = re.compile(r"[\s:.\-\"'|]+(?:(?:text|passage|content)\s*:\s*)?")
+_NO_LETTER = re.compile(r"[\W_]+")
 _WRAPPERS = "\"'`*“”‘’«»„ \t\r\n"
 _TAGS = ("<passage>", "</passage>")
 
@@ -49,29 +50,42 @@ _REFUSALS = (
     "there is no answer;there is none;none found;none given;none of it;none of the above;none of these;not available;"
     "not applicable;not stated;not given;not mentioned;not specified;not provided;not answered;not relevant;irrelevant;"
     "not enough information;insufficient information;nothing found;nothing to copy;there is nothing to copy;"
-    "nothing relevant;unanswerable;cannot answer;can't answer;cannot be answered;cannot be determined;cannot determine;"
+    "nothing relevant;does not answer;doesn't answer;doesn't say;unanswerable;"
+    "cannot answer;can't answer;cannot be answered;cannot be determined;cannot determine;"
     "i don't know;i do not know;don't know;idk;keine;keine antwort;nichts;unbekannt;aucun;aucune;aucune réponse;"
     "pas de réponse;rien;inconnu;ninguno;ninguna;ninguna respuesta;sin respuesta;nada;desconocido;nessuno;nessuna;"
     "nessuna risposta;nenhum;nenhuma;sem resposta;geen;geen antwoord;onbekend;нет;нет ответа;неизвестно;无;無;没有;"
     "无答案;無答案;没有答案;未知;未提及;なし;該当なし;回答なし;答えなし;不明;없음;답 없음;답변 없음;لا يوجد;لا شيء"
 )
-_HEAD = re.compile(r"([^.,:;!?\n(–—]{1,60}?)\s*(?:\s-\s|[.,:;!?\n(–—])(.*)", re.DOTALL)
+_STOP = re.compile(r"[.,:;!?\n(–—]| - ")
+LONGEST_REFUSAL = 40  # characters, with what stands around it
+# Without any of these there is no sentence that refuses.
+_DENIALS = (
+    *("no ", "not ", "n't", "nothing", "none", "cannot", "never", "neither", "lack", "fail", "silent", "sorry"),
+    *("unclear", "unknown", "unable", "unrelated", "unfortunately", "irrelevant", "insufficient"),
+)
 _TEXT = r"(?:passage|text|document|article|context|paragraph|excerpt|snippet|content|source|abstract)s?"
 _SAID = (
     r"(?:state|mention|answer|contain|provid|say|said|give|specif|includ|address|discuss|describ|expla|indicat|support"
-    r"|offer|tell|hold|have|name|relevan|enough|sufficien|explicit|direct|relat|match|appear|found|possible|about)"
+    r"|offer|tell|relevan|enough|sufficien|explicit|direct|relat|match|appear|found|about\b"
+    r"|have (?:any|enough|an?|the)\b)"
 )
 _NEGATED = r"(?:do|does|did|is|are|was|were|can|could|has|have) ?(?:not|n't)|cannot|never|fails? to"
 # What a refusal says of the passage or of itself: never a snippet, whatever the passage holds.
 _ABOUT_THE_TEXT = re.compile(
     rf"(?:(?:i am|i'm)? ?sorry,? ?(?:but )?|unfortunately,? )?(?:(?:based on|according to|in|from) [^,.]{{0,60}}, )?(?:"
-    rf"(?:the|this|that|given|provided)(?: \w+){{0,3}}? {_TEXT}(?: \w+){{0,4}}? (?:(?:{_NEGATED})\b.{{0,40}}?{_SAID}"
-    r"|lacks?|is (?:silent|unclear|irrelevant|unrelated)|\w+ (?:no|nothing|neither)\b)"
-    rf"|there (?:is|are|was|were)(?: no|n't| not| nothing)(?: [\w-]+){{0,4}}? (?:answer|snippet|mention|copy|{_TEXT})\b"
+    rf"(?:the|this|that|given|provided)(?: \w+){{0,3}}? {_TEXT}(?: \w+){{0,4}}? "
+    rf"(?:(?:{_NEGATED})\b(?: [\w-]+){{0,3}}? {_SAID}"
+    r"|(?:contain|provid|giv|offer|stat|say|includ|hold|mak|mention|answer)e?s? (?:no|nothing|neither)\b"
+    r"|(?:has|have) no (?:\w+ )?(?:answer|information|mention|detail|evidence|data)|lacks? (?:any|the|an|information)\b"
+    r"|is (?:silent|unclear|irrelevant|unrelated|about something else))"
+    rf"|there(?: is|'s| are| was| were)(?: no|n't| not| nothing)(?: [\w-]+){{0,4}}? "
+    rf"(?:answer|snippet|mention|copy|{_TEXT})\b"
     r"|i (?:cannot|can not|can't|could not|couldn't|do not|don't|am unable|was unable)(?: \w+){0,3}? "
     r"(?:find|answer|determine|locate|see|know|copy|identify)\b"
-    rf"|(?:no|none of the|nothing in the)(?: [\w-]+){{0,3}}? (?:answers?|snippets?|{_TEXT})\b.{{0,60}}"
-    rf"|[^.\n]{{0,80}}?\bnot (?:\w+ )?(?:stated|mentioned|found|specified|given|provided|answered) (?:in|by) "
+    rf"|(?:no|none of the|nothing in the)(?: [\w-]+){{0,3}}? (?:answers?|snippets?|sentences?|{_TEXT})\b"
+    rf"|not in (?:the|this) {_TEXT}"
+    r"|[^.\n]{0,80}?\bnot (?:\w+ )?(?:stated|mentioned|found|specified|given|provided|answered) (?:in|by) "
     rf"(?:the|this) (?:\w+ )?{_TEXT}"
     rf"|it (?:{_NEGATED})(?: \w+)? (?:say|state|mention|specif|answer)\w*\b"
     r"|no (?:\w+ )?(?:information|evidence|data|details?) (?:\w+ )?(?:found|given|available|provided|present)\b"
@@ -97,13 +111,16 @@ _ORDERED = re.compile(
 )
 # Words beside an order that say whose it is, or which end is the best.
 _NOT_MINE = re.compile(
-    r"\bform(?:at)?\b|example|\be\.g\.|for instance|such as|\b(?:as|were|was|are) (?:given|shown|listed|presented)|"
-    r"\b(?:given|shown|listed|presented|original|initial|input|default|current|random|reversed?|ascending) "
-    r"(?:as|order|ranking|list)|"
-    r"\border (?:given|shown|listed)|original|\bworst|\bleast\b(?! as)|\bcannot\b|\bcan't\b|\bunable\b|\bimpossible\b|"
-    r"\bnever\b|\bwrong\b|incorrect|\bnot (?:the|my|be)\b|^\W*(?:given|input|form|before)\W*$",
+    r"\bform(?:at)?\b|example|\be\.g\.|for instance|such as|\b(?:as|were|was|are) (?:given|shown|listed|presented)\b"
+    r"|\b(?:given|shown|listed|presented|initial|input|default|current|previous|random|reversed?|ascending) ?"
+    r"(?:as|order|ranking|list)|\border (?:given|shown|listed)|original|draft|tentative|unsorted|\bworst"
+    r"|\bleast\b(?! as)"
+    r"|\b(?:cannot|can't|unable|impossible|never|wrong|instead of|rather than)\b|incorrect|\bnot (?:the|my|be)\b"
+    r"|^\W*(?:given|input|before|not)\W*$|\b(?:beispiel|vorgegeben|gegeben|exemple|ejemplo|donné|dado)|[给給]定|原始|例如|格式",
     re.IGNORECASE | re.MULTILINE,
 )
+_RANKED_IN = re.compile(r"rank|order|sort|answer|result|output|response|identifiers", re.IGNORECASE)
+_GRADED_IN = re.compile(r"grade|score|relevance|rating|answer|result|output|response|label", re.IGNORECASE)
 
 # "better: [2], [5]", "**Worse:** none"; the list is [2], [5] or [2, 5], an empty one is none or [].
 _GROUP = re.compile(r"[-*_#` ]{0,4}(better|worse)\b[*_` ]{0,4}:[*_` ]{0,4}(.*)", re.IGNORECASE)
@@ -125,19 +142,21 @@ def parse_snippet(reply: str, passage: Passage) -> Snippet:
     Returns ``grounded`` with the offsets in the original passage, ``no_answer`` for the marker, ``ungrounded`` for a
     text that does not occur in the passage, and ``unparsed`` for anything that is neither.
     """
-    said = answer_of(reply)
-    said = _json_text(said) if _worded(said) else ""
+    said = _json_text(answer_of(reply))
     if not _worded(said):
         return Snippet(status=records.UNPARSED, detail=shorten(f"no text in the reply: {reply}"))
     unwrapped = _unwrapped(said)
     refused = _refusal(unwrapped, passage)
     if refused:
         return Snippet(status=refused, detail=None if refused == records.NO_ANSWER else shorten(said))
+    found = _found(said, passage)
+    if not found and unwrapped != said:
+        found = _found(unwrapped, passage)
     # from the plain reading to the most unwrapped
-    for form in dict.fromkeys((said, unwrapped, unwrapped.rstrip(".…"), _MARKUP.sub("", unwrapped))):
-        found = _found(form, passage)
-        if found:
-            return found
+    for form in () if found else (unwrapped.rstrip(".…"), _MARKUP.sub("", unwrapped)):
+        found = found or (_found(form, passage) if form != unwrapped else None)
+    if found:
+        return found
     return Snippet(status=records.UNGROUNDED, detail=shorten(said))
 
 
@@ -167,29 +186,40 @@ def _refusal(said: str, passage: Passage) -> str | None:
 
     ``unparsed`` is what may be a copy as well, or goes on as if there were an answer.
     """
-    letters, marked = _letters(said), said.replace("\\_", "_").upper().startswith(NO_ANSWER_MARKER)
-    if letters in _refusals():
-        all_of_it = not marked and letters in (_letters(str(passage.get(name) or "")) for name in ("text", "title"))
+    marked = said.replace("\\_", "_").upper().startswith(NO_ANSWER_MARKER)
+    if _refuses(said):
+        all_of_it = not marked and _letters(said) in (
+            _letters(str(passage.get(name) or "")) for name in ("text", "title")
+        )
         return records.UNPARSED if all_of_it else records.NO_ANSWER
-    head = _HEAD.match(said)
-    if head and _letters(head[1]) in _refusals():
-        goes_on = said[head.end(1) :].lstrip(" \t*_`").startswith("\n") and head[2].lstrip()[:1].islower()
-        copied = any(_found(line, passage) for line in (*head[2].splitlines(), *([] if marked else [said])))
+    stop = _STOP.search(said, 0, LONGEST_REFUSAL)
+    if stop and _refuses(said[: stop.start()]):
+        rest = said[stop.end() :]
+        goes_on = stop[0] == "\n" and rest.lstrip()[:1].islower()
+        copied = any(_found(line, passage) for line in (*rest.splitlines(), *([] if marked else [said])))
         return records.UNPARSED if goes_on or copied else records.NO_ANSWER
-    if marked or any(_letters(line) in _refusals() for line in said.splitlines()[1:]):
+    if marked or ("\n" in said and any(map(_refuses, said.splitlines()[1:]))):
         return records.UNPARSED
     folded = fold(said)[0].strip()
+    if not any(map(folded.__contains__, _DENIALS)):
+        return None
     strict = _ABOUT_THE_TEXT.match(folded)
     if not strict and not _OF_NOTHING.match(folded):
         return None
     if _found(said, passage):
         return records.UNPARSED if strict else None
-    also = _CONTRAST.search(folded) or any(_found(line, passage) for line in said.splitlines()[1:])
+    also = _CONTRAST.search(folded, strict.end() if strict else 0) or any(
+        _found(line, passage) for line in said.splitlines()[1:]
+    )
     return records.UNPARSED if also else records.NO_ANSWER
 
 
+def _refuses(said: str) -> bool:
+    return len(said) <= LONGEST_REFUSAL and _letters(said) in _refusals()
+
+
 def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, fold(text)[0]))
+    return _NO_LETTER.sub("", fold(text)[0])
 
 
 @lru_cache(maxsize=1)
@@ -252,8 +282,8 @@ def parse_grade(reply: str) -> Grade:
     digit = _GRADE.fullmatch(said.strip())
     if digit:
         return Grade(status=records.JUDGED, grade=int(digit[1]))
-    value = _json_object(said)
-    if len(value) == 1 and type(grade := next(iter(value.values()))) is int and grade in records.GRADES:
+    grade = _json_value(said, _GRADED_IN)
+    if type(grade) is int and grade in records.GRADES:
         return Grade(status=records.JUDGED, grade=grade)
     return Grade(
         status=records.UNPARSED,
@@ -302,16 +332,14 @@ def _unwrapped(said: str) -> str:
 def _identifiers(said: str) -> list[int] | None:
     """The identifiers of the one order that the reply holds, None where it holds none or several."""
     text = unicodedata.normalize("NFKC", said).strip(" \t\r\n`*.\"'“”")
-    object_ = _json_object(text)
-    value = next(iter(object_.values())) if len(object_) == 1 else _json(text, "[")
-    lines = [chain for line in text.splitlines() if (chain := _chain_of(line))]
+    if _CHAIN.fullmatch(text) or _LISTED.fullmatch(text):
+        return _numbers(text)  # nothing stands beside it
+    value = _json_value(text, _RANKED_IN) or _json(text, "[")
     if value and _is_numbers(value):
         given = list(value)
-    elif _CHAIN.fullmatch(text) or _LISTED.fullmatch(text):
-        given = _numbers(text)
-    elif lines:
-        given = max(lines, key=len)
     else:
+        given = max((chain for line in text.splitlines() if (chain := _chain_of(line))), key=len, default=[])
+    if not given:
         return None
     beside = _NOT_MINE.search(_ORDERED.sub(" ", text).replace("_", " "))
     return None if beside or not all(_within(order, given) for order in _orders(text)) else given
@@ -340,7 +368,7 @@ def _chain_of(line: str) -> list[int] | None:
     start = line.find("[")
     if start < 0:
         return None
-    label = line[:start].rstrip(" \t*_`")
+    label = line[:start].strip(" \t*_`>•-")
     if label and not label.endswith(":"):
         return None
     chain = line[start:].strip(" \t*_`.")
@@ -379,3 +407,9 @@ def _json_object(text: str) -> dict[str, Any]:
     pairs = _json(text, "{", object_pairs_hook=list) or []
     value = dict(pairs) if all(isinstance(pair, tuple) for pair in pairs) else {}
     return value if len(value) == len(pairs) else {}
+
+
+def _json_value(text: str, named: re.Pattern[str]) -> Any:
+    """The one value in the object that a reply is, under a name that says what it is; None where it is none."""
+    value = _json_object(text)
+    return next((one for name, one in value.items() if len(value) == 1 and named.search(name)), None)

@@ -39,9 +39,9 @@ BASELINE_WARNING = (
     "from a passage about the same subject."
 )
 CUT_OFF_ADVICE = (
-    "replies were cut off: they count for nothing and are not stored, so a rerun asks again. Expected were complete "
-    "replies: give snippets more room with --max-tokens, take a model that does not think or switch its thinking off, "
-    "or hold it to JSON with --constrained."
+    "they count for nothing and are not stored, so a rerun asks again. Expected were whole replies: give snippets more "
+    "room with --max-tokens, take a model that does not think or switch its thinking off, or hold it to JSON with "
+    "--constrained."
 )
 _TYPES = {"SECONDS": not_negative, "N": positive}  # of the options of annotators
 _ANYWHERE = ("cache",)  # harmless beside an annotator that has nothing to store
@@ -333,7 +333,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
         print(f"requests  {told}")
         print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
         if cut := asked.get("cut_off"):
-            print(f"warning   {cut:,} {CUT_OFF_ADVICE}")
+            print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     print(f'written   {done.path}   load_dataset("{done.path}") loads it')

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import arhn_datasets as arhn
+from arhn_datasets.annotators.client.contract import Completion
 from arhn_datasets.annotators.decorations import answer_of
 from arhn_datasets.annotators.grounding import fold, ground
+from arhn_datasets.annotators.llm import LLMAnnotator
 from arhn_datasets.annotators.replies import cut_off, parse_grade, parse_ranking, parse_snippet, parse_verdicts
 from arhn_datasets.rows.records import GRADES, GROUNDED, JUDGED, NO_ANSWER, PARTIAL, RANKED, UNGROUNDED, UNPARSED
 
@@ -206,6 +210,8 @@ REFUSED = [
         "None of the sentences in this passage answers.",
         "Its length is not stated in the text.",
     ),
+    *("There's no answer.", "No relevant sentence.", "Not in the passage.", "Doesn't say.", "It isn't stated here."),
+    *("I'm sorry, but the passage does not contain the answer.", "The answer cannot be found in the passage."),
     *("I cannot find an answer.", "I couldn't find the answer in the passage.", "Sorry, there is no answer."),
     *("Unfortunately, the passage does not provide an answer.", "Based on the passage, there is no mention of it."),
     *("The question is not answered here.", "No relevant information found.", "It does not say how long it is."),
@@ -242,6 +248,9 @@ def test_a_refusal_in_any_words_is_no_snippet(reply, holds):
         ("There is no cure for it.", "We know: There is no cure for it.", GROUNDED),
         ("There is no evidence of harm.", "There is no evidence of harm.", GROUNDED),
         ("This article does not apply to goods.", "This article does not apply to goods.", GROUNDED),
+        ("The source of the river has no name.", "The source of the river has no name.", GROUNDED),
+        ("The passage does not freeze in winter.", "The passage does not freeze in winter.", GROUNDED),
+        ("The passage does not say why.", "The passage does not say why.", UNPARSED),
         ("Nothing, he said, was lost.", "Nothing, he said, was lost.", UNPARSED),
         ("Unknown", "Unknown", UNPARSED),
         ("NO_ANSWER", "NO_ANSWER", NO_ANSWER),
@@ -434,6 +443,7 @@ def test_verdict_replies(reply, said):
         ("²", None),
         ("٢", None),
         ('{"grade": 5}', None),
+        ('{"confidence": 3}', None),
         ('{"grade": true}', None),
         ('{"grade": 2.0}', None),
         ('{"grade": 2, "sure": 1}', None),
@@ -463,6 +473,8 @@ OTHER = "[1] > [2] > [3]"
         f"[2] states it. [1] only mentions it, [3] neither.\n{GOOD}",
         f"I put [2] first:\n{GOOD}",
         f"Ranking of all 3 candidates, best first: {GOOD}",
+        f"> {GOOD}",
+        f"- {GOOD}",
         f"<answer>{GOOD}</answer>",
         f"\\boxed{{{GOOD}}}",
         f"$$\\boxed{{{GOOD}}}$$",
@@ -509,6 +521,12 @@ def test_one_order_is_an_order(reply):
         f"```\n{OTHER}\n```\n{GOOD}",
         '{"ranking": [1, 2, 3], "ranking": [2, 1, 3]}',
         '{"given_order": [1, 2, 3]}',
+        '{"scores": [2, 1, 3]}',
+        '{"worst_to_best": [2, 1, 3]}',
+        f"Draft: {GOOD}",
+        f"Initial ranking: {OTHER}\nFinal ranking: {GOOD}",
+        f"Beispiel: {GOOD}",
+        f"给定顺序：{GOOD}",
         f"[1]\n[2]\n[3]\n{GOOD}",
         f"Candidate [1] is about tin.\nCandidate [2] states it.\n{GOOD}",
         f"Passage 1 > Passage 2\n{GOOD}",
@@ -736,3 +754,100 @@ def test_what_a_passage_says_changes_nothing_in_how_replies_are_read(text, reply
     plain, trapped = parse_snippet(reply, PASSAGE), parse_snippet(reply, {"title": "", "text": f"{text} {TEXT} {text}"})
     assert plain.status == trapped.status
     assert plain.snippet == trapped.snippet
+
+
+TOKENS_OF_TEXT = st.sampled_from(
+    [
+        *(
+            "4,310",
+            "1.500.000",
+            "12.5",
+            "-5",
+            "12:30",
+            "1/2",
+            "2021-03-04",
+            "4 310",
+            "1964",
+            "3.12",
+            "1990–1995",
+            "310",
+        ),
+        *("metres", "the", "Marl", "tower", "of", "None", "it", "was", "euro", "photosynthesis", "Velden,", "long."),
+    ]
+)
+
+
+@settings(max_examples=50)
+@given(st.lists(TOKENS_OF_TEXT, min_size=1, max_size=12), st.data())
+def test_a_snippet_begins_and_ends_with_whole_words_and_numbers(tokens, data):
+    """Any slice of a passage as the reply: what grounds is none of the halves, and is no common word alone."""
+    text = "; ".join(tokens)
+    first = data.draw(st.integers(0, len(text) - 1))
+    parsed = parse_snippet(text[first : data.draw(st.integers(first + 1, len(text)))], {"title": "", "text": text})
+    if parsed.status != GROUNDED:
+        return
+    assert text[parsed.start : parsed.end] == parsed.snippet
+    at = 0
+    for token in tokens:
+        begin, end = at, at + len(token.rstrip(",."))
+        assert not begin < parsed.start < end, parsed.snippet
+        assert not begin < parsed.end < end, parsed.snippet
+        at += len(token) + 2
+    said = re.findall(r"[\w.,:/–-]+", parsed.snippet.lower())
+    assert said != ["the"] * len(said)
+    assert len(said) > 1 or len(tokens) == 1 or said[0] not in ("of", "none", "it", "was", "metres", "tower", "euro")
+
+
+class Speaker(LLMAnnotator):
+    """A model that says what the test has set, and ends as the test has set."""
+
+    said = "", "stop"
+
+    async def model_identity(self):
+        """No model at all."""
+        return {"model": "none", "revision": None}
+
+    async def complete(self, request):
+        """The same reply to everything."""
+        return Completion(text=self.said[0], finish_reason=self.said[1], completion_tokens=7)
+
+    def identity(self, stage):
+        """Nothing that counts."""
+        return {}
+
+
+ROW = {
+    "query_id": "1",
+    "query": "When does tin melt?",
+    "positive_passages": [PASSAGE],
+    "negative_passages": [{"docid": "n", "title": "", "text": "Some say that it melts at 232 °C."}],
+}
+PIECES = [
+    "It melts at 232 °C",
+    "NO_ANSWER",
+    "None",
+    "[1] > [2]",
+    "[2] > [1]",
+    "2",
+    "better: [1]",
+    "worse: none",
+    "\n",
+    "</think>",
+]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join) | st.text(max_size=40))
+def test_a_reply_that_was_cut_off_changes_no_label(text):
+    """Whatever it says: every piece of evidence is unparsed, says why, and the rules move nothing."""
+    annotator = Speaker(cache="none")
+    object.__setattr__(annotator, "said", (text, "length"))
+    row = ROW
+    for stage in (arhn.Snippets, arhn.Ranks, arhn.Verdicts, arhn.Grades):
+        row = {**row, **stage(annotator=annotator)(row)}
+    found = [*row["positive_snippets"], *row["negative_snippets"], *row["negative_verdicts"], *row["negative_grades"]]
+    assert {one["status"] for one in found} == {UNPARSED}
+    assert all(one["detail"].startswith("cut off after 7 tokens") for one in found)
+    for evidence in (None, "verdicts", "grades"):
+        rule = arhn.Relabel() if evidence is None else arhn.Relabel(evidence=evidence)
+        assert rule(row)["decision"]["status"] == "unchanged"

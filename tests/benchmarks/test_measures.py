@@ -1,4 +1,4 @@
-"""benchmarks/scores.py and evaluation.py: they run, and compare like with like. No time is asserted."""
+"""benchmarks/scores.py, evaluation.py and fuzz_replies.py run, and compare like with like. No time is asserted."""
 
 from __future__ import annotations
 
@@ -72,3 +72,14 @@ def test_the_evaluation_is_timed_as_a_command(printed):
     assert 500 <= found["judged"] < 1000
     assert found["answers"] > 0
     assert set(found["seconds"]) == {"arhn-evaluate", "arhn-evaluate --plot"}
+
+
+def test_no_reply_gives_evidence_that_it_does_not_hold(printed):
+    """A round of random replies through each parser: nothing invented, and nothing plain lost."""
+    out = printed("fuzz_replies", "--count", 2000, "--seed", 7)
+    *_, header, snippets, rankings, verdicts, grades = out.splitlines()
+    assert header.split() == ["replies", "evidence", "plain", "lost", "invented"]
+    for line in (snippets, rankings, verdicts, grades):
+        _, replies, evidence, _, lost, invented = line.split()
+        assert (replies, lost, invented) == ("500", "0", "0")
+        assert int(evidence) > 100

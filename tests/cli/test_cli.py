@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from arhn_datasets import cli
 from arhn_datasets.annotators.client.store import Replies
@@ -24,6 +25,7 @@ from arhn_datasets.hub import pushing
 from arhn_datasets.hub.pushing import Pushed
 from arhn_datasets.testing import Fault
 from tests.conftest import SAMPLE
+from tests.fakes.served import always, completion, served
 
 BIN = Path(sys.executable).parent
 
@@ -53,6 +55,20 @@ def test_the_summary_has_the_counts_the_statuses_and_the_warning(tmp_path, capsy
     assert "baseline, not an LLM" in printed.out
     assert "baseline, not an LLM" in printed.err
     assert f'load_dataset("{out}") loads it' in printed.out
+
+
+def test_the_summary_counts_the_replies_that_were_cut_off(tmp_path, capsys):
+    """It says that they count for nothing, and what to do; no row is changed by any of them."""
+    with served() as server:
+        server.intercept = always(lambda: web.json_response(completion("NO_ANSWER", "length")))
+        out = tmp_path / "out"
+        assert cli.refine_command([str(SAMPLE), "--endpoint", server.url, "--limit", "2", "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"warning   replies that were cut off: \d+; they count for nothing", printed)
+    assert "--max-tokens" in printed
+    assert "--constrained" in printed
+    assert json.loads((out / "run.json").read_text())["requests"]["cut_off"] > 0
+    assert "unchanged 2 (100.0%)" in printed
 
 
 @pytest.mark.parametrize(

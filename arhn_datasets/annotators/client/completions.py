@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from arhn_datasets.errors import EmptyReply, RequestRejected
+from arhn_datasets.rows.records import shorten
 
 # Why servers say that they ended a reply, where it says nothing: it was as long as it may be, a filter, a failure.
 _CUT = (
@@ -20,7 +21,7 @@ def completed(reply: Any) -> tuple[Any, ...]:
     """Text, reason of the end and token counts of a chat completion.
 
     Raises:
-        RequestRejected: a content filter has held the reply back, or the model refuses.
+        RequestRejected: a content filter or the model has held the reply back.
         EmptyReply: there are thoughts alone.
         ValueError: the server stopped before the end.
     """
@@ -32,10 +33,10 @@ def completed(reply: Any) -> tuple[Any, ...]:
         text = "".join(part["text"] for part in text if part.get("type") in ("text", "output_text"))
     if is_held_back(reason):
         raise RequestRejected(f"the server's content filter held the reply back (finish_reason {reason!r})")
+    if text is None and message.get("refusal"):
+        raise RequestRejected(f"the model refused to reply: {shorten(str(message['refusal']))}")
     if str(reason).lower() in _BROKEN:
         raise ValueError("the server stopped before the end")
-    if text is None and message.get("refusal"):
-        raise RequestRejected(f"the model refuses this prompt: {message['refusal']}")
     if text is None and not is_cut(reason) and (message.get("reasoning_content") or message.get("reasoning")):
         raise EmptyReply("the server answered 200 with thoughts alone: the model used its tokens for thinking")
     # All that there was room for are thoughts, which stand elsewhere.

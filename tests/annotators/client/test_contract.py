@@ -287,6 +287,14 @@ def test_an_end_that_leaves_no_reply(reason, error):
         parse_completion(json.dumps(completion("tin", reason)).encode())
 
 
+def test_a_refusal_beside_the_content_is_told():
+    """Where a model refuses in a field of its own, the error has its words."""
+    body = completion(None)
+    body["choices"][0]["message"]["refusal"] = "I cannot help with that."
+    with pytest.raises(errors.RequestRejected, match=r"the model refused to reply: I cannot help"):
+        parse_completion(json.dumps(body).encode())
+
+
 NOT_COMPLETIONS = [
     b"",
     b"null",
