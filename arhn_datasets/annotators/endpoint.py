@@ -161,7 +161,11 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
     def description(self) -> dict[str, Any]:
         """Model, revision, server and prompts, for the card."""
-        info = background.run(self.server())
+
+        async def read() -> tuple[contract.ServerInfo, bool]:
+            return await self.server(), self.samples()
+
+        info, sampled = background.run(read())
         return {
             "annotator": "LLM behind an endpoint",
             "baseline": False,
@@ -169,6 +173,7 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
             "revision": self.revision or info.revision,
             "server": "text-generation-inference" if info.api == "tgi" else "OpenAI-compatible chat",
             "server_version": info.version,
+            **({"sampling": "the server's own: it takes no temperature"} if sampled else {}),
             **self._prompt_description(),
         }
 

@@ -99,8 +99,8 @@ class LLMAnnotator(interface.Annotator):
             return await self.model_identity()
         except EndpointError as error:
             raise AnnotatorError(
-                f"There is no model to ask: {error}. Check the URL and that the server is up, then run again; replies "
-                "of before are kept."
+                f"There is no model to ask: {error}. Check the URL, the API key and that the server is up, then run "
+                "again; replies of before are kept."
             ) from error
 
     @abstractmethod

@@ -165,7 +165,7 @@ FAULTS = {
     "422": (lambda: web.Response(status=422, text="[1] > [2] > [3]"), "RequestRejected: 422: [1] > [2]"),
     "413": (lambda: web.Response(status=413), "PromptTooLong: 413: no message"),
     "null": (lambda: web.json_response(completion(None)), "EmptyReply: the server answered 200 without"),
-    "error 200": (lambda: web.json_response({"error": TEXT}), "EmptyReply: the server answered 200 without"),
+    "error 200": (lambda: web.json_response({"error": TEXT}), "EndpointFailure: 500: Tin is a metal."),
 }
 
 

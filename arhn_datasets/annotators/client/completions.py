@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from arhn_datasets.errors import RequestRejected
+from arhn_datasets.errors import EmptyReply, RequestRejected
 from arhn_datasets.rows.records import shorten
 
 # Why servers say that they ended a reply, where it says nothing: it was as long as it may be, a filter, a failure.
@@ -22,19 +22,23 @@ def completed(reply: Any) -> tuple[Any, ...]:
 
     Raises:
         RequestRejected: a content filter or the model has held the reply back.
+        EmptyReply: there are thoughts alone.
         ValueError: the server stopped before the end.
     """
     choice, usage = reply["choices"][0], reply.get("usage") or {}
     tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    text, reason = choice["message"].get("content"), choice.get("finish_reason")
+    message, reason = choice["message"], choice.get("finish_reason")
+    text = message.get("content")
     if isinstance(text, list):  # of parts, among which may be thoughts
         text = "".join(part["text"] for part in text if part.get("type") in ("text", "output_text"))
     if is_held_back(reason):
         raise RequestRejected(f"the server's content filter held the reply back (finish_reason {reason!r})")
-    if text is None and choice["message"].get("refusal"):
-        raise RequestRejected(f"the model refused to reply: {shorten(str(choice['message']['refusal']))}")
+    if text is None and message.get("refusal"):
+        raise RequestRejected(f"the model refused to reply: {shorten(str(message['refusal']))}")
     if str(reason).lower() in _BROKEN:
         raise ValueError("the server stopped before the end")
+    if text is None and not is_cut(reason) and (message.get("reasoning_content") or message.get("reasoning")):
+        raise EmptyReply("the server answered 200 with thoughts alone: the model used its tokens for thinking")
     # All that there was room for are thoughts, which stand elsewhere.
     return "" if text is None and is_cut(reason) else text, reason, *tokens
 

@@ -41,8 +41,6 @@ MODELS_TOLD = 100  # in a message, of those that a server lists
 _THINKING = re.compile(
     r"qwen3(?!.*(?:instruct|coder|2507|embedding|reranker))|qwq|deepseek-r1|-thinking|magistral", re.IGNORECASE
 )
-# No text of a reply has these bytes, for its quotes are escaped.
-_NO_CHOICE = (b'"error"', b'"choices":null', b'"choices": null')
 _KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
 
 
@@ -348,7 +346,9 @@ def parse_completion(body: bytes, secret: str | None = None) -> Completion:
         RequestRejected: a content filter has held the reply back.
         EndpointError: it holds an error instead, which is that of a server behind a gateway.
     """
-    if any(sign in body for sign in _NO_CHOICE) and (error := error_within(without(secret, body))):
+    # No text of a reply has these bytes, for its quotes are escaped.
+    no_choice = b'"error"' in body or b'"choices":null' in body or b'"choices": null' in body
+    if no_choice and (error := error_within(without(secret, body))):
         raise error
     return _parsed(body, completed, secret)
 
@@ -418,7 +418,8 @@ def parse_context(body: bytes, model: str) -> int | None:
     found = _object_of(body)
     loaded, settings = found.get("models"), found.get("default_generation_settings")
     if isinstance(loaded, list):
-        mine = [one for one in loaded if isinstance(one, dict) and model in (one.get("name"), one.get("model"))]
+        names = {model, f"{model}:latest"}
+        mine = [one for one in loaded if isinstance(one, dict) and names & {one.get("name"), one.get("model")}]
         size = mine[0].get("context_length") if mine else None
     else:
         size = settings.get("n_ctx") if isinstance(settings, dict) else None

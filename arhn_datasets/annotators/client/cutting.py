@@ -11,7 +11,7 @@ import re
 from arhn_datasets.annotators.client.contract import TEMPLATE_TOKENS, ChatRequest, Completion
 from arhn_datasets.errors import PromptTooLong
 
-LEAST_CONTEXT = 512  # below, a number of tokens is no context but an odd count: a constant, or what was in no cache
+LEAST_CONTEXT = 256  # below, a number of tokens is no context but an odd count: a constant, or what was in no cache
 USUAL, HIGH, HIGHEST = 4.0, 5.5, 7.0  # characters in a token: of a text, of hardly any, of none
 ROUND = 1024  # tokens; most contexts are a multiple
 DIFFERENT = 1.25  # two lengths

@@ -122,22 +122,22 @@ class HttpTransport(ChatTransport):
         api = self._options.api or contract.OPENAI
         if names is not None:
             info = ServerInfo(api=api, model=contract.chosen_model(names, self._model, self.url))
-            await self._read_context(info)
+            await self._read_context(info, loaded=False)
             return info
         error = self._error_of(status, reply, headers)
         if status in refusals.PASSING_STATUSES:
             raise error
         if self._model:  # a gateway may let nothing through but chats, whose own statuses tell
             return ServerInfo(api=api, model=self._model)
-        if status >= 500:
+        if not isinstance(error, RequestRejected):
             raise error
-        advice = getattr(error, "advice", None) or ""
+        advice = error.advice or ""
         if status // 100 == 3:
             raise ConfigurationError(f"{self.name} answered {error}. {advice}".rstrip())
-        if status in (401, 403):
+        if status >= 400 and status not in (404, 405):
             raise AccessDenied(
-                f"{self.name} answered {error} (to /v1/models). {advice} Where it only hides its models, name "
-                "the one to ask: --model."
+                f"{self.name} answered {error} (to /v1/models). {advice or refusals.WRONG_KEY} Where it only "
+                "hides its models, name the one to ask: --model."
             )
         raise ConfigurationError(
             f"{self.name} is no LLM server that this package knows: /info and /v1/models name no model (the latter "
@@ -166,7 +166,7 @@ class HttpTransport(ChatTransport):
             completion = contract.parse_completion(reply, self._options.api_key)
             if info.api == contract.OPENAI:
                 if self._loads_later:
-                    await self._read_context(info)
+                    await self._read_context(info, loaded=True)
                 self._cutting.check(request, completion)
             return replace(completion, sampled=True) if "temperature" in self.refused else completion
         option = refusals.refused_option(status, reply, body) if info.api == contract.OPENAI else None
@@ -191,22 +191,24 @@ class HttpTransport(ChatTransport):
             return await self._generate(info, request)
         raise error
 
-    async def _read_context(self, info: ServerInfo) -> None:
-        """Ask Ollama, and llama-server, for the context of the model; others have no such routes, or refuse by 400."""
+    async def _read_context(self, info: ServerInfo, *, loaded: bool) -> None:
+        """Ask Ollama, and llama-server, for the context of the model; others have no such routes, or refuse by 400.
+
+        Ollama loads a model at its first request, and tells of those that are loaded.
+        """
         async with self._loading:
-            if self._cutting.context is not None:
+            if loaded and not self._loads_later:  # somebody has asked meanwhile
                 return
-            self._loads_later = False
             for path in ("/api/ps", "/props"):
                 try:
                     status, reply, _ = await self._request("GET", path)
                 except ArhnError:
-                    return
+                    continue
                 if status == 200:
                     self._cutting.context = contract.parse_context(reply, info.model)
-                    # Ollama loads a model at its first request.
-                    self._loads_later = b'"models"' in reply and self._cutting.context is None
+                    self._loads_later = not loaded and self._cutting.context is None and b'"models"' in reply
                     return
+            self._loads_later = False
 
     async def _generate(self, info: ServerInfo, request: ChatRequest) -> Completion:
         prompt = self._tokenizer.apply_chat_template(

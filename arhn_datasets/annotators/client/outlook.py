@@ -19,7 +19,7 @@ from arhn_datasets.rows.records import alike
 ENOUGH = 32  # failures without an answer, after which none is expected
 HELD_SECONDS = 30.0  # at most, for others that hang
 TOLD = 3  # of the causes, in the message
-_OTHERWISE = "Mend what the server names, and run the same command again; every reply so far is kept."
+_OTHERWISE = "Mend what the server names, and run the same command again."
 
 
 class Outlook:

@@ -46,6 +46,7 @@ PROBE_SECONDS, PROBE_SECONDS_MAX = 0.5, 10.0
 BACKOFF_MAX_SECONDS = 10.0
 EMPTY_ATTEMPTS = 2  # an empty or broken 200 is asked again once
 AFFINITY_SLACK = 8  # requests by which the preferred replica may be busier than the idlest one
+NO_WORD = "the model used all tokens before its first word, for thinking: more --max-tokens, or one that does not think"
 WAITING_SECONDS = 1.0  # between two looks at whether all servers have been dead for too long
 
 RETRYABLE = (EndpointUnavailable, EndpointOverloaded, EndpointFailure)
@@ -320,7 +321,10 @@ class Pool:
         finally:
             self.statistics.in_flight -= 1
             self.outlook.settle(self.statistics.in_flight)
-        self.outlook.answered()
+        if completion.text.strip():
+            self.outlook.answered()
+        else:  # cut off before its first word: evidence of nothing, and of a run in which all are
+            await self.outlook.failed(EmptyReply(NO_WORD), lambda: self.statistics.in_flight)
         self.statistics.replies += 1
         self.statistics.prompt_tokens += completion.prompt_tokens or 0
         self.statistics.completion_tokens += completion.completion_tokens or 0

@@ -88,6 +88,7 @@ _NO_CREDIT = _any(
     r"insufficient[_ ](?:quota|balance|credits?|funds)",
     r"exceeded_current_quota|billing_(?:hard_limit|not_active)|credit balance|out of credits|payment required",
 )
+_NO_KEY = _any(r"authentication|unauthori[sz]ed|(?:invalid|incorrect|missing|no).{0,25}(?:api.?key|proxy server token)")
 _NO_MODEL = _any(
     r"model\b.{0,120}(?:does not exist|not found|not a valid)|model_not_found|(?:no such|unknown|invalid) model"
 )
@@ -102,11 +103,11 @@ _NAMELESS = _any(
 _STATUS_OF = (
     (429, _any(r"rate.?limit|too many requests|throttl|resource.?exhausted")),
     (503, _any(r"overloaded|unavailable|no (?:instances|provider)|capacity")),
-    (401, _any(r"authenticat|invalid.api.key|unauthori[sz]ed")),
+    (401, _NO_KEY),
     (404, _any(r"model_not_found|not_found")),
     (400, _any(r"invalid_request|bad_?request|invalid_argument")),
 )
-_WRONG_KEY = (
+WRONG_KEY = (
     "The API key is missing or wrong: set ARHN_API_KEY, or pass api_key= or --api-key; no other token is ever sent."
 )
 _NO_ROUTE = (
@@ -114,9 +115,9 @@ _NO_ROUTE = (
     "and its path, and the name of the model (--model)."
 )
 _ADVICE: Mapping[int, str] = {
-    401: _WRONG_KEY,
+    401: WRONG_KEY,
     402: "Add credits or raise the limit of this account, or name another server (--endpoint).",
-    403: f"{_WRONG_KEY} Or it has no right to this model, or a firewall stands before the server.",
+    403: f"{WRONG_KEY} Or it has no right to this model, or a firewall stands before the server.",
     404: _NO_ROUTE,
     405: _NO_ROUTE,
 }
@@ -149,6 +150,8 @@ def error_of(status: int, body: bytes, retry_after: str | None = None, location:
         return RequestRejected(f"{status}, content filter: {said.message}")
     if status == 402 or status < 500 and _NO_CREDIT.search(f"{said.names} {said.message}"):
         return RequestRejected(f"{status}, no credits or quota: {said.message}", advice=_ADVICE[402], lasting=True)
+    if status in (400, 500) and _NO_KEY.search(f"{said.names} {said.message}"):  # LiteLLM
+        return RequestRejected(told, advice=WRONG_KEY, lasting=True)
     if status in BUSY_STATUSES:
         return EndpointOverloaded(told, retry_after=seconds_of(retry_after))
     if status in AWAY_STATUSES:

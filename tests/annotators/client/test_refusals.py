@@ -175,6 +175,8 @@ def test_a_passage_that_is_too_long_is_cut(sent):
         (429, said_so("You exceeded", code="insufficient_quota"), "429, no credits or quota", "credits", True),
         (400, said_so("Your credit balance is too low"), "400, no credits or quota: Your credit", "credits", True),
         (401, said_so("Incorrect API key"), "401: Incorrect API key", "ARHN_API_KEY", True),
+        (400, said_so("Authentication Error, Invalid proxy server token passed"), "400: Auth", "ARHN_API_KEY", True),
+        (500, said_so("Authentication Error, No api key passed in."), "500: Auth", "ARHN_API_KEY", True),
         (403, "<title>Blocked</title><h1>Sorry</h1>", "403: Blocked Sorry", "firewall", False),
         (403, said_so("Your input was flagged"), "403, content filter: Your input", None, False),
         (400, said_so("It was filtered", code="content_filter"), "400, content filter: It was filtered", None, False),
@@ -420,6 +422,7 @@ def test_one_refusal_is_its_own_and_all_of_them_end_the_run(status):
         (lambda: web.json_response(said_so("no such thing as n"), status=400), "32 x 400: no such thing as n"),
         (lambda: web.json_response(said_so("out of order"), status=500), "32 x 500: out of order"),
         (lambda: web.json_response(completion(None)), "32 x the server answered 200 without a completion"),
+        (lambda: web.json_response(completion(None, "length")), "32 x the model used all tokens before its first word"),
     ],
 )
 def test_a_run_of_which_nothing_is_answered_ends_early(make, said):
