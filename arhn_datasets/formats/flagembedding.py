@@ -19,6 +19,7 @@ from arhn_datasets.rows.arrow import lists_of, one_array, rows_of, strings_of, t
 from arhn_datasets.rows.records import LABELLED, SCORE_TYPE, SUBSET
 
 NAMES = ("pos", "neg")  # of the two sides
+MOST_FILES = 1000  # of a split; further subsets share one
 PROMPTS = ("prompt", "query_prompt", "passage_prompt")
 CARRIED = {
     **dict.fromkeys((*PROMPTS, "type"), TEXT),
@@ -80,6 +81,7 @@ class _SubsetsWriter(LinesWriter):
         apart = [strings_of(rows, SUBSET), strings_of(rows, "type" if "type" in self._options.carried else "")]
         marks = np.where(_scored(rows), "", "without scores") if brought else np.full(rows.num_rows, "")
         keys = list(zip(*(pc.fill_null(one, "").to_pylist() for one in apart), marks.tolist(), strict=True))
+        keys = [key if key in self._outs or len(self._outs) < MOST_FILES else ("other", "", key[2]) for key in keys]
         for key in dict.fromkeys(keys):
             part, left_out = table.of(rows.filter(pa.array([one == key for one in keys], pa.bool_())), self._options)
             self._left_out += left_out
