@@ -62,6 +62,10 @@ def _scored(rows: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     return scored
 
 
+def _is_plain(rows: pa.Table, column: str) -> bool:
+    return column in rows.column_names and not pa.types.is_nested(rows.schema.field(column).type)
+
+
 class _SubsetsWriter(LinesWriter):
     """A file for each subset and type, since FlagEmbedding takes a file for a data set: batches are of one.
 
@@ -78,7 +82,8 @@ class _SubsetsWriter(LinesWriter):
         """Add rows, each to the file of its kind."""
         [table] = self._format.tables
         brought = SCORE in self._options.carried and not self._options.soft
-        apart = [strings_of(rows, SUBSET), strings_of(rows, "type" if "type" in self._options.carried else "")]
+        names = [SUBSET if _is_plain(rows, SUBSET) else "", "type" if "type" in self._options.carried else ""]
+        apart = [strings_of(rows, name) for name in names]
         marks = np.where(_scored(rows), "", "without scores") if brought else np.full(rows.num_rows, "")
         keys = list(zip(*(pc.fill_null(one, "").to_pylist() for one in apart), marks.tolist(), strict=True))
         keys = [key if key in self._outs or len(self._outs) < MOST_FILES else ("other", "", key[2]) for key in keys]
