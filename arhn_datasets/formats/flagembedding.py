@@ -76,6 +76,7 @@ class _SubsetsWriter(LinesWriter):
     def begin(self, split: str) -> None:
         """Start a split."""
         self._split = split
+        self._options = self._options.beside(self._rows, split, self._format)
         self._outs: dict[tuple[str, ...], Lines] = {}
 
     def write(self, rows: pa.Table) -> None:
