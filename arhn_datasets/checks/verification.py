@@ -370,11 +370,11 @@ class _Formats:
         except (ConfigurationError, TypeError) as error:
             record.violated(FORMATS, f"the formats in {RUN_FILE} are none: {error}")
             self._options, formats = Options(), {}
-        rows = split_rows_of(folder)
-        self._options = self._options.beside(rows, formats.values())
         self._tables = [name for name, format in formats.items() if format.rowwise]
         self._writers = [
-            format.open(format, scratch, self._options, rows, True) for format in formats.values() if not format.rowwise
+            format.open(format, scratch, self._options, split_rows_of(folder), True)
+            for format in formats.values()
+            if not format.rowwise
         ]
 
     def begin(self, split: str) -> None:

@@ -358,6 +358,7 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
 def _summary(done: Refinement, options: argparse.Namespace) -> int:
     from arhn_datasets.folder.reading import open_folder
     from arhn_datasets.folder.report import changed_rows, format_report, format_row
+    from arhn_datasets.rows.records import DROPPED
 
     if options.show:
         folder = open_folder(done.path)
@@ -377,7 +378,16 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
         print(BASELINE_WARNING)
     if bad := sum(done.run.source.bad_rows.values()):
         print(f"set aside {bad:,} rows that break their form, with their reasons: {done.path / BAD_ROWS}")
-    print(f'written   {done.path}   load_dataset("{done.path}") loads it')
+    total = done.report.total
+    everything = total.rows and total.decisions.get(DROPPED) == total.rows
+    print(f'written   {done.path}   load_dataset("{done.path}"{", " + repr(DROPPED) if everything else ""}) loads it')
+    if everything:
+        print(
+            f"A guard dropped every row, so that none is left to train on: each would have fewer than "
+            f"{options.min_negatives} negatives, or more new positives than --max-relabelled. --on-shortage and "
+            "--on-excess say what else becomes of them.",
+            file=sys.stderr,
+        )
     return _outcome(done.report, options.max_unread)
 
 

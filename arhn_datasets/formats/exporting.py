@@ -73,7 +73,6 @@ def export(
     options = Options(negatives=negatives, short=short, grades=grades, separator=separator, labels=labels)
     formats = chosen_formats([format] if isinstance(format, str) else format, options)
     rows = split_rows_of(source, split)
-    options = options.beside(rows, formats.values())
     target = Path(output)
     with naming(target):
         check_empty(target)

@@ -19,6 +19,7 @@ from arhn_datasets.rows.arrow import lists_of, one_array, rows_of, strings_of, t
 from arhn_datasets.rows.records import LABELLED, SCORE_TYPE, SUBSET
 
 NAMES = ("pos", "neg")  # of the two sides
+MOST_FILES = 1000  # of a split; further subsets share one
 PROMPTS = ("prompt", "query_prompt", "passage_prompt")
 CARRIED = {
     **dict.fromkeys((*PROMPTS, "type"), TEXT),
@@ -61,6 +62,10 @@ def _scored(rows: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     return scored
 
 
+def _is_plain(rows: pa.Table, column: str) -> bool:
+    return column in rows.column_names and not pa.types.is_nested(rows.schema.field(column).type)
+
+
 class _SubsetsWriter(LinesWriter):
     """A file for each subset and type, since FlagEmbedding takes a file for a data set: batches are of one.
 
@@ -71,15 +76,18 @@ class _SubsetsWriter(LinesWriter):
     def begin(self, split: str) -> None:
         """Start a split."""
         self._split = split
+        self._options = self._options.beside(self._rows, split, self._format)
         self._outs: dict[tuple[str, ...], Lines] = {}
 
     def write(self, rows: pa.Table) -> None:
         """Add rows, each to the file of its kind."""
         [table] = self._format.tables
         brought = SCORE in self._options.carried and not self._options.soft
-        apart = [strings_of(rows, SUBSET), strings_of(rows, "type" if "type" in self._options.carried else "")]
+        names = [SUBSET if _is_plain(rows, SUBSET) else "", "type" if "type" in self._options.carried else ""]
+        apart = [strings_of(rows, name) for name in names]
         marks = np.where(_scored(rows), "", "without scores") if brought else np.full(rows.num_rows, "")
         keys = list(zip(*(pc.fill_null(one, "").to_pylist() for one in apart), marks.tolist(), strict=True))
+        keys = [key if key in self._outs or len(self._outs) < MOST_FILES else ("other", "", key[2]) for key in keys]
         for key in dict.fromkeys(keys):
             part, left_out = table.of(rows.filter(pa.array([one == key for one in keys], pa.bool_())), self._options)
             self._left_out += left_out

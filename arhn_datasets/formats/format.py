@@ -7,7 +7,7 @@ that cannot be written in a format is left out and counted. Where a passage is o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -50,7 +50,7 @@ class Options:
         labels: ``"soft"`` for the scores of the passages beside or instead of ``"hard"`` labels, for losses that distil
             a teacher: those of ``arhn.Scores``, else those that the source brought. A row in which a passage has none
             is left out; a format without a place for them is refused.
-        carried: What the rows hold for trainers beside the passages, which :meth:`beside` finds.
+        carried: What a split holds for trainers beside the passages, which :meth:`beside` finds.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -80,21 +80,25 @@ class Options:
         unsaid = {"carried", *(() if self.soft else ("labels",))}
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
-    def beside(self, rows: SplitRows, formats: Iterable[Format]) -> Options:
-        """The same with what the rows hold of the columns that the formats carry: a value somewhere, of their type."""
-        wanted = {name: type for format in formats for table in format.tables for name, type in table.carries.items()}
-        found: set[str] = set()
-        for name, type in wanted.items():
-            asked = [QUERY_ID, QUERY, *(side.passages for side in LABELLED)] if name == SCORE else [name]
-            fits = pa.types.is_integer if pa.types.is_integer(type) else _is_text
-            for table in (table for split in rows.splits for table in rows.tables(split, asked)):
-                values = _brought(table) if name == SCORE else [table[name]] if name in table.column_names else []
-                if not any(name == SCORE or fits(one.type) for one in values):
-                    break  # no row has it
-                if any(one.null_count < len(one) for one in values):
-                    found.add(name)
-                    break
-        return replace(self, carried=frozenset(found))
+    def beside(self, rows: SplitRows, split: str, format: Format) -> Options:
+        """The same with what a split holds of the columns that a format carries: a value somewhere, of their type."""
+        wanted = {name: type for table in format.tables for name, type in table.carries.items()}
+        return replace(self, carried=frozenset(name for name, type in wanted.items() if _has(rows, split, name, type)))
+
+
+def _has(rows: SplitRows, split: str, name: str, type: pa.DataType) -> bool:
+    """Whether a row of a split has a value of a column, or a score; of columns of another type none has."""
+    asked = [QUERY_ID, QUERY, *(side.passages for side in LABELLED)] if name == SCORE else [name]
+    fits = pa.types.is_integer if pa.types.is_integer(type) else _is_text
+    for table in rows.tables(split, asked):
+        if name == SCORE:
+            scores = [scores_in(flat_lists(table, side.passages)[1]) for side in LABELLED]
+            values = [one for one in scores if one is not None]
+        else:
+            values = [table[name]] if name in table.column_names and fits(table[name].type) else []
+        if not values or any(one.null_count < len(one) for one in values):
+            return bool(values)
+    return False
 
 
 def _is_text(type: pa.DataType) -> bool:
@@ -221,11 +225,6 @@ def scores_in(passages: pa.Array) -> pa.Array | None:
     if place < 0 or not (pa.types.is_floating(type := passages.type[place].type) or pa.types.is_integer(type)):
         return None
     return field_of(passages, SCORE, SCORE_TYPE)
-
-
-def _brought(rows: pa.Table) -> list[pa.Array]:
-    found = [scores_in(flat_lists(rows, side.passages)[1]) for side in LABELLED]
-    return [one for one in found if one is not None]
 
 
 def _scored(rows: pa.Table) -> Any:

@@ -128,12 +128,14 @@ class Writer:
 
     def __init__(self, format: Format, root: Path, options: Options, rows: SplitRows, published: bool) -> None:
         self._format, self._root, self._options, self._published = format, root, options, published
+        self._rows = rows
         self._paths: list[Path] = []
         self._sizes: dict[Table, dict[str, tuple[int, int]]] = {table: {} for table in format.tables}
         self._left_out: Counter[str] = Counter()
 
     def begin(self, split: str) -> None:
         """Start a split."""
+        self._options = self._options.beside(self._rows, split, self._format)
         self._split, self._out = split, self._open(self._format.tables[0], split)
 
     def write(self, rows: pa.Table) -> None:

@@ -80,7 +80,6 @@ def build_publication(
         check_empty(target)
         target.mkdir(parents=True, exist_ok=True)
         rows, configs = split_rows_of(folder), dict[str, Config]()
-        options = options.beside(rows, chosen.values())
         writers = {name: format.open(format, target, options, rows, True) for name, format in chosen.items()}
         changed = changed_rows(_passing(folder, target, list(writers.values()), configs), CHANGED_ROWS)
         written = {name: writer.close() for name, writer in writers.items()}

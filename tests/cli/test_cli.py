@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from datasets import load_dataset
 
 from arhn_datasets import cli
 from arhn_datasets.annotators.client.store import Replies
@@ -365,7 +366,7 @@ def test_arguments_reach_the_stages(monkeypatch):
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
-        "--ties below --min-negatives 2 --on-shortage drop --max-relabelled 3 --on-excess allow --max-tokens 99"
+        "--ties below --min-negatives 2 --on-shortage keep --max-relabelled 3 --on-excess allow --max-tokens 99"
     )
     stages = cli.configured_stages(parse(given.split()))
     assert isinstance(stages.annotator, Local)
@@ -375,11 +376,27 @@ def test_arguments_reach_the_stages(monkeypatch):
     ranks, relabel = stages.ranks, stages.relabel
     assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
     assert (relabel.policy, relabel.reference, relabel.unsupported) == ("filter", "worst", "keep")
-    assert (relabel.ties, relabel.on_shortage, relabel.on_excess) == ("below", "drop", "allow")
+    assert (relabel.ties, relabel.on_shortage, relabel.on_excess) == ("below", "keep", "allow")
     assert (relabel.min_negatives, relabel.max_relabelled) == (2, 3)
     lexical = cli.configured_stages(parse([*base, "--annotator", "lexical", "--task", "claim"]))
     assert isinstance(lexical.annotator, Lexical)
     assert lexical.snippets.tasks == "claim"
+    assert (lexical.relabel.on_shortage, lexical.relabel.on_excess) == ("drop", "keep")
+
+
+def test_a_run_that_drops_every_row_says_so(tmp_path, capsys):
+    """The only negative proves false: the row is in `dropped`, and the command says where and why."""
+    text = "The Senn tunnel is 4,310 metres long."
+    row = {"query": "how long is the Senn tunnel", "pos": [text], "neg": [f"Yes: {text}"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    assert cli.refine_command([str(tmp_path / "rows.jsonl"), "--annotator", "lexical", "--output", str(out)]) == 0
+    said = capsys.readouterr()
+    assert f"load_dataset(\"{out}\", 'dropped') loads it" in said.out
+    assert "dropped 1 (100.0%)" in said.out
+    assert "A guard dropped every row, so that none is left to train on" in said.err
+    assert cli.verify_command([str(out)]) == 0
+    assert load_dataset(str(out), "dropped", split="train")[0]["negative_passages"][0]["text"] == row["neg"][0]
 
 
 def test_ctrl_c_keeps_the_replies_and_says_how_to_go_on(server, tmp_path):

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
-from datasets import Dataset, get_dataset_config_names, load_dataset
+from datasets import Dataset, DatasetDict, get_dataset_config_names, load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,6 +158,19 @@ def test_flagembedding_has_a_file_for_each_subset(tmp_path):
     swift = lines_of(tmp_path / "out/ms-swift/train.jsonl")
     assert [len(row["messages"]) for row in swift if "high" in row["messages"][-1]["content"]] == [1]
     assert swift[0]["messages"][0] == {"role": "system", "content": "Given a question"}
+
+
+def test_what_one_split_alone_has_is_carried(tmp_path):
+    """The prompt of the second split is not lost, and the first has none in place of the global instruction."""
+    rows = [{"query_id": "q", "query": "a"}]
+    for side in ("positive", "negative"):
+        rows[0][f"{side}_passages"] = [{"docid": side, "title": "", "text": side}]
+    splits = DatasetDict(train=Dataset.from_list(rows), test=Dataset.from_list([{**rows[0], "prompt": "Find it"}]))
+    arhn.export(splits, ["flagembedding", "ms-swift"], tmp_path / "out")
+    prompts = [lines_of(tmp_path / f"out/flagembedding/{split}.jsonl")[0].get("prompt") for split in splits]
+    assert prompts == [None, "Find it"]
+    first = [lines_of(tmp_path / f"out/ms-swift/{split}.jsonl")[0]["messages"][0]["role"] for split in splits]
+    assert first == ["user", "system"]
 
 
 def test_a_column_of_another_kind_is_no_prompt(tmp_path):
