@@ -6,6 +6,7 @@ again. Where later rows have further columns or other types, the tables before t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -109,6 +110,8 @@ def _naming(path: Path) -> Iterator[None]:
     except SchemaError as error:
         raise SchemaError(f"{path}: {error}") from error
     except Exception as error:  # any, of parsers, compressions and file systems
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # of the cache, and no fault of the file
         raise InputError(
             f"{path} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:400].rstrip('.')}. "
             "Check that the file is what its suffix says."
@@ -176,13 +179,13 @@ def _write(files: Sequence[Path], scratch: Path, target: Path) -> bool:
     types = {name: settled(type) for name, type in rows.types.items()}
     if not types:
         return False
-    while True:
-        try:
-            rows.save(features.schema(types), target)
-        except _Unfit as unfit:
-            types = rows.widened(unfit.column)
-        else:
-            return True
+    with _naming(files[0] if len(files) == 1 else files[0].parent):
+        while True:
+            try:
+                rows.save(features.schema(types), target)
+                return True
+            except _Unfit as unfit:
+                types = rows.widened(unfit.column)
 
 
 class _Unfit(Exception):

@@ -29,7 +29,7 @@ SPLIT_WORDS = {
 }
 # What lies beside the rows of a dataset and holds none.
 _NO_ROWS = re.compile(
-    r".*\.(md|lock)|(license|notice|readme|citation)(\.(txt|rst|cff))?|(cache-|tmp).*\.arrow"
+    r".*\.(md|lock|py|png|jpe?g|svg)|(license|notice|readme|citation)(\.(txt|rst|cff))?|(cache-|tmp).*\.arrow"
     r"|(dataset_infos?|state|dataset_dict|run|config|configuration)\.json",
     re.IGNORECASE,
 )

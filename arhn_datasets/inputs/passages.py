@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.inputs.values import list_advice, numbers_in
+from arhn_datasets.inputs.values import list_advice, loader_advice, numbers_in
 from arhn_datasets.rows import arrow
 from arhn_datasets.rows.arrow import Integers, flat_lists, is_null, one_array, rows_of, taken
 from arhn_datasets.rows.records import PASSAGE_TYPE, QUERY, QUERY_ID, Row, shorten, stable_docid
@@ -102,7 +102,7 @@ def read(values: Values, kind: ValueKind, column: str) -> pa.Array:
     if not isinstance(values, list):
         return read(values.to_pylist(), kind, column)
     if len(values) == 1:
-        raise BrokenRow(0, f"column {column!r} holds {found_as(values[0])} {kind.expected}.")
+        raise BrokenRow(0, f"column {column!r} holds {found_as(values[0])} {kind.expected}.{loader_advice(values[0])}")
     return pa.concat_arrays([pa.nulls(0, kind.type), *each(values, lambda value: read([value], kind, column))])
 
 

@@ -11,8 +11,10 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from datetime import date, time
 from decimal import Decimal
 from functools import cache, reduce
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -186,11 +188,11 @@ def array_of(values: Sequence[Any], name: str) -> pa.Array:
         SchemaError: there is none.
     """
     try:
-        found = pa.array(values)  # which makes no value another one, and refuses what follows
+        found = pa.array(values)  # which refuses what follows, but for true among fractions
+        if not _holds_truth(values, found.type):
+            return found
     except (pa.ArrowException, OverflowError):
         pass
-    else:
-        return found
     for wide in (False, True):
         type = _type_of_all(values, name, wide=wide)
         try:
@@ -199,6 +201,15 @@ def array_of(values: Sequence[Any], name: str) -> pa.Array:
             if wide:
                 raise
     raise AssertionError
+
+
+def _holds_truth(values: Sequence[Any], type: pa.DataType) -> bool:
+    """Whether true or false stands among fractions, of which Arrow makes 1.0 and 0.0."""
+    if pa.types.is_floating(type):
+        return any(one is True or one is False for one in values)
+    if pa.types.is_struct(type):
+        return any(_holds_truth([one.get(own.name) for one in values if one], own.type) for own in type)
+    return _is_list(type) and _holds_truth(list(chain.from_iterable(filter(None, values))), type.value_type)
 
 
 def _storage(type: pa.DataType) -> pa.DataType:
@@ -258,6 +269,16 @@ def numbers_in(texts: pa.Array) -> pa.Array | None:
     """Texts as the numbers that are written in them, as in CSV, which has only texts; None where one is no number."""
     written = pc.all(pc.match_substring_regex(texts, NUMBER_AS_TEXT)).as_py() is not False
     return pc.cast(texts, pa.float64()) if written else None
+
+
+def loader_advice(value: Any) -> str:
+    """What to do where a loader has made another value of what is written in the file."""
+    as_text = "arhn-refine FILE reads it as it is written, and so does load_dataset(..., features=...) with strings"
+    if isinstance(value, (date, time)):
+        return f" Loaders make dates of texts that look like them; {as_text}."
+    if isinstance(value, float) and abs(value) >= 2**53:
+        return f" Loaders make such numbers of long ids, and digits are lost; {as_text}."
+    return ""
 
 
 def list_advice(value: Any, column: str) -> str:

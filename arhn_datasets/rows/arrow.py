@@ -59,9 +59,9 @@ def _with_digits(value: Any) -> Any:
 
 def holds_json(type: pa.DataType) -> bool:
     """Whether JSON text is anywhere in values of a type."""
-    if is_json(type):
-        return True
-    return any(holds_json(type.field(at).type) for at in range(type.num_fields))
+    if pa.types.is_struct(type):
+        return any(holds_json(field.type) for field in type)
+    return holds_json(type.value_type) if hasattr(type, "value_type") else is_json(type)
 
 
 def decoded(values: Any) -> list[Any]:

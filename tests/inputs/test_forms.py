@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -329,3 +331,17 @@ def test_a_number_that_is_written_as_text_is_a_number(text, number):
             arhn.adapt(row)
         return
     assert arhn.adapt(row)["positive_passages"][0]["score"] == number
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "advice"),
+    [
+        ("pos", [datetime.date(1969, 7, 20)], "make dates of texts that look like them; arhn-refine FILE"),
+        ("pos", [datetime.datetime(1969, 7, 20)], "make dates of texts that look like them"),
+        ("query_id", 1.4695981039346655e19, "long ids, and digits are lost"),
+    ],
+)
+def test_what_a_loader_has_made_of_a_file_is_told(column, value, advice):
+    """A date where a text was, and a float where a long id was: how the file is read as it is written."""
+    with pytest.raises(SchemaError, match=advice):
+        arhn.adapt({"query": "q", "pos": ["p"], "neg": ["n"], column: value})

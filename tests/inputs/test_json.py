@@ -162,3 +162,9 @@ def test_any_values_are_exact_in_the_type_of_all(parts):
     for part, array, fitted in zip(parts, arrays, conformed_, strict=True):
         assert same(decoded(array), part)
         assert same(decoded(fitted), part)
+
+
+@pytest.mark.parametrize("values_", [[0.5, True], [[0.5], [False, 1]], [{"a": 0.5}, {"a": True}], [None, 1.5, False]])
+def test_true_is_no_number(values_):
+    """Arrow alone makes 1.0 of true behind a fraction."""
+    assert [str(one) for one in decoded(array_of(values_, "x"))] == [str(one) for one in values_]

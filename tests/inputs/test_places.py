@@ -11,12 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.errors import ConfigurationError, InputError
+from arhn_datasets.errors import ConfigurationError, InputError, SchemaError
 from arhn_datasets.inputs.files import piped
 from arhn_datasets.inputs.sources import Input, load_input, stamp_of
+from arhn_datasets.inputs.values import json_type
+from arhn_datasets.runs.refine import refine
+from tests.runs.test_refine import stages
 
 
 def row(name):
@@ -215,3 +219,23 @@ def test_nothing_is_said_of_files_where_all_are_read(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert "left_out" not in load_input(Input(name=str(tmp_path / "in")), undo=arhn.revert)[1]
     assert not caplog.records
+
+
+@pytest.mark.skipif(json_type() is None, reason="this version of datasets has no type Json")
+def test_values_of_several_kinds_on_the_hub(hub, tmp_path):
+    """A stream of JSON refuses a number among texts, keeps texts as they are, and reads subsets as texts."""
+    api = HfApi()
+    good = [{**row('say "a"'), "subset": "nq"}, {**row("b"), "subset": 7}]
+    passages = [{"docid": "d", "text": 'say "c"'}, {"docid": 7, "text": "d", "title": "t", "score": 0.5}]
+    structs = [{"query": "q", "positive_passages": passages[:1], "negative_passages": passages[1:]}]
+    for name, rows in (("good", good), ("bad", [*good, row(1984)]), ("structs", structs)):
+        api.create_repo(f"writer/{name}", repo_type="dataset")
+        path = write(tmp_path / f"{name}.jsonl", *rows)
+        api.upload_file(path_or_fileobj=path, path_in_repo="rows.jsonl", repo_id=f"writer/{name}", repo_type="dataset")
+    done = refine(Input(name="writer/good"), tmp_path / "out", stages())
+    assert [(one["query"], one["subset"]) for one in done.rows()] == [('say "a"', "nq"), ("b", "7")]
+    with pytest.raises(SchemaError, match=r"holds a int \(1984\)"):
+        refine(Input(name="writer/bad"), tmp_path / "bad", stages())
+    done = refine(Input(name="writer/structs"), tmp_path / "structs", stages())
+    [one] = arhn.revert.with_options(keep_evidence=False)(next(iter(done.rows())))["negative_passages"]
+    assert (one["docid"], one["text"], one["score"]) == ("7", "d", 0.5)
