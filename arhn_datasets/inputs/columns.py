@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -78,13 +78,17 @@ def passages_of(columns: Columns, texts: Texts) -> FlatPassages:
     fields: dict[str, pa.Array] = {"text": found}
     for field, name in texts.beside.items():
         own, values = one_or_many(columns[name], FIELD_KINDS[field], name)
-        expected = counts
-        if isinstance(given := columns[texts.column], list):  # of Python objects, None may be a list or a text
-            lists = (isinstance(one, (list, tuple)) for one in columns[name])
-            expected = np.where([text is None and many for text, many in zip(given, lists, strict=True)], 0, counts)
+        expected = np.where(_no_list(columns[texts.column], columns[name]), 0, counts)
         refuse_unequal(_told(own, values), name, expected, texts.column)
         fields[field] = aligned(values, own, counts)
     return FlatPassages(counts=counts, fields=fields)
+
+
+def _no_list(texts: Values, beside: Values) -> Any:
+    """Where a null may be a list or a text, and is no list, for there is one beside it."""
+    if isinstance(texts, list):
+        return np.array([a is None and isinstance(b, (list, tuple)) for a, b in zip(texts, beside, strict=True)], bool)
+    return pa.types.is_null(texts.type) and not isinstance(beside, list) and pa.types.is_nested(beside.type)
 
 
 def united(sides: Iterable[FlatPassages], fields: Iterable[str] = ()) -> FlatPassages:

@@ -43,7 +43,7 @@ def test_the_forms_name_formats_that_there_are() -> None:
 
 
 @pytest.mark.parametrize("name", ROWWISE)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(rows=rows_of_texts)
 def test_an_export_is_read_again(name: str, rows: dict[str, tuple[list[str], list[str]]]) -> None:
     """The rows of every format, as dicts and as a dataset, give back the queries with their passages."""
