@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,23 @@ SCORE = "score"
 NULLABLE_TEXT = ValueKind(array=flat.strings_of, expected=flat.OPTIONAL_TEXT.expected, plural="texts")
 """A text, which may be empty, or null where none stands there."""
 NULLABLE_TITLE = ValueKind(array=flat.strings_of, expected=flat.TITLE.expected, plural="titles")
-FIELD_KINDS: Mapping[str, ValueKind] = {"docid": flat.ID, "title": NULLABLE_TITLE, SCORE: flat.NUMBER}
+
+
+def _numbers(values: pa.Array) -> pa.Array | None:
+    texts = flat.strings_of(values)
+    if texts is None or pa.types.is_null(values.type):
+        return flat.NUMBER.array(values)
+    trimmed = pc.utf8_trim_whitespace(texts)
+    absent = pc.fill_null(pc.equal(trimmed, ""), False)
+    try:
+        return pc.cast(pc.if_else(absent, pa.scalar(None, pa.string()), trimmed), pa.float64())
+    except pa.ArrowInvalid:
+        return None
+
+
+WRITTEN_NUMBER = replace(flat.NUMBER, array=_numbers)
+"""A number or null, also as a text, which CSV files hold."""
+FIELD_KINDS: Mapping[str, ValueKind] = {"docid": flat.ID, "title": NULLABLE_TITLE, SCORE: WRITTEN_NUMBER}
 """What is known to stand beside texts, by the field of the passage that it becomes."""
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "docid": ("id", "ids", "docid", "docids", "doc_id", "doc_ids", "document_id", "document_ids", "pid", "pids"),
@@ -78,13 +94,17 @@ def passages_of(columns: Columns, texts: Texts) -> FlatPassages:
     fields: dict[str, pa.Array] = {"text": found}
     for field, name in texts.beside.items():
         own, values = one_or_many(columns[name], FIELD_KINDS[field], name)
-        expected = counts
-        if isinstance(given := columns[texts.column], list):  # of Python objects, None may be a list or a text
-            lists = (isinstance(one, (list, tuple)) for one in columns[name])
-            expected = np.where([text is None and many for text, many in zip(given, lists, strict=True)], 0, counts)
+        expected = np.where(_no_list(columns[texts.column], columns[name]), 0, counts)
         refuse_unequal(_told(own, values), name, expected, texts.column)
         fields[field] = aligned(values, own, counts)
     return FlatPassages(counts=counts, fields=fields)
+
+
+def _no_list(texts: Values, beside: Values) -> Any:
+    """Where a null may be a list or a text, and is no list, for there is one beside it."""
+    if isinstance(texts, list):
+        return np.array([a is None and isinstance(b, (list, tuple)) for a, b in zip(texts, beside, strict=True)], bool)
+    return pa.types.is_null(texts.type) and not isinstance(beside, list) and pa.types.is_nested(beside.type)
 
 
 def united(sides: Iterable[FlatPassages], fields: Iterable[str] = ()) -> FlatPassages:
@@ -169,7 +189,7 @@ def with_scores(columns: Columns, name: str, sides: TwoSides) -> TwoSides:
     text = taken(pa.concat_arrays([side.fields["text"] for side in sides]), order)
     stands = ~is_null(text)
     kept = np.bincount(rows_of(counts)[stands], minlength=len(counts))
-    found, scores = one_or_many(columns[name], flat.NUMBER, name)
+    found, scores = one_or_many(columns[name], WRITTEN_NUMBER, name)
     whole = found == counts
     refuse_unequal(np.where(whole, kept, _told(found, scores)), name, kept, "the passages of the row")
     given = np.where(whole[rows_of(counts)], True, stands & (found == kept)[rows_of(counts)])
@@ -195,7 +215,7 @@ def labels_of(values: Values, column: str, documents: FlatPassages, beside: str,
         SchemaError: they are the scores of a model, which do not say what is positive.
         BrokenRow: a document has no number.
     """
-    counts, (found, numbers) = documents.counts, one_or_many(values, flat.NUMBER, column)
+    counts, (found, numbers) = documents.counts, one_or_many(values, WRITTEN_NUMBER, column)
     unequal = np.flatnonzero(found != counts)
     if unequal.size:
         row = int(unequal[0])
@@ -226,14 +246,17 @@ def labels_of(values: Values, column: str, documents: FlatPassages, beside: str,
 
 
 def _are_floats(values: Values) -> bool:
-    if isinstance(values, list):
-        listed = [value.tolist() if hasattr(value, "tolist") else value for value in values]
-        found = [one for value in listed for one in (value if isinstance(value, (list, tuple)) else [value])]
-        return any(isinstance(one, float) for one in found)
-    type = values.type
-    while hasattr(type, "value_type"):
-        type = type.value_type
-    return bool(pa.types.is_floating(type))
+    """Whether numbers are no integers by their type, whatever their values are; of texts, as they are written."""
+    if not isinstance(values, list):
+        type = values.type
+        while hasattr(type, "value_type"):
+            type = type.value_type
+        if not pa.types.is_string(type) and not pa.types.is_large_string(type):
+            return bool(pa.types.is_floating(type))
+        values = values.to_pylist()
+    listed = [value.tolist() if hasattr(value, "tolist") else value for value in values]
+    found = [one for value in listed for one in (value if isinstance(value, (list, tuple)) else [value])]
+    return any(isinstance(one, float) or (isinstance(one, str) and not one.strip().isdecimal()) for one in found)
 
 
 # --- what stands beside passages and is not known ------------------------------------------------------------------

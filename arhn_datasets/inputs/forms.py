@@ -316,7 +316,7 @@ def _pairs(columns: Collection[str]) -> Reading | None:
     "labelled list",
     "anchor/query/question, docs/documents/passages/texts, labels/label/scores/score: whole numbers, positive above 0, "
     "or any with a threshold",
-    "labeled-list",
+    "labeled-list, pylate",
 )
 def _labelled_list(columns: Collection[str], threshold: float | None = None) -> Reading | None:
     return _labelled(columns, LISTS, threshold, _labelled_list)
@@ -368,7 +368,9 @@ def _has_negatives(columns: Collection[str]) -> bool:
 
 @_form(
     "ms-swift messages",
-    "messages, positive_messages, negative_messages or rejected_messages; a system message becomes the column prompt",
+    "messages, positive_messages, negative_messages or rejected_messages; a system message becomes the column prompt; "
+    "repeated queries are grouped",
+    "ms-swift",
 )
 def _messages(columns: Collection[str]) -> Reading | None:
     negatives = [name for name in ("negative_messages", "rejected_messages", "rejected_response") if name in columns]
@@ -388,11 +390,17 @@ def _messages(columns: Collection[str]) -> Reading | None:
         columns=(*positives, *negatives),
         sides=sides,
         queries=lambda columns: chats.queries_in(columns["messages"]),
+        grouped=True,
         made={} if "prompt" in columns else {"prompt": lambda columns: chats.instructions_in(columns["messages"])},
     )
 
 
-@_form("NeMo AutoModel", "question/query, pos_doc, neg_doc [question_id]; texts or {text}, or ids with a corpus")
+@_form(
+    "NeMo AutoModel",
+    "question/query, pos_doc, neg_doc [question_id]; texts or {text}, or ids with a corpus; repeated queries are "
+    "grouped",
+    "nemo",
+)
 def _nemo(columns: Collection[str]) -> Reading | None:
     query, names = first_of(("question", QUERY), columns), ("pos_doc", "neg_doc")
     if query is None or not set(names) <= set(columns):
@@ -423,6 +431,7 @@ def _nemo(columns: Collection[str]) -> Reading | None:
         structs=names,
         docids=docids,
         query_id=query_id,
+        grouped=True,
     )
     return reading
 
@@ -447,7 +456,7 @@ def _document_ids(columns: Collection[str]) -> Reading | None:
     "BEIR, MTEB, NanoBEIR, LlamaIndex, PyLate ids",
     "arhn.adapt_dataset(queries=..., corpus=..., qrels=..., run=...), or negatives=... for run; also "
     "arhn.adapt_dataset({queries, corpus, relevant_docs})",
-    "beir, mteb",
+    "beir, mteb, mteb-reranking",
 )
 def _beir(columns: Collection[str]) -> str | None:
     if {"queries", "corpus", "relevant_docs"} <= set(columns):

@@ -257,6 +257,7 @@ def stamp_of(source: Input) -> list[Any]:
 
 
 def _provenance(source: Input, kind: str, published: Mapping[str, Any]) -> dict[str, Any]:
+    changes = {name: getattr(source, name) for name in CHANGES}
     return {
         "name": source.name if kind == "hub" else ", ".join(Path(name).name for name in (source.name, *source.more)),
         "kind": kind,
@@ -264,7 +265,11 @@ def _provenance(source: Input, kind: str, published: Mapping[str, Any]) -> dict[
         **published,
         "split": source.split,
         "limit": source.limit,
-        **{name: value for name in CHANGES if (value := getattr(source, name)) not in ((), {}, None)},
+        **{
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in changes.items()
+            if value not in ((), {}, None)
+        },
         "rows": {},
     }
 

@@ -22,7 +22,7 @@ GROUPED = ("n-tuple", "triplet", "lists", "scored tuple")
 
 @pytest.mark.parametrize("make", [list, Dataset.from_list], ids=["dicts", "dataset"])
 @pytest.mark.parametrize("form", [name for name in ROWS_OF if name not in GROUPED])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_what_comes_in_is_adapted_or_set_aside(
     make: Callable[[list[Row]], Any], form: str, data: st.DataObject
@@ -53,7 +53,7 @@ pairs = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("make", [list, Dataset.from_list], ids=["dicts", "dataset"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=st.lists(pairs, min_size=1, max_size=7))
 def test_of_a_group_only_the_contradicting_rows_are_set_aside(
     make: Callable[[list[Row]], Any], rows: list[Row]

@@ -115,6 +115,13 @@ def test_scores_are_never_labels(docs: list[str], rows: int, column: str, data: 
     assert not bad
 
 
+@pytest.mark.parametrize("score", ["0.8", "1.0", "-1", "87", "high"])
+def test_scores_that_are_written_as_text_are_none_either(score: str) -> None:
+    """As CSV files hold them."""
+    with pytest.raises(SchemaError, match="holds scores, as|where a number was expected"):
+        adapt_dataset([{"query": QUERY, "passage": YES, "score": score}])
+
+
 def test_a_threshold_goes_with_labels_alone() -> None:
     """Elsewhere it would do nothing, and a threshold that is no number compares with none."""
     with pytest.raises(ConfigurationError, match=r"threshold .0\.5. goes with labels"):
