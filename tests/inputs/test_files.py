@@ -403,3 +403,10 @@ def test_layouts_that_hold_rows_are_read(kind, tmp_path):
 def test_the_split_of_a_file_is_told_by_its_name(name, split):
     """Words in the name of the file, else of the nearest folder, else train."""
     assert split_of(Path(name)) == split
+
+
+def test_the_index_that_pandas_writes_has_no_name(tmp_path):
+    """A column without a name is named by its place, as pandas does."""
+    path = tmp_path / "rows.csv"
+    path.write_text(",query,positive,negative\n0,why?,yes,no\n", encoding="utf-8")
+    assert dataset_of([path], "train").column_names == ["Unnamed: 0", "query", "positive", "negative"]
