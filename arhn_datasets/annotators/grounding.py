@@ -46,7 +46,7 @@ _COMMON_WORDS = (
     "это как что все был была было они она его нет"
 )
 _COMMON = frozenset(_COMMON_WORDS.split())
-BEYOND = 8  # characters after a place that tell whether a number goes on there
+BEFORE, BEYOND = 40, 8  # characters around a place that tell whether it lies in a number: tables are full of them
 NAMED = 12  # characters of a word that stands for itself without a capital: "photosynthesis"
 
 
@@ -139,7 +139,7 @@ def _in_number(text: str, at: int) -> bool:
     if not 0 < at < len(text) or not (text[at - 1].isnumeric() or text[at].isnumeric()):
         return False
     start = at
-    while start > 0 and _AT_NUMBER.match(text, start - 1):
+    while start > max(0, at - BEFORE) and _AT_NUMBER.match(text, start - 1):
         start -= 1
     return any(number.start() < at < number.end() for number in _NUMBER.finditer(text, start, at + BEYOND))
 

@@ -735,6 +735,15 @@ def test_a_ranking_holds_only_identifiers_of_the_reply(reply, candidates):
         assert not given_positions
 
 
+@pytest.mark.parametrize("table", ["1 ", "1, ", "123 ", "1.", "a1 "])
+def test_a_passage_of_numbers_is_read_in_one_pass(table):
+    """A table of numbers is no number without an end."""
+    passage = {"title": "", "text": table * 5_000}
+    assert parse_snippet("5 metres", passage).status == UNGROUNDED
+    assert parse_snippet("1 metre", passage).status == UNGROUNDED
+    assert parse_snippet("23 123", passage).status == UNGROUNDED
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_noise_is_neither_slow_nor_evidence(seed):
     """A hundred kilobytes of noise is read in one pass and gives nothing."""
