@@ -63,7 +63,7 @@ def test_the_summary_counts_the_replies_that_were_cut_off(tmp_path, capsys):
     with served() as server:
         server.intercept = always(lambda: web.json_response(completion("NO_ANSWER", "length")))
         out = tmp_path / "out"
-        assert cli.refine_command([str(SAMPLE), "--endpoint", server.url, "--limit", "2", "--output", str(out)]) == 0
+        assert cli.refine_command([str(SAMPLE), "--endpoint", server.url, "--limit", "2", "--output", str(out)]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"warning   replies that were cut off: \d+; they count for nothing", printed)
     assert "--max-tokens" in printed
