@@ -133,11 +133,6 @@ def value_at(values: Values, row: int) -> Any:
     return values[row] if isinstance(values, list) else values[row].as_py()
 
 
-def absent(values: Values) -> Any:
-    """Where a column is null, as a mask."""
-    return np.array([value is None for value in values]) if isinstance(values, list) else is_null(one_array(values))
-
-
 def batches_of(rows: Iterable[T]) -> Iterator[list[T]]:
     """The rows, so many at a time."""
     left = iter(rows)
