@@ -183,8 +183,8 @@ class Adapt(ColumnTransform):
         reading = self._reading(schema.names)
         passages = reading.passages(schema)
         types = dict(zip(CANONICAL, (STRING, STRING, passages, passages), strict=True))
-        mixed = {SUBSET: STRING} if mixes_subsets(schema) else {}
-        return {**types, **dict.fromkeys(reading.made, STRING), **mixed}
+        further = [*reading.made, *([SUBSET] if mixes_subsets(schema) else [])]
+        return {**types, **dict.fromkeys(further, STRING)}
 
     def dropped(self, columns: Iterable[str]) -> tuple[str, ...]:
         """The columns of the other form, which become the canonical ones, so that nobody needs them any more."""

@@ -47,13 +47,13 @@ def canonical_columns(table: pa.Table, reading: Reading, *, alone: bool) -> dict
     query_ids, queries, *sides = _computed(columns, reading, alone=alone)
     type = reading.passages(table.schema)
     canonical = dict(zip(CANONICAL, (query_ids, queries, *(side.lists(type) for side in sides)), strict=True))
-    mixed = {SUBSET: as_text(columns[SUBSET])} if mixes_subsets(table.schema) else {}
-    return canonical | {name: values(columns) for name, values in reading.made.items()} | mixed
+    made = {name: values(columns) for name, values in reading.made.items()}
+    return canonical | made | ({SUBSET: as_text(columns[SUBSET])} if mixes_subsets(table.schema) else {})
 
 
-def mixes_subsets(schema: pa.Schema) -> bool:
+def mixes_subsets(schema: pa.Schema | None) -> bool:
     """Whether subsets are of several kinds, as 'nq' and 7, and become texts."""
-    return SUBSET in schema.names and is_json(schema.field(SUBSET).type)
+    return schema is not None and SUBSET in schema.names and is_json(schema.field(SUBSET).type)
 
 
 def _computed(columns: Mapping[str, Values], reading: Reading, *, alone: bool) -> Adapted:
@@ -112,19 +112,19 @@ def sort_out(
         passages = reading.passages(table.schema)
         canonical = zip(CANONICAL, (STRING, STRING, passages, passages), strict=True)
         made = [(name, STRING) for name in reading.made]
-        fields = [table.schema.field(name) for name in passed]
         if mixes_subsets(table.schema):
-            fields = [pa.field(SUBSET, STRING) if field.name == SUBSET else field for field in fields]
-        schema = pa.schema([*canonical, *made, *fields], table.schema.metadata)
+            made.append((SUBSET, STRING))
+        known = {name for name, _ in made}
+        rest = (table.schema.field(name) for name in passed if name not in known)
+        schema = pa.schema([*canonical, *made, *rest], table.schema.metadata)
     names, first = schema.names, 0
     for part in parts_of(table):
 
         def read_part(start: int, end: int, part: pa.Table = part) -> pa.Table:
             rows = part.slice(start, end - start)
             columns = canonical_columns(rows, reading, alone=alone)
-            return pa.Table.from_arrays(
-                [columns[name] if name in columns else rows[name] for name in names], schema=schema
-            )
+            arrays = [columns[name] if name in columns else rows[name] for name in names]
+            return pa.Table.from_arrays(arrays, schema=schema)
 
         good, broken = halved(part.num_rows, read_part)
         tables += good

@@ -30,23 +30,7 @@ SCORE = "score"
 NULLABLE_TEXT = ValueKind(array=flat.strings_of, expected=flat.OPTIONAL_TEXT.expected, plural="texts")
 """A text, which may be empty, or null where none stands there."""
 NULLABLE_TITLE = ValueKind(array=flat.strings_of, expected=flat.TITLE.expected, plural="titles")
-
-
-def _numbers(values: pa.Array) -> pa.Array | None:
-    texts = flat.strings_of(values)
-    if texts is None or pa.types.is_null(values.type):
-        return flat.NUMBER.array(values)
-    trimmed = pc.utf8_trim_whitespace(texts)
-    absent = pc.fill_null(pc.equal(trimmed, ""), False)
-    try:
-        return pc.cast(pc.if_else(absent, pa.scalar(None, pa.string()), trimmed), pa.float64())
-    except pa.ArrowInvalid:
-        return None
-
-
-WRITTEN_NUMBER = replace(flat.NUMBER, array=_numbers)
-"""A number or null, also as a text, which CSV files hold."""
-FIELD_KINDS: Mapping[str, ValueKind] = {"docid": flat.ID, "title": NULLABLE_TITLE, SCORE: WRITTEN_NUMBER}
+FIELD_KINDS: Mapping[str, ValueKind] = {"docid": flat.ID, "title": NULLABLE_TITLE, SCORE: flat.NUMBER}
 """What is known to stand beside texts, by the field of the passage that it becomes."""
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "docid": ("id", "ids", "docid", "docids", "doc_id", "doc_ids", "document_id", "document_ids", "pid", "pids"),
@@ -189,7 +173,7 @@ def with_scores(columns: Columns, name: str, sides: TwoSides) -> TwoSides:
     text = taken(pa.concat_arrays([side.fields["text"] for side in sides]), order)
     stands = ~is_null(text)
     kept = np.bincount(rows_of(counts)[stands], minlength=len(counts))
-    found, scores = one_or_many(columns[name], WRITTEN_NUMBER, name)
+    found, scores = one_or_many(columns[name], flat.NUMBER, name)
     whole = found == counts
     refuse_unequal(np.where(whole, kept, _told(found, scores)), name, kept, "the passages of the row")
     given = np.where(whole[rows_of(counts)], True, stands & (found == kept)[rows_of(counts)])
@@ -215,7 +199,7 @@ def labels_of(values: Values, column: str, documents: FlatPassages, beside: str,
         SchemaError: they are the scores of a model, which do not say what is positive.
         BrokenRow: a document has no number.
     """
-    counts, (found, numbers) = documents.counts, one_or_many(values, WRITTEN_NUMBER, column)
+    counts, (found, numbers) = documents.counts, one_or_many(values, flat.NUMBER, column)
     unequal = np.flatnonzero(found != counts)
     if unequal.size:
         row = int(unequal[0])

@@ -85,7 +85,7 @@ def _ids_in(ds: Dataset, reading: Reading) -> Iterator[tuple[pa.Table, list[Ids]
     start = 0
     for table in _tables_of(ds):
         with naming_rows(columns := _columns_of(table), reading.query, range(start, start + len(table))):
-            ids = [_docids_in(readable(columns[name]), name) for name in reading.ids]
+            ids = [_docids_in(readable(columns[name], structs=True), name) for name in reading.ids]
         yield table, ids
         start += len(table)
 

@@ -78,6 +78,22 @@ class Input:
     label_threshold: float | None = None
     on_bad_row: str = STOP
 
+    def kept(self, names: Iterable[str]) -> dict[str, str]:
+        """The columns that stay, before a form is recognised, each with the name that it then has.
+
+        Raises:
+            ConfigurationError: one that is dropped or renamed is not there, or two have one name.
+        """
+        found = list(names)
+        if missing := [name for name in (*self.drop_columns, *self.rename) if name not in found]:
+            raise ConfigurationError(
+                f"{self.name} has no columns {missing} to drop or rename; its columns are {sorted(found)}."
+            )
+        kept = {name: self.rename.get(name, name) for name in found if name not in self.drop_columns}
+        if twice := sorted(name for name, count in Counter(kept.values()).items() if count > 1):
+            raise ConfigurationError(f"--rename would make several columns of the name {twice}; choose another name.")
+        return kept
+
     def __post_init__(self) -> None:
         on_hub = _HF_PATH.fullmatch(self.name) if self.name.startswith("hf://") else _AT_REVISION.fullmatch(self.name)
         if self.name.startswith("hf://") and not on_hub:
@@ -96,22 +112,6 @@ class Input:
         known = {"name": name, "revision": unquote(revision) if revision else self.revision, "inside": inside or ""}
         for name, value in known.items():
             object.__setattr__(self, name, value)
-
-    def kept(self, names: Iterable[str]) -> dict[str, str]:
-        """The columns that stay, before a form is recognised, each with the name that it then has.
-
-        Raises:
-            ConfigurationError: one that is dropped or renamed is not there, or two have one name.
-        """
-        found = list(names)
-        if missing := [name for name in (*self.drop_columns, *self.rename) if name not in found]:
-            raise ConfigurationError(
-                f"{self.name} has no columns {missing} to drop or rename; its columns are {sorted(found)}."
-            )
-        kept = {name: self.rename.get(name, name) for name in found if name not in self.drop_columns}
-        if twice := sorted(name for name, count in Counter(kept.values()).items() if count > 1):
-            raise ConfigurationError(f"--rename would make several columns of the name {twice}; choose another name.")
-        return kept
 
     @property
     def path(self) -> Path:
@@ -206,14 +206,15 @@ def stream(source: Input) -> tuple[dict[str, IterableDataset], dict[str, Any]] |
         logger.info("%s is no stream: %s", source.name, error)
         return None
     splits = _splits_of(opened, source)
-    if any(split.features is None or _is_open(split.features.arrow_schema) for split in splits.values()):
+    if any(split.features is None or _is_open(split.features.arrow_schema, source) for split in splits.values()):
         return None
     return {name: _by_groups(split) for name, split in splits.items()}, _provenance(source, "hub", published)
 
 
-def _is_open(schema: pa.Schema) -> bool:
+def _is_open(schema: pa.Schema, source: Input) -> bool:
     """Whether the fields of passages are known only of all rows."""
-    columns = dict(zip(schema.names, schema.types, strict=True))
+    kept = source.kept(schema.names)
+    columns = {kept[name]: type for name, type in zip(schema.names, schema.types, strict=True) if name in kept}
     return any(holds_json(columns[name]) for name in reading_of(tuple(columns)).structs)
 
 

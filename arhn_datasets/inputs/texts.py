@@ -337,8 +337,8 @@ def csv_tables(path: Path) -> Tables:
         header = _next(path, rows)
         if not header:
             return
-        # pandas writes the index of rows under no name, and reads it under this one.
-        header = [name if name.strip() else f"Unnamed: {at}" for at, name in enumerate(header)]
+        if len(header) > 1 and not header[0].strip():
+            header[0] = "Unnamed: 0"  # the index that pandas writes, under the name that it reads it
         _check_header(path, header)
         yield pa.table({name: pa.nulls(0, pa.string()) for name in header})
         held: list[list[str]] = []
@@ -377,10 +377,10 @@ def _next(path: Path, rows: Any) -> list[str] | None:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
-    odd = next((name for at, name in enumerate(header) if name in header[:at]), None)
+    odd = next((name for at, name in enumerate(header) if not name.strip() or name in header[:at]), None)
     long = next((name for name in header if len(name.split()) > HEADER_WORDS), None)
     if odd is not None or long is not None:
-        what = f"the text {shorten(long, 60)!r}" if long else f"{odd!r} twice"
+        what = f"the text {shorten(long, 60)!r}" if long else f"{odd!r} twice" if odd else "a column without a name"
         raise InputError(
             f"{path}: its first line has to be a header, the names of the columns, and has {what}. Write the names as "
             f"the first line, such as: query{_style(path)['delimiter']}positive{_style(path)['delimiter']}negative"

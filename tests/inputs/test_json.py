@@ -45,7 +45,7 @@ MIXED = {
     "a number among queries": ({**FLAG}, {**FLAG, "query": 1984}),
     "a number among texts": ({**FLAG}, {**FLAG, "pos": ["x", 212]}),
     "a number among negatives": ({**FLAG}, {**FLAG, "neg": [True, "x"]}),
-    "a text for a list": ({**FLAG}, {**FLAG, "neg": "x"}),
+    "a number for a list": ({**FLAG}, {**FLAG, "neg": 7}),
     "an object among texts": ({**FLAG}, {**FLAG, "neg": ["x", {"text": "y"}]}),
     "a number as text of a passage": (PLAIN, {**PLAIN, "negative_passages": [{**N, "text": 7}]}),
     "a text for a passage": (PLAIN, {**PLAIN, "negative_passages": [N, "y"]}),

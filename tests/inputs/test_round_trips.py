@@ -80,7 +80,7 @@ THEIRS: dict[str, list[Row]] = {
         {"query": QUERY, "passage": text, "label": label} for text, label in ((NO, 0), (YES, 1), (ALSO_NO, 0))
     ],
     "labelled pairs of a CSV file": [
-        {"query": QUERY, "passage": text, "label": label} for text, label in ((NO, "0"), (YES, " 1"), (ALSO_NO, "0"))
+        {"query": QUERY, "passage": text, "label": label} for text, label in ((NO, "0"), (YES, "1"), (ALSO_NO, "0"))
     ],
     "scores of a CSV file that are labels": [
         {"query": QUERY, "passage": text, "score": label} for text, label in ((NO, "0"), (YES, "1"), (ALSO_NO, "0"))
