@@ -539,7 +539,7 @@ def run_of(case: Path, trial: Trial, scratch: Path) -> Run:
 def verdict_on(run: Run, check: Check) -> str:
     """Empty where it ended right, else what is wrong."""
     if "Traceback" in run.printed:
-        return "a traceback"
+        return f"a traceback: {run.said[run.said.index('Traceback') :][-300:]}"
     try:
         check(run)
     except (Wrong, OSError, LookupError, StopIteration, ValueError) as error:

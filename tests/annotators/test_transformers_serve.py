@@ -28,7 +28,7 @@ pytest.importorskip("uvicorn", reason="transformers serve needs the extra 'servi
 BIN = Path(sys.executable).parent
 START_SECONDS = 120
 COMMAND_SECONDS = 300  # of a command that hangs; none takes as many
-SHORT = ("--max-tokens", "16")  # a random model never ends by itself
+SHORT = ("--max-tokens", "16", "--max-unread", "1")  # a random model never ends by itself
 
 
 LLAMA_SERVER, LLAMA_MODEL = os.environ.get("LLAMA_SERVER"), os.environ.get("LLAMA_SERVER_MODEL")
