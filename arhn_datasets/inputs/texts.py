@@ -328,11 +328,20 @@ def _fits(row: Mapping[str, Any]) -> bool:
 # --- CSV and TSV ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _cells_of_any_size() -> Iterator[None]:
+    """The module csv has one limit for the whole process, which other readers count on."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
 def csv_tables(path: Path) -> Tables:
     """The cells of a file as text; its first line has the names of the columns."""
-    csv.field_size_limit(2**31 - 1)
-    style = _style(path)
-    with _text_of(path, "") as text:
+    with _cells_of_any_size(), _text_of(path, "") as text:
+        style = _style(path)
         rows = csv.reader(text, strict=True, **style)
         header = _next(path, rows)
         if not header:
