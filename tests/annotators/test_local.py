@@ -53,9 +53,8 @@ def test_a_reply_that_ran_to_its_most_tokens_is_cut_off(tiny_models):
     _, tokenizer, model = engine._loaded
     (cut,) = engine._generate(["When does tin melt?"], 4)
     assert cut.finish_reason == "length"
-    with_ids = model.generate(
-        **tokenizer(["When does tin melt?"], return_tensors="pt"), max_new_tokens=4, do_sample=False
-    )
+    asked = tokenizer(["When does tin melt?"], return_tensors="pt", return_token_type_ids=False)
+    with_ids = model.generate(**asked, max_new_tokens=4, do_sample=False)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, int(with_ids[0][-1])]
     (whole,) = engine._generate(["When does tin melt?"], 4)
     assert whole.finish_reason == "stop"

@@ -87,6 +87,7 @@ def test_shards_hold_each_bad_row_once(given, tmp_path):
 def streamed(given, monkeypatch):
     """The same rows as a stream."""
     rows = load_dataset(str(given.parent), split="train", streaming=True)
+    rows = rows if rows.features else rows._resolve_features()
     source = Input(name=str(given.parent), on_bad_row="set-aside")
     monkeypatch.setattr(sources, "stream", lambda source: ({"train": rows}, sources._provenance(source, "hub", {})))
     return source
