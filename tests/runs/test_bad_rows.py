@@ -83,11 +83,16 @@ def test_shards_hold_each_bad_row_once(given, tmp_path):
     assert ids(merged.path) == ids(whole.path)
 
 
+def stream_of(folder):
+    """The rows of a folder as a stream that knows its columns, which older versions tell of parquet alone."""
+    rows = load_dataset(str(folder), split="train", streaming=True)
+    return rows if rows.features else rows._resolve_features()
+
+
 @pytest.fixture
 def streamed(given, monkeypatch):
     """The same rows as a stream."""
-    rows = load_dataset(str(given.parent), split="train", streaming=True)
-    rows = rows if rows.features else rows._resolve_features()
+    rows = stream_of(given.parent)
     source = Input(name=str(given.parent), on_bad_row="set-aside")
     monkeypatch.setattr(sources, "stream", lambda source: ({"train": rows}, sources._provenance(source, "hub", {})))
     return source
@@ -120,7 +125,7 @@ def test_columns_are_dropped_and_renamed_first(given, tmp_path, sample, monkeypa
     given.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     source = Input(name=str(given.parent), rename={"q": "query"}, drop_columns=("pos_rank",))
     if as_stream:
-        opened = load_dataset(str(given.parent), split="train", streaming=True)
+        opened = stream_of(given.parent)
         monkeypatch.setattr(
             sources, "stream", lambda source: ({"train": opened}, sources._provenance(source, "hub", {}))
         )
