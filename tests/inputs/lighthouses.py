@@ -59,7 +59,8 @@ def adapted_to(positives: list[str], negatives: list[str]) -> Row:
 FLAG = {"query": QUERY, "pos": [YES], "neg": [NO]}
 TRIPLET = {"anchor": QUERY, "positive": YES, "negative": NO}
 LABELLED = {"query": QUERY, "docs": [YES, NO], "labels": [1, 0]}
-words = st.text(min_size=1, max_size=12).filter(str.strip)
+# Where a list may stand, a text that reads as one is refused.
+words = st.text(min_size=1, max_size=12).filter(lambda text: text.strip() and text.strip()[0] not in "[(")
 sides = st.lists(words, min_size=2, max_size=8, unique=True).flatmap(
     lambda found: st.integers(1, len(found) - 1).map(lambda cut: (found[:cut], found[cut:]))
 )
