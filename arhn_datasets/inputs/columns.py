@@ -210,7 +210,9 @@ def labels_of(values: Values, column: str, documents: FlatPassages, beside: str,
     if threshold is None:
         # Of a column of scores that are no integers a few may be whole numbers by chance: 1.0 and 0.0.
         scores = (known != np.floor(known)) | (known < 0) | (known > HIGHEST_GRADE)
-        if column.startswith(SCORE) and _are_floats(values):
+        # Without a 0, whole numbers are ratings as from 1 to 5, which begin above what labels call positive.
+        rated = known.size > 0 and known.min() > 0 and known.max() > 1
+        if column.startswith(SCORE) and (rated or _are_floats(values)):
             scores |= True
         if scores.any():
             raise SchemaError(

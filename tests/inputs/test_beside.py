@@ -115,6 +115,18 @@ def test_scores_are_never_labels(docs: list[str], rows: int, column: str, data: 
     assert not bad
 
 
+@pytest.mark.parametrize("column", ["score", "scores"])
+def test_ratings_from_one_on_are_scores(column: str) -> None:
+    """Whole numbers among which is no 0 call nothing negative; with a 0 they are grades."""
+    rows = [{"query": QUERY, "docs": [YES, NO], column: [5, 1]}, {"query": "why?", "docs": [YES, NO], column: [4, 2]}]
+    with pytest.raises(SchemaError, match="--label-threshold"):
+        adapt_dataset(rows)
+    [row, _] = adapt_dataset(rows, threshold=3)
+    assert [p["text"] for p in row["negative_passages"]] == [NO]
+    graded = adapt_dataset([{"query": QUERY, "docs": [YES, NO, ALSO_NO], column: [2, 1, 0]}])
+    assert [p["text"] for p in graded[0]["negative_passages"]] == [ALSO_NO]
+
+
 @pytest.mark.parametrize("score", ["0.8", "1.0", "-1", "87", "high"])
 def test_scores_that_are_written_as_text_are_none_either(score: str) -> None:
     """As CSV files hold them."""
