@@ -97,7 +97,7 @@ def adapt_columns(
     def read_columns(start: int, end: int) -> dict[str, Any]:
         return canonical_columns(table.slice(start, end - start), reading, alone=True)
 
-    with _named(table.num_rows, read_columns, lambda row: table.slice(row, 1).to_pylist(), reading, numbers):
+    with _named(table.num_rows, read_columns, lambda row: [arrow.row_at(table, row)], reading, numbers):
         return read_columns(0, table.num_rows)
 
 
@@ -337,7 +337,7 @@ def _sorted_out(
 
 def _content(rows: Dataset | Sequence[Row], at: int, names: Sequence[str]) -> Row:
     """All that a row holds, as it came."""
-    row = rows[at] if isinstance(rows, Sequence) else rows.with_format("arrow")[at : at + 1].to_pylist()[0]
+    row = rows[at] if isinstance(rows, Sequence) else arrow.row_at(rows.with_format("arrow")[at : at + 1], 0)
     return {name: row[name] for name in names}
 
 

@@ -5,6 +5,7 @@ A folder may be that of a dataset repository, whose README names its configurati
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,21 @@ def _names(folder: Path, listed: Sequence[Path], read: Collection[Path]) -> list
 
 
 def _listed(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_seen(path.relative_to(folder))]
+    return [path for path in files_under(folder) if _is_seen(path.relative_to(folder))]
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files of a folder and of those in it, also of those that are links; each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [path for name in names if (path := Path(root, name)).is_file()]
+    return sorted(found)
 
 
 def _is_seen(path: Path) -> bool:

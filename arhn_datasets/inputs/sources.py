@@ -20,7 +20,7 @@ from arhn_datasets.errors import ConfigurationError, InputError, SchemaError
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
 from arhn_datasets.inputs.bad_rows import STOP, OnBadRow
 from arhn_datasets.inputs.files import READ_FILES, READERS, dataset_of, is_read
-from arhn_datasets.inputs.folders import found_in, splits_of_parts
+from arhn_datasets.inputs.folders import files_under, found_in, splits_of_parts
 from arhn_datasets.inputs.forms import reading_of
 from arhn_datasets.inputs.grouping import alike
 from arhn_datasets.rows.arrow import holds_json
@@ -250,9 +250,7 @@ def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, An
 def stamp_of(source: Input) -> list[Any]:
     """What changes when the files of an input do: their names, sizes and times; nothing of a dataset of the Hub."""
     files = [
-        (found, place)
-        for place in source.places
-        for found in ([place] if place.is_file() else sorted(one for one in place.rglob("*") if one.is_file()))
+        (found, place) for place in source.places for found in ([place] if place.is_file() else files_under(place))
     ]
     return [[found.relative_to(at).as_posix(), (s := found.stat()).st_size, s.st_mtime_ns] for found, at in files]
 

@@ -62,6 +62,29 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path, caplog):
     assert told["rows"] == {"train": 4, "validation": 1}
 
 
+def test_linked_files_and_folders_are_read_once(tmp_path):
+    """Also folders that lie elsewhere, and one that leads back to where it is."""
+    write(tmp_path / "elsewhere" / "c.jsonl", row("c"))
+    write(tmp_path / "one.jsonl", row("b"))
+    write(tmp_path / "in" / "a.jsonl", row("a"))
+    (tmp_path / "in" / "b.jsonl").symlink_to(tmp_path / "one.jsonl")
+    for name, target in {"d": "elsewhere", "e": "elsewhere", "loop": "in"}.items():
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    assert queries(tmp_path / "in") == {"train": ["a", "b", "c"]}
+    before = stamp_of(Input(name=str(tmp_path / "in")))
+    write(tmp_path / "elsewhere" / "c.jsonl", row("changed"))
+    assert stamp_of(Input(name=str(tmp_path / "in"))) != before
+
+
+def test_an_output_in_its_input_is_refused(tmp_path):
+    """The next run would read it as rows; beside the files it can be, where these are named."""
+    file = write(tmp_path / "in" / "a.jsonl", row("a"))
+    with pytest.raises(ConfigurationError, match="lies in the input.*Name a folder outside of it"):
+        refine(Input(name=str(tmp_path / "in")), tmp_path / "in" / "x" / "out", stages())
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
+    assert refine(Input(name=str(file)), tmp_path / "in" / "out", stages()).report.total.rows == 1
+
+
 def test_patterns_and_several_places(tmp_path):
     """Files that fit a pattern, files and folders beside each other, each once; a single file is all of train."""
     one, two = write(tmp_path / "a" / "x1.jsonl", row("1")), write(tmp_path / "a" / "x2.jsonl", row("2"))
