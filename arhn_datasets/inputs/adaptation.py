@@ -261,7 +261,11 @@ def adapt_dataset(
         ds, parts = None, {**parts, **whole, **({} if (run, negatives) == (None, None) else {"negatives": negatives})}
     if ds is None:
         features = _features(pa.list_(PASSAGE_TYPE))
-        tables = tables_of_parts(parts, max_negatives, threshold)
+        schema = features.arrow_schema
+        tables = (
+            pa.Table.from_arrays([conformed(table[own.name], own.type) for own in schema], schema=schema)
+            for table in tables_of_parts(parts, max_negatives, threshold)
+        )
         return _sorted_out(_flagged_tables(tables, features, None), None, on_bad_row, CANONICAL)
     given = [name for name, part in parts.items() if part is not None and name != "corpus"]
     if given or max_negatives is not None:
@@ -391,7 +395,7 @@ def _mapped(ds: Dataset, reading: Reading, threshold: float | None) -> Dataset:
 
 
 def _flagged_table(table: pa.Table, *, schema: pa.Schema, revision: int, threshold: float | None = None) -> pa.Table:
-    """The canonical rows of a table, with the reason beside each that is bad, and nothing else of it."""
+    """The canonical rows of a table, with the reason beside each that is bad; it stands there if it is canonical."""
     good, bad = sort_out(table, schema, threshold=threshold, alone=False)
     if not bad:
         return good.append_column(REASON, pa.nulls(good.num_rows, STRING))
@@ -399,7 +403,10 @@ def _flagged_table(table: pa.Table, *, schema: pa.Schema, revision: int, thresho
     kept = np.isin(np.arange(table.num_rows), [row for row, _ in bad], invert=True)
     places[kept] = np.arange(good.num_rows)
     reasons = dict(bad)
-    index = pa.array(np.where(kept, places, 0), mask=~kept)
+    if table.schema.equals(schema):  # of the parts of BEIR there is no other row to show
+        places[~kept] = good.num_rows + np.arange(len(bad))
+        good = pa.concat_tables([good, table.filter(pa.array(~kept)).cast(schema)])
+    index = pa.array(np.where(places < 0, 0, places), mask=places < 0)
     whole = pa.Table.from_arrays([column.take(index) for column in good.columns], schema=schema)
     return whole.append_column(REASON, pa.array([reasons.get(row) for row in range(table.num_rows)], STRING))
 

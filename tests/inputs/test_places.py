@@ -183,6 +183,44 @@ def test_a_folder_of_beir_is_put_together(tmp_path):
         load_input(Input(name=str(beir(tmp_path / "c"))), undo=arhn.revert)
 
 
+def test_grades_and_bad_rows_of_a_folder_of_beir(tmp_path):
+    """The threshold says which grades are positive; a bad row of a split is refused or set aside."""
+    negatives = '{"query-id": "q1", "corpus-id": "d2"}\n{"query-id": "007", "corpus-id": "d1"}\n'
+    folder = beir(tmp_path / "a", negatives__jsonl=negatives)
+    qrels = "query-id\tcorpus-id\tscore\nq1\td0\t2\nq1\td2\t1\n"
+    (folder / "qrels" / "train.tsv").write_text(qrels, encoding="utf-8")
+    bad, source = [], Input(name=str(folder), label_threshold=2)
+    splits, told = load_input(source, undo=arhn.revert, on_bad_row=bad.append)
+    assert {split: rows["query_id"][:] for split, rows in splits.items()} == {"train": ["q1"], "test": []}
+    sides = [[one["docid"] for one in splits["train"][0][f"{side}_passages"]] for side in ("positive", "negative")]
+    assert sides == [["d0"], ["d2"]]
+    assert [(row.split, row.content["query_id"]) for row in bad] == [("test", "007")]
+    assert "put_together" not in told
+    with pytest.raises(SchemaError, match="1 of 1 rows break their form"):
+        load_input(source, undo=arhn.revert)
+    with pytest.raises(SchemaError, match="no positive, a document with a score of at least 3"):
+        load_input(Input(name=str(folder), label_threshold=3), undo=arhn.revert)
+
+
+def test_our_own_reranking_export_is_refined_again(sample, tmp_path, capsys):
+    """Its passages to rank that are not in the qrels are the negatives; the folder is the one that was named."""
+    given = str(write(tmp_path / "x.jsonl", *sample[:3]))
+    export = ["--format", "mteb-reranking", "--output", str(tmp_path / "e")]
+    assert cli.refine_command([given, "--annotator", "lexical", "--output", str(tmp_path / "r")]) == 0
+    assert cli.export_command([str(tmp_path / "r"), *export]) == 0
+    capsys.readouterr()
+    splits, _ = load_input(Input(name=str(tmp_path / "e"), label_threshold=2), undo=arhn.revert)
+    again = {one["query_id"]: one for one in splits["train"]}
+    assert again
+    assert set(again) <= {one["query_id"] for one in sample[:3]}
+    for one in Dataset.from_parquet(str(tmp_path / "r" / "data" / "train-00000-of-00001.parquet")):
+        if one["query_id"] in again:
+            mine = again[one["query_id"]]
+            for name, sides in {"positive": ("positive",), "negative": ("negative", "filtered")}.items():
+                texts = {entry["text"] for side in sides for entry in one[f"{side}_passages"]}
+                assert {entry["text"] for entry in mine[f"{name}_passages"]} == texts
+
+
 @pytest.mark.parametrize("format_", ["beir", "mteb"])
 def test_our_own_retrieval_exports_are_known(format_, sample, tmp_path, capsys):
     """What arhn-export writes is refined again once a run stands beside it."""
