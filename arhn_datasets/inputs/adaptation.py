@@ -44,7 +44,7 @@ from arhn_datasets.rows.stage import ColumnTransform, is_batch
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, NamedSplit
 
-ADAPT_REVISION = 2  # raise it when the same input gives other rows: cached results of `map` depend on it
+ADAPT_REVISION = 3  # raise it when the same input gives other rows: cached results of `map` depend on it
 REASON = "arhn: why this row is bad"  # a column beside the rows of a map, whose result may come from a cache
 
 
