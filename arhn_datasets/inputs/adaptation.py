@@ -44,7 +44,7 @@ from arhn_datasets.rows.stage import ColumnTransform, is_batch
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features, NamedSplit
 
-ADAPT_REVISION = 2  # raise it when the same input gives other rows: cached results of `map` depend on it
+ADAPT_REVISION = 3  # raise it when the same input gives other rows: cached results of `map` depend on it
 REASON = "arhn: why this row is bad"  # a column beside the rows of a map, whose result may come from a cache
 
 
@@ -97,7 +97,7 @@ def adapt_columns(
     def read_columns(start: int, end: int) -> dict[str, Any]:
         return canonical_columns(table.slice(start, end - start), reading, alone=True)
 
-    with _named(table.num_rows, read_columns, lambda row: table.slice(row, 1).to_pylist(), reading, numbers):
+    with _named(table.num_rows, read_columns, lambda row: [arrow.row_at(table, row)], reading, numbers):
         return read_columns(0, table.num_rows)
 
 
@@ -261,7 +261,11 @@ def adapt_dataset(
         ds, parts = None, {**parts, **whole, **({} if (run, negatives) == (None, None) else {"negatives": negatives})}
     if ds is None:
         features = _features(pa.list_(PASSAGE_TYPE))
-        tables = tables_of_parts(parts, max_negatives, threshold)
+        schema = features.arrow_schema
+        tables = (
+            pa.Table.from_arrays([conformed(table[own.name], own.type) for own in schema], schema=schema)
+            for table in tables_of_parts(parts, max_negatives, threshold)
+        )
         return _sorted_out(_flagged_tables(tables, features, None), None, on_bad_row, CANONICAL)
     given = [name for name, part in parts.items() if part is not None and name != "corpus"]
     if given or max_negatives is not None:
@@ -337,7 +341,7 @@ def _sorted_out(
 
 def _content(rows: Dataset | Sequence[Row], at: int, names: Sequence[str]) -> Row:
     """All that a row holds, as it came."""
-    row = rows[at] if isinstance(rows, Sequence) else rows.with_format("arrow")[at : at + 1].to_pylist()[0]
+    row = rows[at] if isinstance(rows, Sequence) else arrow.row_at(rows.with_format("arrow")[at : at + 1], 0)
     return {name: row[name] for name in names}
 
 
@@ -391,7 +395,7 @@ def _mapped(ds: Dataset, reading: Reading, threshold: float | None) -> Dataset:
 
 
 def _flagged_table(table: pa.Table, *, schema: pa.Schema, revision: int, threshold: float | None = None) -> pa.Table:
-    """The canonical rows of a table, with the reason beside each that is bad, and nothing else of it."""
+    """The canonical rows of a table, with the reason beside each that is bad; it stands there if it is canonical."""
     good, bad = sort_out(table, schema, threshold=threshold, alone=False)
     if not bad:
         return good.append_column(REASON, pa.nulls(good.num_rows, STRING))
@@ -399,7 +403,10 @@ def _flagged_table(table: pa.Table, *, schema: pa.Schema, revision: int, thresho
     kept = np.isin(np.arange(table.num_rows), [row for row, _ in bad], invert=True)
     places[kept] = np.arange(good.num_rows)
     reasons = dict(bad)
-    index = pa.array(np.where(kept, places, 0), mask=~kept)
+    if table.schema.equals(schema):  # of the parts of BEIR there is no other row to show
+        places[~kept] = good.num_rows + np.arange(len(bad))
+        good = pa.concat_tables([good, table.filter(pa.array(~kept)).cast(schema)])
+    index = pa.array(np.where(places < 0, 0, places), mask=places < 0)
     whole = pa.Table.from_arrays([column.take(index) for column in good.columns], schema=schema)
     return whole.append_column(REASON, pa.array([reasons.get(row) for row in range(table.num_rows)], STRING))
 

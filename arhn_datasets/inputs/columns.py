@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -261,17 +262,19 @@ def points_at_passages(name: str) -> bool:
 
 
 def lengths_in(values: Values) -> Integers | None:
-    """The length of each list of plain values, -1 where it is null; None where a column holds none, or passages."""
+    """The length of each list, -1 where it is null; None where a column holds none, or passages with their texts."""
     if isinstance(values, list):
         listed = [value.tolist() if hasattr(value, "tolist") else value for value in values]
         if not any(isinstance(value, (list, tuple)) for value in listed):
             return None
-        plain = all(value is None or isinstance(value, (list, tuple)) for value in listed)
-        if not plain or any(isinstance(one, (Mapping, list)) for value in listed for one in value or ()):
+        lists = all(value is None or isinstance(value, (list, tuple)) for value in listed)
+        if not lists or any(isinstance(one, Mapping) and "text" in one for value in listed for one in value or ()):
             return None
         return np.array([-1 if value is None else len(value) for value in listed], np.int64)
     type = values.type
-    if not (arrow.is_list(type) or pa.types.is_fixed_size_list(type)) or pa.types.is_nested(type.value_type):
+    if not (arrow.is_list(type) or pa.types.is_fixed_size_list(type)):
+        return None
+    if pa.types.is_struct(type.value_type) and type.value_type.get_field_index("text") >= 0:
         return None
     lengths: Integers = pc.fill_null(pc.list_value_length(values), -1).to_numpy().astype(np.int64)
     return lengths
@@ -289,7 +292,8 @@ def parallel_to(name: str, found: Integers, positives: Integers, negatives: Inte
     by_chance = not whole or found.max() < 2 or known.sum() < 2
     if not (found > 0).any() or (by_chance and not pointing):
         return False
-    against = [positives, negatives, *([positives + negatives] if pointing else [])]
+    varied = found[known].min() < found[known].max()  # every row of triplets has two passages, and some list has two
+    against = [positives, negatives, *([positives + negatives] if pointing or varied else [])]
     if pointing and (pointing["pos"] or pointing["neg"]):
         against = [positives if pointing["pos"] else negatives]
     return any(bool((found == counts)[known].all()) for counts in against)
@@ -302,6 +306,6 @@ def refuse_parallel(names: list[str]) -> None:
         raise SchemaError(
             f"The columns {names} hold a list with one value for each passage of a row, and nothing keeps these beside "
             "their passages once one moves. Leave them out: arhn-refine --drop-columns "
-            f"{','.join(names)}, or ds.remove_columns({names}). Where one is of the query, rename it: "
-            f"arhn-refine --rename {first}=query_{first}, or ds.rename_column({first!r}, 'query_{first}')."
+            f"{quote(','.join(names))}, or ds.remove_columns({names}). Where one is of the query, rename it: "
+            f"arhn-refine --rename {quote(f'{first}=query_{first}')}, or ds.rename_column({first!r}, 'query_{first}')."
         )

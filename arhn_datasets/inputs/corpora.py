@@ -293,7 +293,8 @@ def _judged(qrels: GivenRows | None, threshold: float | None) -> dict[str, list[
     if scores:
         raise SchemaError(
             f"The qrels hold scores, as {scores[0]:g}, which do not say what is relevant; grades are whole numbers. "
-            "Say from which score on a document is positive, with threshold=X, or give the scores as run=."
+            "Say from which score on a document is positive (arhn-refine --label-threshold X, threshold=X), or give "
+            "the scores as run=."
         )
     return graded
 
@@ -316,9 +317,10 @@ def _positives(qrels: GivenRows, threshold: float | None = None) -> dict[str, li
         raise SchemaError("The qrels are empty: no query has a positive.")
     without = [query_id for query_id, docids in positives.items() if not docids]
     if without:
+        least = "above 0" if threshold is None else f"of at least {threshold:g}"
         raise SchemaError(
-            f"{len(without)} of {len(positives)} queries of the qrels have no positive, a document with a score above "
-            f"0: {', '.join(map(repr, without[:NAMED_AT_MOST]))}. Leave them out of the qrels."
+            f"{len(without)} of {len(positives)} queries of the qrels have no positive, a document with a score "
+            f"{least}: {', '.join(map(repr, without[:NAMED_AT_MOST]))}. Leave them out of the qrels."
         )
     return {query_id: list(dict.fromkeys(docids)) for query_id, docids in positives.items()}
 

@@ -5,14 +5,17 @@ A folder may be that of a dataset repository, whose README names its configurati
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.inputs.adaptation import adapt_dataset
+from arhn_datasets.inputs.bad_rows import BadRow, OnBadRow
 from arhn_datasets.inputs.files import READ_FILES, dataset_of, is_read
 from arhn_datasets.rows.records import stable_docid
 
@@ -34,7 +37,7 @@ _NO_ROWS = re.compile(
     re.IGNORECASE,
 )
 CORPUS, QUERIES, QRELS = BEIR = ("corpus", "queries", "qrels")
-RETRIEVED = {"run": ("run", "runs"), "negatives": ("negatives", "hard_negatives", "hard-negatives")}
+RETRIEVED = {"run": ("run", "runs", "top_ranked"), "negatives": ("negatives", "hard_negatives", "hard-negatives")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,9 @@ def _of_a_folder(folder: Path, config: str | None) -> Found:
     files = [path for path in listed if is_read(path)]
     configs, default = _configurations(folder)
     parts = _parts(folder, files)
+    inner = {folder / path.relative_to(folder).parts[0] for path in files}
+    if not configs and len(inner) == 1 and (alone := inner.pop()).is_dir() and _parts(alone, files):
+        return _of_a_folder(alone, config)  # as `arhn-export` writes it
     of_parts = {path for paths in parts.values() for path in paths}
     if parts and config is None and of_parts.issuperset(_paths(configs.get(default or "", {}))):
         return Found(parts=parts, left_out=_names(folder, listed, of_parts))
@@ -111,7 +117,21 @@ def _names(folder: Path, listed: Sequence[Path], read: Collection[Path]) -> list
 
 
 def _listed(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_seen(path.relative_to(folder))]
+    return [path for path in files_under(folder) if _is_seen(path.relative_to(folder))]
+
+
+def files_under(folder: Path) -> list[Path]:
+    """All files of a folder and of those in it, also of those that are links; each folder once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [path for name in names if (path := Path(root, name)).is_file()]
+    return sorted(found)
 
 
 def _is_seen(path: Path) -> bool:
@@ -186,8 +206,10 @@ def _parts(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     return parts if set(BEIR) <= set(parts) else {}
 
 
-def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> dict[str, Dataset]:
-    """The rows of each file of qrels, put together from the parts of BEIR.
+def splits_of_parts(
+    folder: Path, parts: Mapping[str, Sequence[Path]], threshold: float | None, on_bad_row: OnBadRow
+) -> dict[str, Dataset]:
+    """The rows of each file of qrels, put together from the parts of BEIR; as :func:`adapt_dataset`.
 
     Raises:
         InputError: nothing says which documents are negatives.
@@ -206,9 +228,14 @@ def splits_of_parts(folder: Path, parts: Mapping[str, Sequence[Path]]) -> dict[s
     for split, files in by_split[QRELS].items():
         own = by_split[kind].get(split) or by_split[kind].get(kind) or parts[kind]
         given = {**read, QRELS: _read(files, f"{QRELS}.{split}"), kind: _read(own, f"{kind}.{split}")}
-        splits[split] = adapt_dataset(**given)
+        given_to = partial(_of_split, on_bad_row, split) if callable(on_bad_row) else on_bad_row
+        splits[split] = adapt_dataset(**given, threshold=threshold, on_bad_row=given_to)
         splits[split]._fingerprint = stable_docid("", " ".join(rows._fingerprint for rows in given.values()))[:16]
     return splits
+
+
+def _of_split(on_bad_row: Callable[[BadRow], object], split: str, row: BadRow) -> None:
+    on_bad_row(replace(row, split=split))
 
 
 def _by_name(files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,9 @@ def grouped(ds: Dataset, numbers: Integers, reading: Reading) -> tuple[Dataset, 
     from datasets import Dataset
 
     found = ds.with_format("arrow")
-    groups = _groups(found.select_columns([n for n in (QUERY_ID, QUERY, SUBSET) if n in ds.column_names])[:])
+    # What a form makes of a row, as a system message, is of the query, too: nobody could leave it out.
+    keys = [name for name in (QUERY_ID, QUERY, SUBSET, *reading.made) if name in ds.column_names]
+    groups = _groups(found.select_columns(keys)[:])
     sizes = np.bincount(groups)
     if len(sizes) == len(ds) and not reading.partial:
         return ds, []
@@ -147,7 +150,7 @@ def _differing(ds: Dataset, sizes: Integers, order: Integers, numbers: Integers)
         raise SchemaError(
             f"The columns {refused} differ between rows of one query, so the one row that these become cannot keep "
             f"them: {refused[0]!r} in the rows {rows[0]} and {rows[1]} (counted from 0) of the query "
-            f"{shorten(repr(query), 100)}. Leave them out: arhn-refine --drop-columns {','.join(refused)}, or "
+            f"{shorten(repr(query), 100)}. Leave them out: arhn-refine --drop-columns {quote(','.join(refused))}, or "
             f"ds.remove_columns({refused})."
         )
     return gone
@@ -185,7 +188,7 @@ def refuse_lists_of_passages(ds: Dataset) -> None:
     names = [
         name
         for name, type in passing.items()
-        if arrow.is_list(type) and not pa.types.is_nested(type.value_type) and name not in ALL_EVIDENCE_TYPES
+        if name not in (*CANONICAL, *ALL_EVIDENCE_TYPES) and lengths_in(pa.chunked_array([], type)) is not None
     ]
     if not names or not len(ds):
         return

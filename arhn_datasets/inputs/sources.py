@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from arhn_datasets.errors import ConfigurationError, InputError, SchemaError
 from arhn_datasets.inputs.adaptation import adapt_dataset, keeps_rows
 from arhn_datasets.inputs.bad_rows import STOP, OnBadRow
 from arhn_datasets.inputs.files import READ_FILES, READERS, dataset_of, is_read
-from arhn_datasets.inputs.folders import found_in, splits_of_parts
+from arhn_datasets.inputs.folders import files_under, found_in, splits_of_parts
 from arhn_datasets.inputs.forms import reading_of
 from arhn_datasets.inputs.grouping import alike
 from arhn_datasets.rows.arrow import holds_json
@@ -149,10 +149,13 @@ def load_input(
         InputError: the input is not there or cannot be read.
         SchemaError: its rows are in no known form.
     """
-    loaded, kind, told = _load(source)
+    loaded, kind, told = _load(source, on_bad_row)
+    put_together = told.get("put_together", False)
+    told = {name: value for name, value in told.items() if name != "put_together"}
     raw = _splits_of(loaded, source)
     raw = {name: _reshaped(dataset, source) for name, dataset in raw.items()}
-    adapted = {name: _canonical(dataset, source, undo, name, on_bad_row) for name, dataset in raw.items()}
+    rows = replace(source, label_threshold=None) if put_together else source  # where the grades are read already
+    adapted = {name: _canonical(dataset, rows, undo, name, on_bad_row) for name, dataset in raw.items()}
     splits = alike({name: (raw[name].column_names, dataset) for name, dataset in adapted.items()})
     if any(map(len, raw.values())) and not any(map(len, splits.values())):
         raise InputError(
@@ -250,9 +253,7 @@ def provenance_of(splits: Mapping[str, Any], source: str | None) -> dict[str, An
 def stamp_of(source: Input) -> list[Any]:
     """What changes when the files of an input do: their names, sizes and times; nothing of a dataset of the Hub."""
     files = [
-        (found, place)
-        for place in source.places
-        for found in ([place] if place.is_file() else sorted(one for one in place.rglob("*") if one.is_file()))
+        (found, place) for place in source.places for found in ([place] if place.is_file() else files_under(place))
     ]
     return [[found.relative_to(at).as_posix(), (s := found.stat()).st_size, s.st_mtime_ns] for found, at in files]
 
@@ -291,7 +292,7 @@ def _splits_of(loaded: Any, source: Input) -> dict[str, Any]:
     return {wanted: loaded[wanted]} if wanted else dict(loaded)
 
 
-def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
+def _load(source: Input, on_bad_row: OnBadRow) -> tuple[Any, str, Mapping[str, Any]]:
     """The dataset, the kind of its source, and what is told of it: revision, licence, ..., and files left out."""
     from datasets import load_dataset, load_from_disk
 
@@ -301,7 +302,7 @@ def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
             if not source.inside:
                 return load_dataset(source.name, source.config, revision=told["revision"]), "hub", told
             places = _downloaded(source, told["revision"])
-        loaded, left_out = _of_files(places, None)
+        loaded, left_out = _of_files(places, source, None, on_bad_row)
         return loaded, "hub", {**told, "inside": source.inside, **left_out}
     places = source.places
     for place in places:
@@ -318,7 +319,7 @@ def _load(source: Input) -> tuple[Any, str, Mapping[str, Any]]:
     if saved:
         with reading(source):
             return load_from_disk(str(first)), "folder", UNPUBLISHED
-    loaded, left_out = _of_files(places, source.config)
+    loaded, left_out = _of_files(places, source, source.config, on_bad_row)
     return loaded, kind.split()[-1], {**UNPUBLISHED, **left_out}
 
 
@@ -335,7 +336,9 @@ def _check(place: Path) -> None:
         raise InputError(f"{place} is empty; rows were expected. Name another file, or make this one again.")
 
 
-def _of_files(places: Sequence[Path], config: str | None) -> tuple[dict[str, Dataset], dict[str, Any]]:
+def _of_files(
+    places: Sequence[Path], source: Input, config: str | None, on_bad_row: OnBadRow
+) -> tuple[dict[str, Dataset], dict[str, Any]]:
     """The splits that stand in files, and which files of the folders are left out, where there are such."""
     found = found_in(places, config)
     if found.left_out:
@@ -345,7 +348,8 @@ def _of_files(places: Sequence[Path], config: str | None) -> tuple[dict[str, Dat
         )
     left_out = {"left_out": list(found.left_out)} if found.left_out else {}
     if found.parts:
-        return splits_of_parts(places[0], found.parts), left_out
+        splits = splits_of_parts(places[0], found.parts, source.label_threshold, on_bad_row)
+        return splits, {**left_out, "put_together": True}
     read = {split: dataset_of(files, split) for split, files in found.splits.items()}
     splits = {split: rows for split, rows in read.items() if rows is not None}
     if not splits:

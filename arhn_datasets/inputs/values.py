@@ -253,7 +253,7 @@ def readable(values: Any, *, structs: bool = False) -> Any:
     Where JSON text stands only in the fields of passages, these are decoded when they are read.
     """
     type = values.type
-    if not holds_json(type) or (_is_list(type) and pa.types.is_struct(type.value_type)):
+    if not holds_json(type) or (structs and _is_list(type) and pa.types.is_struct(type.value_type)):
         return values
     found = decoded(values)
     if structs and all(value is None or _holds_objects(value) for value in found):

@@ -83,6 +83,12 @@ def _reader(type: pa.DataType) -> Callable[[Any], Any]:
     return read
 
 
+def row_at(table: pa.Table, place: int) -> dict[str, Any]:
+    """A row as Python objects, of JSON text what it stands for."""
+    row = table.slice(place, 1)
+    return {name: decoded(column)[0] for name, column in zip(row.column_names, row.columns, strict=True)}
+
+
 def is_list(type: pa.DataType) -> bool:
     """Whether a type is one of lists with offsets."""
     return bool(pa.types.is_list(type) or pa.types.is_large_list(type))

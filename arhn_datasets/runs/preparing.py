@@ -25,7 +25,7 @@ from arhn_datasets.inputs.adaptation import keeps_rows
 from arhn_datasets.inputs.bad_rows import SET_ASIDE, STOP, BadRow, Noted, check_choice, told
 from arhn_datasets.inputs.canonical import sort_out
 from arhn_datasets.inputs.sources import UNPUBLISHED, Input, Shard
-from arhn_datasets.rows.arrow import empty_table
+from arhn_datasets.rows.arrow import empty_table, row_at
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, QUERY_ID, Row, canonical_json
 from arhn_datasets.rows.stage import Transform
 from arhn_datasets.rules.arhn import Relabel
@@ -162,7 +162,7 @@ class Streamed:
         source = SOURCE_ROWS(table) if sources.is_refined(table.schema) else table
         good, bad = sort_out(source, threshold=self.source.label_threshold)
         rows = [
-            BadRow(row=end - len(table) + at, reason=why, content=source.slice(at, 1).to_pylist()[0], split=self.name)
+            BadRow(row=end - len(table) + at, reason=why, content=row_at(source, at), split=self.name)
             for at, why in bad
         ]
         told(rows, end, self.noted.add if self.source.on_bad_row == SET_ASIDE else STOP)

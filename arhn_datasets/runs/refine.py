@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from arhn_datasets.errors import InputError
+from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.writer import Refinement, RunWriter, check_output, configuration, describe_run
 from arhn_datasets.inputs.bad_rows import SET_ASIDE
@@ -103,13 +103,18 @@ def refine(
         opened: Opens another engine than this process, for splits that are no streams.
 
     Raises:
-        ConfigurationError: a shard that there is not.
+        ConfigurationError: a shard that there is not, or ``output`` lies in the input.
         InputError: the input is not there or cannot be read.
         SchemaError: its rows are in no known form.
         OutputError: ``output`` holds something else, or cannot be written.
     """
     target = Path(output)
     check_output(target)
+    if inside := next((place for place in source.places if place.is_dir() and _lies_in(target, place)), None):
+        raise ConfigurationError(
+            f"The output {target} lies in the input {inside}, so that the next run would read it as rows. Name a "
+            "folder outside of it as --output, or the files of the input alone."
+        )
     stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
     prepared = prepare(source, stages, streamed=opened is None)
     with opened(prepared) if opened else nullcontext(Engine(prepared, batch_size)) as engine:
@@ -118,6 +123,11 @@ def refine(
         finally:
             if not is_unfinished(target):  # done, or nothing to go on from
                 shutil.rmtree(work_folder(target), ignore_errors=True)
+
+
+def _lies_in(target: Path, place: Path) -> bool:
+    found, folder = target.resolve(), place.expanduser().resolve()
+    return found != folder and found.is_relative_to(folder)
 
 
 class _Work:

@@ -53,6 +53,8 @@ def test_ids_and_titles_travel_with_their_texts(name: str) -> None:
         {**canonical(), "negative_ids": ["a", "b"]},
         {"query": QUERY, "docs": [YES, NO], "labels": [1, 0], "doc_ranks": [1, 2]},
         {**TRIPLET, "negative": [NO, ALSO_NO], "negative_ranks_of_bm25": [1, 2]},
+        {**FLAG, "neg": [NO, ALSO_NO], "neg_metadata": [{"from": "bm25"}, {"from": "dense"}]},
+        {**FLAG, "neg": [NO, ALSO_NO], "neg_spans": [[0, 4], [2, 9]]},
     ],
 )
 @pytest.mark.parametrize("way", WAYS)
@@ -76,6 +78,20 @@ def test_a_list_of_the_length_of_a_side_in_every_row_is_refused(sizes: list[int]
     assert [row["mined"] for row in adapt_dataset(other)] == [row["mined"] for row in other]
     renamed = [{"query_mined" if name == "mined" else name: value for name, value in row.items()} for row in rows]
     assert [row["query_mined"] for row in adapt_dataset(renamed)] == [row["mined"] for row in rows]
+
+
+@pytest.mark.parametrize("value", [7, [0.5, 0.25], {"from": "bm25"}], ids=["numbers", "lists", "objects"])
+def test_what_is_beside_the_documents_of_a_list_is_refused(value: object) -> None:
+    """One value for each of both sides in every row, of any kind; lists of passages of their own pass through."""
+    rows = [
+        {"query": f"q{size}", "docs": ["p", *(f"n{at}" for at in range(size))], "labels": [1, *[0] * size]}
+        for size in (1, 2)
+    ]
+    with pytest.raises(SchemaError, match="'source url'.*--drop-columns 'source url',"):
+        adapt_dataset([{**row, "source url": [value] * len(row["docs"])} for row in rows])
+    passages = [[{"text": YES}, {"text": NO}], [{"text": YES}, {"text": NO}, {"text": ALSO_NO}]]
+    kept = adapt_dataset([{**row, "easy": own} for row, own in zip(rows, passages, strict=True)])
+    assert [row["easy"] for row in kept] == passages
 
 
 @pytest.mark.parametrize("name", sorted(ALL_EVIDENCE_TYPES))

@@ -46,6 +46,18 @@ def test_rows_of_one_anchor_become_one(make: Callable[[list[Row]], Any]) -> None
     assert adapted["lang"][:] == ["en", "en"]
 
 
+def test_system_messages_keep_queries_apart() -> None:
+    """A row each, as no column of the source could be left out; rows of one system message become one."""
+    row = {"messages": [{"role": "user", "content": QUERY}], "positive_messages": [YES]}
+    told = {**row, "messages": [{"role": "system", "content": "Find it."}, *row["messages"]]}
+    rows = [{**told, "negative_messages": [NO]}, {**row, "negative_messages": [NO]}]
+    found = adapt_dataset([*rows, {**told, "negative_messages": [ALSO_NO]}])
+    assert [(one["prompt"], texts(one["negative_passages"])) for one in found] == [
+        ("Find it.", [NO, ALSO_NO]),
+        (None, [NO]),
+    ]
+
+
 def test_query_id_and_subset_keep_anchors_apart() -> None:
     """The same words in two subsets, or under two ids, are two queries."""
     rows = [{**TRIPLET, "query_id": 1, "subset": "a"}, {**TRIPLET, "query_id": 1, "subset": "b"}]

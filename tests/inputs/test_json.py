@@ -42,6 +42,16 @@ WAYS = {
     "streamed batches": lambda ds: list(ds.to_iterable_dataset().map(arhn.adapt, batched=True)),
 }
 MIXED = {
+    "a number in a message": (
+        {
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "p"}],
+            "negative_messages": [[{"role": "user", "content": "n"}]],
+        },
+        {
+            "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "p"}],
+            "negative_messages": [[{"role": "user", "content": 7}]],
+        },
+    ),
     "a number among queries": ({**FLAG}, {**FLAG, "query": 1984}),
     "a number among texts": ({**FLAG}, {**FLAG, "pos": ["x", 212]}),
     "a number among negatives": ({**FLAG}, {**FLAG, "neg": [True, "x"]}),
@@ -64,11 +74,22 @@ def test_a_value_of_another_kind_is_refused_as_in_a_dict(case, way, tmp_path):
         arhn.adapt(dict(rows[1]))
     with pytest.raises(SchemaError) as told:
         WAYS[way](ds)
-    reason = str(alone.value).split(": ", 1)[1]
+    reason = str(alone.value).split(": column ", 1)[1]
     assert reason.split(". ")[0] in str(told.value)
 
 
+def chat(query, positives, negatives):
+    """A row of ms-swift, from what stands in its messages."""
+    return {
+        "messages": [{"role": "user", "content": query}],
+        "positive_messages": [[{"role": "user", "content": one}] for one in positives],
+        "negative_messages": [[{"role": "assistant", "content": one}] for one in negatives],
+    }
+
+
+PARTS = [{"type": "text", "text": 'in "parts"\n'}]
 GOOD = {
+    "messages": [chat('say "hi"\n\\u00e9 é', ["a"], ['b "c"']), chat(PARTS, ["d", PARTS], ["e", [*PARTS, *PARTS]])],
     "ids": [{"query_id": "a", **PLAIN}, {"query_id": 7, **PLAIN}],
     "docids": [PLAIN, {**PLAIN, "negative_passages": [{**N, "docid": 12345678901234567}, {**N, "docid": "x"}]}],
     "subsets": [{**PLAIN, "subset": "nq"}, {**PLAIN, "subset": 7}, {**PLAIN, "subset": None}],
@@ -103,6 +124,15 @@ def test_further_fields_of_json_passages_stay_or_are_refused(tmp_path):
     assert found[0]["negative_passages"] == [{**N, "score": None}]
     with pytest.raises(SchemaError, match=r"further fields \['score'\].*adapt_dataset"):
         ds.map(arhn.adapt, batched=True)
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_a_bad_row_is_handed_over_as_it_came(case, tmp_path):
+    """Its values are those of the file, and not JSON text of them; the row beside it is read."""
+    rows, bad = MIXED[case], []
+    assert len(arhn.adapt_dataset(of_json(rows, tmp_path), on_bad_row=bad.append)) == 1
+    given = rows[bad[0].row]
+    assert {name: bad[0].content[name] for name in given} == given
 
 
 def test_parts_of_several_kinds_are_read(tmp_path):

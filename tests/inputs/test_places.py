@@ -62,6 +62,29 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path, caplog):
     assert told["rows"] == {"train": 4, "validation": 1}
 
 
+def test_linked_files_and_folders_are_read_once(tmp_path):
+    """Also folders that lie elsewhere, and one that leads back to where it is."""
+    write(tmp_path / "elsewhere" / "c.jsonl", row("c"))
+    write(tmp_path / "one.jsonl", row("b"))
+    write(tmp_path / "in" / "a.jsonl", row("a"))
+    (tmp_path / "in" / "b.jsonl").symlink_to(tmp_path / "one.jsonl")
+    for name, target in {"d": "elsewhere", "e": "elsewhere", "loop": "in"}.items():
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    assert queries(tmp_path / "in") == {"train": ["a", "b", "c"]}
+    before = stamp_of(Input(name=str(tmp_path / "in")))
+    write(tmp_path / "elsewhere" / "c.jsonl", row("changed"))
+    assert stamp_of(Input(name=str(tmp_path / "in"))) != before
+
+
+def test_an_output_in_its_input_is_refused(tmp_path):
+    """The next run would read it as rows; beside the files it can be, where these are named."""
+    file = write(tmp_path / "in" / "a.jsonl", row("a"))
+    with pytest.raises(ConfigurationError, match="lies in the input.*Name a folder outside of it"):
+        refine(Input(name=str(tmp_path / "in")), tmp_path / "in" / "x" / "out", stages())
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
+    assert refine(Input(name=str(file)), tmp_path / "in" / "out", stages()).report.total.rows == 1
+
+
 def test_patterns_and_several_places(tmp_path):
     """Files that fit a pattern, files and folders beside each other, each once; a single file is all of train."""
     one, two = write(tmp_path / "a" / "x1.jsonl", row("1")), write(tmp_path / "a" / "x2.jsonl", row("2"))
@@ -158,6 +181,44 @@ def test_a_folder_of_beir_is_put_together(tmp_path):
     assert [one["docid"] for one in splits["test"][0]["negative_passages"]] == ["d2"]
     with pytest.raises(InputError, match=r"no hard negatives. Put one file .* run.tsv"):
         load_input(Input(name=str(beir(tmp_path / "c"))), undo=arhn.revert)
+
+
+def test_grades_and_bad_rows_of_a_folder_of_beir(tmp_path):
+    """The threshold says which grades are positive; a bad row of a split is refused or set aside."""
+    negatives = '{"query-id": "q1", "corpus-id": "d2"}\n{"query-id": "007", "corpus-id": "d1"}\n'
+    folder = beir(tmp_path / "a", negatives__jsonl=negatives)
+    qrels = "query-id\tcorpus-id\tscore\nq1\td0\t2\nq1\td2\t1\n"
+    (folder / "qrels" / "train.tsv").write_text(qrels, encoding="utf-8")
+    bad, source = [], Input(name=str(folder), label_threshold=2)
+    splits, told = load_input(source, undo=arhn.revert, on_bad_row=bad.append)
+    assert {split: rows["query_id"][:] for split, rows in splits.items()} == {"train": ["q1"], "test": []}
+    sides = [[one["docid"] for one in splits["train"][0][f"{side}_passages"]] for side in ("positive", "negative")]
+    assert sides == [["d0"], ["d2"]]
+    assert [(row.split, row.content["query_id"]) for row in bad] == [("test", "007")]
+    assert "put_together" not in told
+    with pytest.raises(SchemaError, match="1 of 1 rows break their form"):
+        load_input(source, undo=arhn.revert)
+    with pytest.raises(SchemaError, match="no positive, a document with a score of at least 3"):
+        load_input(Input(name=str(folder), label_threshold=3), undo=arhn.revert)
+
+
+def test_our_own_reranking_export_is_refined_again(sample, tmp_path, capsys):
+    """Its passages to rank that are not in the qrels are the negatives; the folder is the one that was named."""
+    given = str(write(tmp_path / "x.jsonl", *sample[:3]))
+    export = ["--format", "mteb-reranking", "--output", str(tmp_path / "e")]
+    assert cli.refine_command([given, "--annotator", "lexical", "--output", str(tmp_path / "r")]) == 0
+    assert cli.export_command([str(tmp_path / "r"), *export]) == 0
+    capsys.readouterr()
+    splits, _ = load_input(Input(name=str(tmp_path / "e"), label_threshold=2), undo=arhn.revert)
+    again = {one["query_id"]: one for one in splits["train"]}
+    assert again
+    assert set(again) <= {one["query_id"] for one in sample[:3]}
+    for one in Dataset.from_parquet(str(tmp_path / "r" / "data" / "train-00000-of-00001.parquet")):
+        if one["query_id"] in again:
+            mine = again[one["query_id"]]
+            for name, sides in {"positive": ("positive",), "negative": ("negative", "filtered")}.items():
+                texts = {entry["text"] for side in sides for entry in one[f"{side}_passages"]}
+                assert {entry["text"] for entry in mine[f"{name}_passages"]} == texts
 
 
 @pytest.mark.parametrize("format_", ["beir", "mteb"])
