@@ -13,6 +13,7 @@ _CUT = (
     *("length", "max_length", "max_tokens", "max_new_tokens", "max_output_tokens", "max_completion_tokens"),
     *("model_length", "context_length", "token_limit", "model_context_window_exceeded", "incomplete"),
 )
+_WHOLE = ("stop", "stop_sequence", "eos", "eos_token", "eot", "end_turn", "complete", "completed", "finished", "done")
 _HELD_BACK = ("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content")
 _BROKEN = ("error", "abort", "aborted", "cancelled", "canceled", "insufficient_system_resource")
 
@@ -26,8 +27,12 @@ def completed(reply: Any) -> tuple[Any, ...]:
         ValueError: the server stopped before the end.
     """
     choice, usage = reply["choices"][0], reply.get("usage") or {}
-    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (None, None)
     message, reason = choice["message"], choice.get("finish_reason")
+    if is_cut(
+        choice.get("native_finish_reason")
+    ):  # of a provider behind a gateway, which may have called it another end
+        reason = choice["native_finish_reason"]
     text = message.get("content")
     if isinstance(text, list):  # of parts, among which may be thoughts
         text = "".join(part["text"] for part in text if part.get("type") in ("text", "output_text"))
@@ -46,6 +51,11 @@ def completed(reply: Any) -> tuple[Any, ...]:
 def is_cut(reason: str | None) -> bool:
     """Whether a reply ended because it was as long as it may be."""
     return str(reason).lower() in _CUT
+
+
+def is_whole(reason: str | None) -> bool:
+    """Whether a reply is known to have ended by itself."""
+    return str(reason).lower() in _WHOLE
 
 
 def is_held_back(reason: str | None) -> bool:
