@@ -34,8 +34,9 @@ def completed(reply: Any) -> tuple[Any, ...]:
     ):  # of a provider behind a gateway, which may have called it another end
         reason = choice["native_finish_reason"]
     text = message.get("content")
-    if isinstance(text, list):  # of parts, among which may be thoughts
-        text = "".join(part["text"] for part in text if part.get("type") in ("text", "output_text"))
+    parts = [text] if isinstance(text, dict) else text
+    if isinstance(parts, list):  # among which may be thoughts
+        text = "".join(part["text"] for part in parts if part.get("type", "text") in ("text", "output_text"))
     if is_held_back(reason):
         raise RequestRejected(f"the server's content filter held the reply back (finish_reason {reason!r})")
     if text is None and message.get("refusal"):
@@ -65,7 +66,7 @@ def is_held_back(reason: str | None) -> bool:
 
 def loaded(body: bytes) -> Any:
     """The JSON of a 200, also where it is a stream that nobody has asked for."""
-    if not body.lstrip().startswith(b"data:"):
+    if not body.lstrip().startswith((b"data:", b"event:", b":")):
         return json.loads(body)
     lines = (line[5:].strip() for line in body.splitlines() if line.startswith(b"data:"))
     chunks = [json.loads(line) for line in lines if line != b"[DONE]"]
