@@ -19,6 +19,9 @@ from arhn_datasets.errors import (
 )
 from arhn_datasets.rows.records import alike
 
+MOST = (
+    256  # refusals in a row where there were answers and no replies of before: of that many prompts it is not the fault
+)
 ENOUGH = 32  # failures without an answer, after which none is expected
 HELD_SECONDS = 30.0  # at most, for others that hang
 TOLD = 3  # of the causes, in the message
@@ -39,12 +42,13 @@ class Outlook:
         self.held: list[asyncio.Future[bool]] = []
         self._name, self._known = name, known
         self._answered = False
-        self._lasting = 0  # in a row
+        self._lasting = self._refused = 0  # in a row
         self._causes: Counter[str] = Counter()
         self._said: dict[str, str] = {}
 
     def answered(self) -> None:
         """A request was answered."""
+        self._refused = 0
         if self._answered and not self._lasting:
             return
         self._answered, self._lasting = True, 0
@@ -69,7 +73,9 @@ class Outlook:
         self._said.setdefault(shape, str(error))
         self._causes[shape] += 1
         self._lasting += lasting
-        if self._lasting >= ENOUGH or not self._hopeful and self._causes.total() >= ENOUGH:
+        self._refused += 1
+        hopeless = self._lasting >= ENOUGH or self._refused >= MOST and not self._known()
+        if hopeless or not self._hopeful and self._causes.total() >= ENOUGH:
             ended = True
             self._release(ended=True)
         elif advice is None or self._hopeful:

@@ -87,12 +87,13 @@ _FILTERED = _any(
     r"content.(?:filter|management polic|polic)", r"flagged", r"inappropriate content", r"prompt was blocked"
 )
 _NO_CREDIT = _any(
-    r"insufficient[_ ](?:quota|balance|credits?|funds)",
+    r"budget[_ ](?:has been )?exceeded|insufficient[_ ](?:quota|balance|credits?|funds)",
     r"exceeded_current_quota|billing_(?:hard_limit|not_active)|credit balance|out of credits|payment required",
 )
 _NO_KEY = _any(r"authentication|unauthori[sz]ed|(?:invalid|incorrect|missing|no).{0,25}(?:api.?key|proxy server token)")
 _NO_MODEL = _any(
-    r"model\b.{0,120}(?:does not exist|not found|not a valid)|model_not_found|(?:no such|unknown|invalid) model"
+    r"model\b.{0,120}(?:does not exist|not found|not a valid|identifier is invalid)|model_not_found",
+    r"(?:no such|unknown|invalid) model",
 )
 _UNSUPPORTED = _any(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra[ _](?:inputs|fields|forbidden)|deprecated",

@@ -471,6 +471,8 @@ def test_refusals_after_answers():
     unpaid = errors.RequestRejected("402: no", advice="pay", lasting=True)
     long = errors.PromptTooLong("400: long")
     assert settled(True, *[blocked] * 99) == ["own"] * 99
+    assert settled(True, *[blocked] * 255, True, *[blocked] * 256) == ["own"] * 510 + ["end"]
+    assert settled(True, *[blocked] * 300, known=True) == ["own"] * 300
     assert settled(*[blocked] * 99, known=True) == ["own"] * 99
     assert settled(True, *[unpaid] * 31, True, *[unpaid] * 32) == ["own"] * 62 + ["end"]
     assert settled(blocked) == settled(unpaid) == ["end"]
