@@ -285,6 +285,7 @@ def test_an_error_that_nobody_waits_for_any_more_is_no_noise(caplog):
     future.cancel()
     gone.set()
     background.run(value(1))
+    del future  # which holds the task
     gc.collect()
     background.run(value(1))
     assert "never retrieved" not in caplog.text
