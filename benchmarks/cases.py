@@ -408,6 +408,8 @@ EXPECTED: Mapping[str, Sequence[Trial]] = {
     "67": [Trial(dates_are_texts)],
     "68": _files(refused("rename"), "decision.jsonl", "ranking.jsonl", "ranks.jsonl"),
     "69": [Trial(cut_and_relabelled)],
+    "70": [Trial(done)],
+    "71": [Trial(refused("chat template", "--tokenizer"))],
 }
 
 _AS_GOOD = (

@@ -13,7 +13,9 @@ _SPECIAL = (
     r"(?:<[|｜][^<>\n]{0,60}[|｜]>"
     r"|</?(?:s|bos|eos|eot|eod|eop|pad|unk|sep|cls|mask|start_of_turn|end_of_turn|end_of_utterance|extra_id_\d+)>"
     r"|<turn\|>|<\|turn>|\[/?(?:INST|SYSTEM_PROMPT|BOS|EOS|PAD|UNK|SEP|CLS|gMASK)\]|<</?SYS>>"
-    r"|\[\|[^\[\]\n|]{0,40}\|\]|\[e~\[|\]~b\])"
+    r"|\[\|[^\[\]\n|]{0,40}\|\]|\[e~\[|\]~b\]|\[end of text\]"
+    r"|</?(?:(?:answer|final|output|response|result|snippet|text|passage|ranking|grade|copied|quote|span|sentence|excerpt"
+    r"|evidence|extract|extracted|relevant|exact)_?){1,3}>)"  # also where the other half was cut away
 )
 _LEADING = re.compile(rf"{_SPECIAL}(?:(?:assistant|model)(?=\s|<))?|assistant(?=\s*\n)", re.IGNORECASE)
 _TRAILING = re.compile(rf"{_SPECIAL}\Z", re.IGNORECASE)
@@ -34,14 +36,13 @@ _BARE_CHANNEL = re.compile(
     r"\s*(?:assistant)?(?:analysis|commentary)(?=[A-Z])"
 )  # of which the special tokens were left out
 _WRAPPED = re.compile(
-    r"<(answer|final_answer|final|output|response|result|snippet|text|passage|ranking|grade|copied_text)>(.*)</\1>"
-    r"|\$?\$?\\\[?\s*\\?boxed\{(?:\\text\{(?P<inner>[^{}]*)\}|(?P<box>[^{}]*))\}\s*(?:\\\])?\$?\$?"
+    r"\$?\$?\\\[?\s*\\?boxed\{(?:\\text\{(?P<inner>[^{}]*)\}|(?P<box>[^{}]*))\}\s*(?:\\\])?\$?\$?"
     r"|```[\w+-]*\n(?P<fenced>.*?)\n?```",
     re.DOTALL | re.IGNORECASE,
 )
 # Without any of these a reply has no decoration: most have none, and looking for each takes its time.
 _MARKS = ("<", "```", "\\boxed", "assistant", "analysis", "commentary", "◁", "｜", "]~b")
-_BRACKET = re.compile(r"\[(?:[/|TISBEPUC]|e~|gM)")
+_BRACKET = re.compile(r"\[(?:[/|TISBEPUC]|e~|gM|end)")
 _DEEPEST = 4  # wrappers in wrappers
 
 
@@ -54,7 +55,7 @@ def answer_of(reply: str) -> str:
         wrapped = _WRAPPED.fullmatch(text)
         if not wrapped:
             break
-        text = _plain(next(part for part in (*wrapped.group(2, "inner", "box", "fenced"), "") if part is not None))
+        text = _plain(next(part for part in (*wrapped.group("inner", "box", "fenced"), "") if part is not None))
     return text
 
 

@@ -6,6 +6,7 @@ The parsers accept little and invent nothing: what is not plainly a snippet of t
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import unicodedata
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from arhn_datasets.annotators.client.completions import is_cut
+from arhn_datasets.annotators.client.completions import is_cut, is_whole
 from arhn_datasets.annotators.decorations import answer_of
 from arhn_datasets.annotators.grounding import fold, ground
 from arhn_datasets.annotators.interface import Grade, Ranking, Snippet, Verdict
@@ -26,18 +27,30 @@ VERSION = 2  # raised whenever the same reply is read differently; part of every
 CUT_OFF = "cut off after"  # how the detail of a reply begins that was not finished
 
 MOST_JSON = 20_000  # characters of a reply that are tried as JSON
-_LABEL = re.compile(
-    r"(?:\*\*|__)?(?:(?:the|my|copied|answer|final|relevant|best|exact|extracted|quoted|supporting)\s+){0,3}"
-    r"(?:snippet|text|answer|quote|sentences?|excerpt|span|output|response|result|evidence)"
-    r"(?:,? or no_answer)?(?:\s+is)?(?:\*\*|__)?\s*(?::|\s[-–—]\s)\s*(?:\*\*|__)?\s*",
-    re.IGNORECASE,
-)
+_LABEL = re.compile(r"([^\n:：]{1,80}?)(?:,? or no_answer)?\s*(?:[:：]|\s[-–—]\s)\s*(?:\*\*|__)?\s*", re.IGNORECASE)
 _BULLET = re.compile(r"\A(?:[-*•·]\s+|\d{1,2}[.)]\s+|#{1,6}\s+)")
 _MARKUP = re.compile(r"\*\*|__|`|^\s*(?:>+|#{1,6})\s*", re.MULTILINE)
 _TITLE = re.compile(r"title\s*:\s*")
 _AFTER_TITLE = re.compile(r"[\s:.\-\"'|]+(?:(?:text|passage|content)\s*:\s*)?")
 _NO_LETTER = re.compile(r"[\W_]+")
-_WRAPPERS = "\"'`*“”‘’«»„ \t\r\n"
+_WRAPPERS = "\"'`*“”‘’«»‹›„「」『』 \t\r\n"
+_OUTER = f"{_WRAPPERS}.…()[]{{}}"
+_TAG = re.compile(r"</?[a-z_]\w*>", re.IGNORECASE)
+# What leads to an answer, word by word: whatever else stands before it may say that it is none.
+_LEAD_WORDS = (
+    "a above according after all an and answer answering answers are as based because below best by candidate "
+    "candidates certainly comparing considering copied course descending document documents evidence exact "
+    "excerpt extracted final finally first following follows for from given hence here here's how i identifier "
+    "identifiers in into is it least list listed model most my of ok okay on order ordered output passage "
+    "passages prefer put query question quote quoted rank ranked ranking reading reads reason relevance "
+    "relevant reply response result says sentence sentences snippet snippets so sorted span states sure text "
+    "that the their them therefore these this thus to top verbatim which will with words would yields antwort "
+    "ausschnitt auszug rangfolge rangliste reihenfolge textstelle réponse extrait classement ordre respuesta "
+    "fragmento clasificación orden risposta estratto classifica ordine resposta trecho classificação ordem "
+    "ответ фрагмент ранжирование порядок 答案 回答 答え 排序 排名 摘录 原文 順位 ランキング 답 답변 순위"
+)
+_LEADS = frozenset(_LEAD_WORDS.split())
+_LEAD_WORD = re.compile(r"[^\W\d_][\w'’]*")
 _TAGS = ("<passage>", "</passage>")
 
 # What a refusal says alone, or before a stop: compared by its letters.
@@ -52,6 +65,12 @@ _REFUSALS = (
     "not enough information;insufficient information;nothing found;nothing to copy;there is nothing to copy;"
     "nothing relevant;does not answer;doesn't answer;doesn't say;unanswerable;"
     "cannot answer;can't answer;cannot be answered;cannot be determined;cannot determine;"
+    "not found in passage;not found in the passage;not found in text;not found in the text;no hay respuesta;"
+    "no se menciona;keine antwort im text;pas de réponse dans le texte;文中没有答案;文中没有提到;文中未提及;"
+    "無回答;答えはありません;回答はありません;記載なし;답이 없습니다;답이 없음;정답 없음;해당 없음;"
+    "لا توجد إجابة;कोई उत्तर नहीं;yanıt yok;cevap yok;brak odpowiedzi;inget svar;ingen svar;intet svar;"
+    "ei vastausta;không có câu trả lời;tidak ada jawaban;ไม่มีคำตอบ;אין תשובה;καμία απάντηση;žádná odpověď;"
+    "nincs válasz;niciun răspuns;немає відповіді;няма отговор;"
     "i don't know;i do not know;don't know;idk;keine;keine antwort;nichts;unbekannt;aucun;aucune;aucune réponse;"
     "pas de réponse;rien;inconnu;ninguno;ninguna;ninguna respuesta;sin respuesta;nada;desconocido;nessuno;nessuna;"
     "nessuna risposta;nenhum;nenhuma;sem resposta;geen;geen antwoord;onbekend;нет;нет ответа;неизвестно;无;無;没有;"
@@ -100,14 +119,18 @@ _OF_NOTHING = re.compile(
 _CONTRAST = re.compile(r"\b(?:but|however|although|though|except|yet|nevertheless)\b|\"")
 
 _ID = r"\[{1,2}\s*\d{1,6}\s*\]{1,2}"
+_ARROW = re.compile(r"[-=]+>|[→≻⟩]")
 _CHAIN = re.compile(r"\[\s*\d{1,6}\s*\](?:\s*>+\s*\[\s*\d{1,6}\s*\])+")
 _LISTED = re.compile(r"\[\s*\d{1,6}\s*\](?:[\s,;]*\[\s*\d{1,6}\s*\])*")
 _BRACKETED_ID = re.compile(r"\[\s*(\d{1,6})\s*\]")
 # Whatever else in a reply may order candidates: chains and lists of any signs, a list of JSON, "passage 2".
 _ORDERED = re.compile(
     rf"{_ID}(?:[ \t>,;=~→≻|/&-]*{_ID})*|\[\s*\d{{1,6}}(?:\s*,\s*\d{{1,6}})+\s*\]|\d{{1,6}}(?:\s*[>→≻]+\s*\d{{1,6}})+"
-    r"|(?:candidate|passage|document|doc|snippet|text|option|item|number|no\.|#)[\s_]?\(?\d{1,6}(?!\d)",
-    re.IGNORECASE,
+    r"|\d{1,6}(?:\s*,\s*\d{1,6})+(?![\d.])|^\W*\d{1,6}(?: +\d{1,6})+\W*$|(?<![a-z] )\d{1,6}(?=:\s| (?:is|beats|wins)\b)"
+    r"|(?:candidate|passage|document|doc|snippet|text|option|item|number|no\.|#|answer|response|sentence|entry|winner|best"
+    r"|\bid|top:|kandidat|candidato|candidat|pasaje|antwort|候选|候補|第|후보|кандидат)[\s_:#]{0,3}\(?\d{1,6}(?!\d)"
+    r"|\b[a-z]\d{1,2}\b",
+    re.IGNORECASE | re.MULTILINE,
 )
 # Words beside an order that say whose it is, or which end is the best.
 _NOT_MINE = re.compile(
@@ -115,7 +138,11 @@ _NOT_MINE = re.compile(
     r"|\b(?:given|shown|listed|presented|initial|input|default|current|previous|random|reversed?|ascending) ?"
     r"(?:as|order|ranking|list)|\border (?:given|shown|listed)|original|draft|tentative|unsorted|\bworst"
     r"|\bleast\b(?! as)"
-    r"|\b(?:cannot|can't|unable|impossible|never|wrong|instead of|rather than)\b|incorrect|\bnot (?:the|my|be)\b"
+    r"|\b(?:cannot|can't|unable|impossible|never|wrong|instead of|rather than)\b|incorrect|\bnot (?:the|my|be|sure)\b"
+    r"|\b(?:wait|hmm+|actually|sorry|revers\w*|unsure|perhaps|maybe|could be|might be|look like|like$|increasing)\b"
+    r"|^\W*thinking(?: process)?\W*$"
+    r"|\b(?:first|second|third|fourth|last)\W+(?:one|candidate|passage|snippet|document|text)\b|\b(?:number|top:) one\b"
+    r"|[^\s>][ \t]*[>→≻⟩]"  # a chain of anything else
     r"|^\W*(?:given|input|before|not)\W*$|\b(?:beispiel|vorgegeben|gegeben|exemple|ejemplo|donné|dado)|[给給]定|原始|例如|格式",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -132,7 +159,7 @@ _GRADE = re.compile(r"""\**(?:grade\** ?: ?\** ?)?[*`"'\[(]{0,3}([0-3])[*`"'\]).
 
 def cut_off(reason: str | None, tokens: int | None, most: int) -> str | None:
     """Why a reply of so many tokens holds no evidence, of ``most`` that were asked for; None where it is whole."""
-    cut = tokens is not None and tokens >= most if reason is None else is_cut(reason)
+    cut = is_cut(reason) or (tokens is not None and tokens >= most and not is_whole(reason))
     return f"{CUT_OFF} {most if tokens is None else tokens} tokens" if cut else None
 
 
@@ -153,7 +180,7 @@ def parse_snippet(reply: str, passage: Passage) -> Snippet:
     if not found and unwrapped != said:
         found = _found(unwrapped, passage)
     # from the plain reading to the most unwrapped
-    for form in () if found else (unwrapped.rstrip(".…"), _MARKUP.sub("", unwrapped)):
+    for form in () if found else (unwrapped.strip(_OUTER), _MARKUP.sub("", unwrapped), html.unescape(unwrapped)):
         found = found or (_found(form, passage) if form != unwrapped else None)
     if found:
         return found
@@ -322,7 +349,7 @@ def _unwrapped(said: str) -> str:
         text = text.replace(tag, "")
     text = _BULLET.sub("", text.strip().lstrip("> ")).strip(_WRAPPERS)
     label = _LABEL.match(text)
-    text = text[label.end() :] if label else text
+    text = text[label.end() :] if label and _leads(f"{label[1]}:") else text
     first, _, rest = text.partition("\n")
     if first.rstrip(" *").endswith(":") and _worded(rest):
         text = rest
@@ -331,22 +358,31 @@ def _unwrapped(said: str) -> str:
 
 def _identifiers(said: str) -> list[int] | None:
     """The identifiers of the one order that the reply holds, None where it holds none or several."""
-    text = unicodedata.normalize("NFKC", said).strip(" \t\r\n`*.\"'“”")
+    text = unicodedata.normalize("NFKC", html.unescape(said)).replace("\\", "")
+    text = _ARROW.sub(">", text).strip(" \t\r\n`*.\"'“”")
     if _CHAIN.fullmatch(text) or _LISTED.fullmatch(text):
         return _numbers(text)  # nothing stands beside it
     value = _json_value(text, _RANKED_IN) or _json(text, "[")
     if value and _is_numbers(value):
         given = list(value)
     else:
-        given = max((chain for line in text.splitlines() if (chain := _chain_of(line))), key=len, default=[])
+        lines = [line for line in text.splitlines() if _worded(line)]
+        given = max((chain for line in lines if (chain := _chain_of(line))), key=len, default=[])
+        if not all(_leads(before) for before, line in zip(lines, lines[1:], strict=False) if _chain_of(line)):
+            return None
     if not given:
         return None
-    beside = _NOT_MINE.search(_ORDERED.sub(" ", text).replace("_", " "))
-    return None if beside or not all(_within(order, given) for order in _orders(text)) else given
+    beside = _NOT_MINE.search(_TAG.sub(" ", _ORDERED.sub(" ", text)).replace("_", " "))
+    *orders, mentioned = _orders(text)
+    agrees = mentioned[:1] in ([], given[:1]) and all(_within(order, given) for order in (*orders, mentioned))
+    return given if agrees and not beside else None
 
 
 def _orders(text: str) -> Iterator[list[int]]:
-    """Every order of candidates in a text: each chain and list, and the others in the order of their mention."""
+    """Every order of candidates in a text: each chain and list, and the others in the order of their mention.
+
+    Whoever is mentioned first is taken for the best: "so [1] is the best" contradicts a chain that begins with [2].
+    """
     mentioned: list[int] = []
     for match in _ORDERED.finditer(text):
         numbers = [int(number) for number in re.findall(r"\d+", match[0])]
@@ -355,6 +391,12 @@ def _orders(text: str) -> Iterator[list[int]]:
         elif mentioned[-1:] != numbers:
             mentioned += numbers
     yield mentioned
+
+
+def _leads(line: str) -> bool:
+    """Whether a line that ends with a colon leads to an answer, as far as its words are known."""
+    text = line.strip(" \t*_`>•-#")
+    return not text.endswith((":", "：")) or all(word.lower() in _LEADS for word in _LEAD_WORD.findall(text))
 
 
 def _within(order: Sequence[int], given: Sequence[int]) -> bool:
@@ -369,7 +411,7 @@ def _chain_of(line: str) -> list[int] | None:
     if start < 0:
         return None
     label = line[:start].strip(" \t*_`>•-")
-    if label and not label.endswith(":"):
+    if label and not (label.endswith(":") and _leads(label)):
         return None
     chain = line[start:].strip(" \t*_`.")
     return _numbers(chain) if _CHAIN.fullmatch(chain) else None

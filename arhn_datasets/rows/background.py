@@ -15,7 +15,8 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import TimeoutError as FutureTimeout  # another one than the built-in before Python 3.11
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -65,6 +66,13 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         future.cancel()  # Ctrl-C reaches the waiting thread, not the loop
         raise
+
+
+def heard() -> None:
+    """Take the running task's error for heard: who waited for it may have been cancelled in the meantime."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -174,5 +182,10 @@ def _after_fork() -> None:
         _current = None
 
 
-atexit.register(close)
+def _at_exit() -> None:
+    with suppress(FutureTimeout):  # thousands of requests may be under way on a busy machine; they end with it
+        close()
+
+
+atexit.register(_at_exit)
 around_forks(in_child=_after_fork)

@@ -238,6 +238,7 @@ def annotated(tables: Iterable[tuple[pa.Table, P]], transforms: Sequence[Transfo
 
 
 async def _awaited(table: pa.Table, transforms: Sequence[Transform]) -> pa.Table:
+    background.heard()
     for transform in transforms:
         table = await transform.on_loop(table)
         await asyncio.sleep(0)

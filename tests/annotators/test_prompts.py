@@ -273,7 +273,8 @@ def test_a_copy_of_the_neutralised_passage_grounds_in_the_original(text, data):
     words = neutralise(text).split()
     start = data.draw(st.integers(0, len(words)))
     run = " ".join(words[start : data.draw(st.integers(start, len(words)))])
-    if len(re.findall(r"\w+", run)) > 1 and ground(run, run) is not None:
+    telling = " " in run and ground(run, f"x, {run}, x")  # a word alone, or common ones, say nothing anywhere
+    if telling and sum(c.isalnum() and c.isascii() for c in fold(run)[0]) >= 3:
         span = ground(run, text)
         assert span is not None
         assert fold(text[slice(*span)])[0].strip() == fold(run)[0].strip()

@@ -21,6 +21,19 @@ from arhn_datasets.rows.records import GRADES, GROUNDED, JUDGED, NO_ANSWER, PART
 TEXT = "Tin is a metal. It melts at 232 °C, far below copper. Its symbol is Sn."
 PASSAGE = {"docid": "d", "title": "Facts about tin", "text": TEXT}
 
+FRAMES = [
+    *("‹{}›", "「{}」", "『{}』", "({})", "[{}]", '("{}")', '"{}".', "...{}", "… {} …", "{} [end of text]"),
+    *(
+        "<quote>{}</quote>",
+        "<relevant_sentence>{}</relevant_sentence>",
+        "<snippet>{}",
+        "{}</answer>",
+        "<span>{}</span>",
+    ),
+    *("Sure, here it is: {}", 'Here is the exact text: "{}"', "The passage says: “{}”", "Antwort: {}", "答案：{}"),
+    *("Réponse : {}", "Ответ: {}", "Relevant excerpt from the passage:\n{}", "A: {}", "It melts at&#32;232 °C"),
+]
+
 
 @pytest.mark.parametrize(
     ("reply", "status", "snippet"),
@@ -50,6 +63,9 @@ PASSAGE = {"docid": "d", "title": "Facts about tin", "text": TEXT}
         ("NO_ANSWER: the passage is about something else.", NO_ANSWER, None),
         ("<think>hm</think>NO_ANSWER", NO_ANSWER, None),
         ("NO_ANSWER is wrong here, I think", UNPARSED, None),
+        *((form.format("It melts at 232 °C"), GROUNDED, "It melts at 232 °C") for form in FRAMES),
+        ("Far below copper &amp; tin &ndash; It melts at 232 °C", UNGROUNDED, None),
+        ("Beware: It melts at 232 °C", UNGROUNDED, None),
         ("NO_ANSWERS", UNPARSED, None),
         ("It melts at 232 °C ... Its symbol is Sn.", UNGROUNDED, None),
         ("Tin melts at 232 °C", UNGROUNDED, None),
@@ -484,12 +500,50 @@ OTHER = "[1] > [2] > [3]"
         f"[THINK]They came as {OTHER}[/THINK]{GOOD}",
         f"<|channel|>analysis<|message|>As {OTHER}<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}<|return|>",
         f"analysisThey came as {OTHER}.assistantfinal{GOOD}",
+        "[2] &gt; [1] &gt; [3]",
+        r"\[2\] \> \[1\] \> \[3\]",
+        "[2] -> [1] -> [3]",
+        "[2]≻[1]≻[3]",
+        f"<answer>\n{GOOD}",
+        f"Sure! Here is the ranking of the candidates:\n\n{GOOD}",
+        f"The passages rank as follows, based on relevance to the query:\n{GOOD}",
+        f"[2] states it.\n\n<answer>\n{GOOD}\n</answer>",
+        f"排序：{GOOD}",
+        f"Rangfolge: {GOOD}",
+        f"{GOOD} [end of text]",
     ],
 )
 def test_one_order_is_an_order(reply):
     """The same order twice, one in a wrapper, one after a closed thought, and words that agree with it."""
     assert [i for tier in parse_ranking(reply, 3).tiers for i in tier] == [1, 0, 2]
     assert parse_ranking(reply, 3).status == RANKED
+
+
+# Another order after a chain, in whatever words or signs.
+AGAINST = [
+    *("So [1] is the best.", "The winner is [1].", "Best: [1]", "Best candidate: 1", "(Candidate 1 is most relevant.)"),
+    *("The first candidate answers best.", "1, 2, 3", "Ranking: 1, 2, 3", "1 2 3", "(1) > (2) > (3)", "A > B > C"),
+    *("1 is better than 2, which is better than 3.", "[one] > [two]", "first > second", "ID: 1, ID: 2", "C1 > C2"),
+    *("P1, P2, P3", "{1} > {2} > {3}", "<1> > <2>", "1: best, 2: worse", "Winner: 1", "Response 1 > Response 2"),
+    *("Hmm, wait.", "Actually the reverse.", "In reverse!", "Antwort 1 > Antwort 2", "候选1优于候选2", "第1 > 第2"),
+    *("Kandidat 1 ist besser als Kandidat 2", "Candidato 1 es mejor que 2", "Best answer is number one."),
+]
+# What stands before a chain that is nobody's order.
+ELSEWHERE = [
+    *("In increasing order of relevance", "Ascending", "You asked for", "I was asked to reply like this", "Template"),
+    *("Esempio", "Exemplo", "Пример", "例", "예", "مثال", "Voorbeeld", "उदाहरण", "Örnek", "Przykład", "Ví dụ"),
+    *("Исходный порядок", "Ordre initial", "Ursprüngliche Reihenfolge", "初始顺序", "原来排序", "Ordine iniziale"),
+    *(
+        "Something like",
+        "Option A",
+        "Perhaps",
+        "I am unsure",
+        "It could be",
+        "Thinking",
+        "Thought",
+        "Scores: 1: 0.9, 2: 0.2",
+    ),
+]
 
 
 @pytest.mark.parametrize(
@@ -536,6 +590,12 @@ def test_one_order_is_an_order(reply):
         f"[3] < [1] < [2]\n{OTHER}",
         "[2] > [1]; [1] > [3]",
         "[2] > [1]\n[3] > [1]",
+        *(f"{GOOD}\n{more}" for more in AGAINST),
+        *(f"{lead}:\n{GOOD}" for lead in ELSEWHERE),
+        *(f"{lead}: {GOOD}" for lead in ELSEWHERE),
+        f"The reply should look like\n{GOOD}",
+        f"Thinking Process:\n\n1. **Analyze the request**\n{GOOD}",
+        f"【1】>【2】>【3】\n{GOOD}",
     ],
 )
 def test_two_orders_are_no_order(reply):
@@ -558,6 +618,9 @@ def test_two_orders_are_no_order(reply):
         ("eos_token", 3, 56, None),
         ("stop_sequence", 3, 56, None),
         ("end_turn", 3, 56, None),
+        ("EOS_TOKEN", 56, 56, None),
+        ("limit", 56, 56, "cut off after 56 tokens"),
+        ("unknown", 55, 56, None),
     ],
 )
 def test_why_a_reply_is_cut_off(reason, tokens, most, said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -267,3 +268,37 @@ def test_the_end_of_a_process():
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "closed in parent\n", "")
+
+
+def test_an_error_that_nobody_waits_for_any_more_is_no_noise(caplog):
+    """Whoever waited was cancelled as the work failed: nothing is told when its task is collected."""
+    gone, failing = threading.Event(), threading.Event()
+
+    async def fail():
+        background.heard()
+        failing.set()
+        gone.wait(10)  # holds the loop, so that the cancellation comes after the error
+        raise ValueError("no")
+
+    future = background.submit(fail())
+    assert failing.wait(10)
+    future.cancel()
+    gone.set()
+    background.run(value(1))
+    del future  # which holds the task
+    gc.collect()
+    background.run(value(1))
+    assert "never retrieved" not in caplog.text
+
+
+def test_a_slow_end_is_no_error(monkeypatch):
+    """What is slow to be cancelled at the end of a process prints no traceback."""
+    monkeypatch.setattr(background, "CLOSING_SECONDS", 0.05)
+    released = threading.Event()
+
+    async def block():
+        released.wait(10)
+
+    background.submit(block())
+    background._at_exit()
+    released.set()

@@ -13,6 +13,7 @@ _CUT = (
     *("length", "max_length", "max_tokens", "max_new_tokens", "max_output_tokens", "max_completion_tokens"),
     *("model_length", "context_length", "token_limit", "model_context_window_exceeded", "incomplete"),
 )
+_WHOLE = ("stop", "stop_sequence", "eos", "eos_token", "eot", "end_turn", "complete", "completed", "finished", "done")
 _HELD_BACK = ("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content")
 _BROKEN = ("error", "abort", "aborted", "cancelled", "canceled", "insufficient_system_resource")
 
@@ -26,11 +27,16 @@ def completed(reply: Any) -> tuple[Any, ...]:
         ValueError: the server stopped before the end.
     """
     choice, usage = reply["choices"][0], reply.get("usage") or {}
-    tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (None, None)
     message, reason = choice["message"], choice.get("finish_reason")
+    if is_cut(
+        choice.get("native_finish_reason")
+    ):  # of a provider behind a gateway, which may have called it another end
+        reason = choice["native_finish_reason"]
     text = message.get("content")
-    if isinstance(text, list):  # of parts, among which may be thoughts
-        text = "".join(part["text"] for part in text if part.get("type") in ("text", "output_text"))
+    parts = [text] if isinstance(text, dict) else text
+    if isinstance(parts, list):  # among which may be thoughts
+        text = "".join(part["text"] for part in parts if part.get("type", "text") in ("text", "output_text"))
     if is_held_back(reason):
         raise RequestRejected(f"the server's content filter held the reply back (finish_reason {reason!r})")
     if text is None and message.get("refusal"):
@@ -48,6 +54,11 @@ def is_cut(reason: str | None) -> bool:
     return str(reason).lower() in _CUT
 
 
+def is_whole(reason: str | None) -> bool:
+    """Whether a reply is known to have ended by itself."""
+    return str(reason).lower() in _WHOLE
+
+
 def is_held_back(reason: str | None) -> bool:
     """Whether a filter has ended a reply."""
     return str(reason).lower() in _HELD_BACK
@@ -55,7 +66,7 @@ def is_held_back(reason: str | None) -> bool:
 
 def loaded(body: bytes) -> Any:
     """The JSON of a 200, also where it is a stream that nobody has asked for."""
-    if not body.lstrip().startswith(b"data:"):
+    if not body.lstrip().startswith((b"data:", b"event:", b":")):
         return json.loads(body)
     lines = (line[5:].strip() for line in body.splitlines() if line.startswith(b"data:"))
     chunks = [json.loads(line) for line in lines if line != b"[DONE]"]

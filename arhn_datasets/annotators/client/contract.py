@@ -106,6 +106,12 @@ class ConnectionOptions:
         "requests in flight for each server; by default just below the server's own limit",
         metavar="N",
     )
+    tokenizer: str | None = _option(
+        None,
+        lambda name, value: None,
+        "id or folder of the served model's tokenizer, whose chat template is used where the server (TGI) has none",
+        metavar="ID_OR_FOLDER",
+    )
     processes: int = _option(
         1,
         _count,

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _GRAMMAR = re.compile(r"grammar|response_format|guided|json_schema|structured", re.IGNORECASE)
 _NO_TEMPLATE = re.compile(r"template.*not found|not found.*template", re.IGNORECASE | re.DOTALL)  # TGI: no .jinja
+HUB_SECONDS = 5.0  # for its word on whether a tokenizer is there
 _USER_INFO = re.compile(r"//[^/\s]*@")
 
 
@@ -98,6 +99,7 @@ class HttpTransport(ChatTransport):
         self._cutting = Cutting()
         self._loads_later = False  # a model, and then says its context
         self._tokenizer: Any = None
+        self._no_tokenizer: ConfigurationError | None = None
         self._loading = asyncio.Lock()
 
     async def info(self) -> ServerInfo:
@@ -108,13 +110,7 @@ class HttpTransport(ChatTransport):
             AccessDenied: it does not tell its models to this key.
             ConfigurationError: what answers is no LLM server.
         """
-        found = None
-        if self._options.api != contract.OPENAI:
-            status, reply, headers = await self._request("GET", "/info")
-            if status in refusals.PASSING_STATUSES:
-                # A gateway's trouble: without /info, TGI would be taken for a server of the other kind.
-                raise self._error_of(status, reply, headers)
-            found = contract.parse_info(reply) if status == 200 else None
+        found = None if self._options.api == contract.OPENAI else await self._router()
         if found is not None:
             return found
         status, reply, headers = await self._request("GET", "/v1/models")
@@ -144,6 +140,17 @@ class HttpTransport(ChatTransport):
             f"answered {error}). Expected text-generation-inference or an OpenAI-compatible chat server; check the "
             "URL and the API key, or name the API and the model (--api, --model)."
         )
+
+    async def _router(self) -> ServerInfo | None:
+        """What TGI says of itself, None where it is none."""
+        status, reply, headers = await self._request("GET", "/info")
+        if status in refusals.PASSING_STATUSES:
+            # A gateway's trouble: without /info, TGI would be taken for a server of the other kind.
+            raise self._error_of(status, reply, headers)
+        found = contract.parse_info(reply) if status == 200 else None
+        if found is not None and self._options.tokenizer:
+            await self._render_here(found)
+        return found
 
     async def probe(self) -> None:
         """Ask whether the server is there; raises where it is not."""
@@ -185,9 +192,7 @@ class HttpTransport(ChatTransport):
             and "not found" in said
         ):
             # TGI reads no chat_template.jinja.
-            async with self._loading:
-                if self._tokenizer is None:
-                    self._tokenizer = await self._load_tokenizer(info)
+            await self._render_here(info)
             return await self._generate(info, request)
         raise error
 
@@ -220,7 +225,21 @@ class HttpTransport(ChatTransport):
         status, reply, headers = await self._request("POST", "/generate", contract.generate_body(prompt, request))
         if status != 200:
             raise self._error_of(status, reply, headers)
-        return contract.parse_generated(reply, self._options.api_key)
+        counted = headers.get("x-prompt-tokens", "")
+        completion = contract.parse_generated(reply, self._options.api_key)
+        return replace(completion, prompt_tokens=int(counted) if counted.isdecimal() else None)
+
+    async def _render_here(self, info: ServerInfo) -> None:
+        """Load the tokenizer once, for all who wait for it; what hinders it is told to all of them."""
+        async with self._loading:
+            if self._no_tokenizer:
+                raise self._no_tokenizer
+            if self._tokenizer is None:
+                try:
+                    self._tokenizer = await self._load_tokenizer(info)
+                except ConfigurationError as error:
+                    self._no_tokenizer = error
+                    raise
 
     async def _load_tokenizer(self, info: ServerInfo) -> Any:
         logger.warning("%s has no chat template; rendering it here and asking /generate", self.name)
@@ -228,18 +247,31 @@ class HttpTransport(ChatTransport):
             from transformers import AutoTokenizer
         except ImportError as error:
             raise MissingDependencyError.of("transformers", "local", "A server without a chat template") from error
-        loop = asyncio.get_running_loop()
+        own = self._options.tokenizer
+        name, revision = (own, None) if own else (info.model, info.revision)
+
+        def load() -> Any:
+            try:
+                return AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
+            except Exception:  # it is not on this machine, whatever the library calls that
+                from huggingface_hub import HfApi
+
+                HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)  # loading would ask again and again
+                return AutoTokenizer.from_pretrained(name, revision=revision)
+
         try:
-            tokenizer = await loop.run_in_executor(
-                None, lambda: AutoTokenizer.from_pretrained(info.model, revision=info.revision)
-            )
-        except (OSError, ValueError) as error:
+            tokenizer = await asyncio.get_running_loop().run_in_executor(None, load)
+        except Exception as error:
             raise ConfigurationError(
-                f"{self.name} has no chat template, and the tokenizer of {info.model} cannot be loaded to render it: "
-                f"{refusals.excerpt(str(error))}. Start the server with a model that has a chat template."
+                f"{self.name} has no chat template, and the tokenizer {name!r} cannot be loaded to render it "
+                f"({refusals.excerpt(str(error)).rstrip('.')}). Name the tokenizer of its model, an id of the Hub or a "
+                "folder: --tokenizer or tokenizer=; or start the server with a model that has a chat template."
             ) from error
         if not tokenizer.chat_template:
-            raise ConfigurationError(f"{info.model} has no chat template; a model that was trained to chat is needed.")
+            raise ConfigurationError(
+                f"The tokenizer {name!r} has no chat template. Name one that has: --tokenizer or tokenizer=; one that "
+                "was trained to chat is needed."
+            )
         return tokenizer
 
     async def _check_room(self, info: ServerInfo, request: ChatRequest) -> None:

@@ -19,7 +19,7 @@ from arhn_datasets.annotators.client.contract import (
     slice_of,
     slots_of,
 )
-from arhn_datasets.annotators.client.outlook import Outlook
+from arhn_datasets.annotators.client.outlook import Asking, Outlook
 from arhn_datasets.errors import (
     ArhnError,
     ConfigurationError,
@@ -44,7 +44,6 @@ RECOVERY_SECONDS = 1.0  # one burst of 429 comes from one excess: it lowers the 
 FAILURES = 5  # in a row, before a server counts as dead
 PROBE_SECONDS, PROBE_SECONDS_MAX = 0.5, 10.0
 BACKOFF_MAX_SECONDS = 10.0
-EMPTY_ATTEMPTS = 2  # an empty or broken 200 is asked again once
 AFFINITY_SLACK = 8  # requests by which the preferred replica may be busier than the idlest one
 NO_WORD = "the model used all tokens before its first word, for thinking: more --max-tokens, or one that does not think"
 WAITING_SECONDS = 1.0  # between two looks at whether all servers have been dead for too long
@@ -208,7 +207,10 @@ class Server:
         self.expected: ServerInfo | None = None  # the run's model, also where this server was away at first
         self.changed: ConfigurationError | None = None
         self.load = 0
+        self.said: EndpointError | None = None  # when it failed last
         self._options = options
+        self._answered: ChatRequest | None = None  # the last one that was
+        self._doubted = False
 
     async def open(self) -> ServerInfo:
         """Read what the server says of itself."""
@@ -219,7 +221,7 @@ class Server:
             self.limit.resize(slice_of(slots_of(found), self._options.processes))
         return found
 
-    async def send(self, asking: _Asking) -> Completion:
+    async def send(self, asking: Asking) -> Completion:
         """One attempt, within the limit; its outcome moves the limit and the breaker."""
         assert self.info is not None
         queued_at = asyncio.get_running_loop().time()
@@ -230,16 +232,24 @@ class Server:
             try:
                 completion = await self.transport.chat(self.info, asking.request)
             except EndpointOverloaded as error:
+                self.said = error
                 self.limit.overloaded(error.retry_after)
                 raise
-            except EndpointUnavailable:
+            except EndpointUnavailable as error:
+                self.said = error
                 self.breaker.failed()
+                raise
+            except EndpointFailure as error:
+                # One fails for its prompt, all fail for the server: a request that it has answered before will tell.
+                self.said, self._doubted = error, self._answered is not None
+                (self.breaker.failed if self._doubted else self.breaker.succeeded)()
                 raise
             except (EndpointError, ArhnError):
                 self.breaker.succeeded()  # it answered
                 raise
         self.limit.succeeded()
         self.breaker.succeeded()
+        self._answered, self._doubted = asking.request, False
         return completion
 
     async def _reopen(self) -> None:
@@ -251,6 +261,9 @@ class Server:
                 f"{self.transport.name} serves {found.model}@{found.revision} now, and the run began with "
                 f"{expected.model}@{expected.revision}. One run takes one model: start the run again."
             )
+        elif self._doubted and self._answered:
+            await self.transport.chat(found, self._answered)
+            self._doubted = False
 
 
 class Pool:
@@ -306,7 +319,7 @@ class Pool:
             EndpointsDead: no server has answered for ``give_up_after`` seconds.
         """
         await self.info()
-        asking = _Asking(request, self.options)
+        asking = Asking(request, self.options)
         self.statistics.requests += 1
         self.statistics.in_flight += 1
         try:
@@ -330,7 +343,7 @@ class Pool:
         self.statistics.completion_tokens += completion.completion_tokens or 0
         return completion
 
-    async def _retried(self, asking: _Asking, first: EndpointError) -> Completion:
+    async def _retried(self, asking: Asking, first: EndpointError) -> Completion:
         """The reply after a first attempt that failed."""
         from tenacity import AsyncRetrying
 
@@ -391,24 +404,25 @@ class Pool:
                 )
         return infos[0]
 
-    async def _attempt(self, asking: _Asking) -> Completion:
+    async def _attempt(self, asking: Asking) -> Completion:
         server = await self._choose(asking)
         server.load += 1
         try:
             completion = await server.send(asking)
         except EndpointError as error:
             asking.failed(server, error)
-            if not isinstance(error, EndpointUnavailable):
-                self._dead_since = None
-            elif not error.own:
+            waited_for = isinstance(error, EndpointOverloaded) and not any(one.limit.in_flight for one in self.servers)
+            if waited_for or isinstance(error, EndpointUnavailable) and not error.own:
                 self._end_if_dead(asyncio.get_running_loop().time())
+            elif not isinstance(error, (EndpointUnavailable, EndpointOverloaded)):
+                self._dead_since = None
             raise
         finally:
             server.load -= 1
         self._dead_since = None  # only an answer tells that there is a server: health routes say much
         return completion
 
-    async def _choose(self, asking: _Asking) -> Server:
+    async def _choose(self, asking: Asking) -> Server:
         """The server that has the request's prefix in its cache, unless it is much busier than another.
 
         One on which the request has failed is left out where there is another.
@@ -433,7 +447,7 @@ class Pool:
             return idlest
         return preferred
 
-    async def _wait_for_any(self, asking: _Asking) -> None:
+    async def _wait_for_any(self, asking: Asking) -> None:
         now = asyncio.get_running_loop().time()
         self.statistics.waiting_for_servers = True
         left = self._end_if_dead(min(server.breaker.opened_at or now for server in self.servers))
@@ -455,45 +469,9 @@ class Pool:
         now = asyncio.get_running_loop().time()
         if now - self._dead_since >= self.options.give_up_after:
             names = ", ".join(server.transport.name for server in self.servers)
+            said = next((f" It said last: {str(one.said).rstrip('.')}." for one in self.servers if one.said), "")
             raise EndpointsDead(
-                f"No endpoint has answered for {now - self._dead_since:.0f} seconds ({names}). Every reply so far is "
-                "kept: start the server again and run the same command, and only the rest is asked."
+                f"No endpoint has answered for {now - self._dead_since:.0f} seconds ({names}).{said} Every reply so "
+                "far is kept: start the server again and run the same command, and only the rest is asked."
             )
         return self.options.give_up_after - (now - self._dead_since)
-
-
-class _Asking:
-    """A request on its way: what was tried, and when to stop.
-
-    An overloaded server, or one that is away, uses up no attempts: the request waits for it until its deadline. A
-    request that fails on a living server has its attempts, and an empty reply is asked again once. Time in our own
-    queue counts for nothing: thousands of rows may stand in it.
-    """
-
-    def __init__(self, request: ChatRequest, options: ConnectionOptions) -> None:
-        self.request = request
-        self.queued = 0.0
-        self.failed_on: set[Server] = set()
-        self.last: EndpointError | None = None
-        self._options = options
-        self._started = asyncio.get_running_loop().time()
-        self._failures = 0
-        self._empty = 0
-
-    @property
-    def seconds_left(self) -> float:
-        """Until the deadline."""
-        return self._options.deadline + self.queued - (asyncio.get_running_loop().time() - self._started)
-
-    def failed(self, server: Server, error: EndpointError) -> None:
-        """Count an attempt that failed."""
-        self.last = error
-        own = isinstance(error, EndpointFailure) or (isinstance(error, EndpointUnavailable) and error.own)
-        self._failures += own
-        self._empty += isinstance(error, EmptyReply)
-        if own:
-            self.failed_on.add(server)
-
-    def is_over(self, _: RetryCallState) -> bool:
-        """Whether another attempt is one too many."""
-        return self.seconds_left <= 0 or self._empty >= EMPTY_ATTEMPTS or self._failures >= self._options.attempts

@@ -64,6 +64,8 @@ _TOO_LONG = _any(
     r"exceeds? (?:the |its )?(?:max(?:imum)? )?(?:number of|input|configured limit of|model).{0,12}tokens?\b",
     r"token count is \d+ but\b",
     r"too many (?:input |prompt )?tokens|payload size exceeds",
+    # Perplexity, AI21; Snowflake; Baidu; Zhipu's own words
+    r"\d tokens,? which exceeds?\b|max tokens of \d+ exceeded|max input characters|超长|过长|過長",
     # DashScope; Moonshot; Zhipu; Cerebras
     r"range of input length|exceeded model token limit|current length is \d+ while limit",
     # TGI; our own count
@@ -85,16 +87,18 @@ _FILTERED = _any(
     r"content.(?:filter|management polic|polic)", r"flagged", r"inappropriate content", r"prompt was blocked"
 )
 _NO_CREDIT = _any(
-    r"insufficient[_ ](?:quota|balance|credits?|funds)",
+    r"budget[_ ](?:has been )?exceeded|insufficient[_ ](?:quota|balance|credits?|funds)",
     r"exceeded_current_quota|billing_(?:hard_limit|not_active)|credit balance|out of credits|payment required",
 )
 _NO_KEY = _any(r"authentication|unauthori[sz]ed|(?:invalid|incorrect|missing|no).{0,25}(?:api.?key|proxy server token)")
 _NO_MODEL = _any(
-    r"model\b.{0,120}(?:does not exist|not found|not a valid)|model_not_found|(?:no such|unknown|invalid) model"
+    r"model\b.{0,120}(?:does not exist|not found|not a valid|identifier is invalid)|model_not_found",
+    r"(?:no such|unknown|invalid) model",
 )
 _UNSUPPORTED = _any(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra[ _](?:inputs|fields|forbidden)|deprecated",
     r"not (?:permitted|allowed)|additional propert|only the default|does not accept| instead\b",
+    r"(?:greater|larger|more) than 0\b|strictly positive",  # of a temperature
 )
 _NAMELESS = _any(
     r"extra (?:inputs|fields)|(?:unrecogni[sz]ed|unknown|unexpected|additional) (?:request )?(?:arg|field|prop)"
@@ -206,7 +210,7 @@ def refused_option(status: int, body: bytes, sent: Mapping[str, Any]) -> str | N
     said = _said(body)
     words = f"{said.names} {said.message}"
     there = [name for name in OPTIONAL if name in sent]
-    if "chat_template_kwargs" in there and re.search("chat_template_kwargs|enable_thinking", words):
+    if "chat_template_kwargs" in there and re.search("chat_template|enable_thinking", words):
         return "chat_template_kwargs"
     if not _UNSUPPORTED.search(words):
         return None

@@ -8,7 +8,7 @@ import arhn_datasets as arhn
 from arhn_datasets import cli
 from arhn_datasets.annotators.client.contract import CONNECTION, DEFAULTS
 
-OTHERS = {"api_key": "k", "api": "tgi", "concurrency": 7}
+OTHERS = {"api_key": "k", "api": "tgi", "concurrency": 7, "tokenizer": "a/folder"}
 
 
 @pytest.mark.parametrize("name", CONNECTION)

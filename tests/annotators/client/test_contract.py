@@ -233,7 +233,7 @@ def test_a_completion():
     assert parse_completion(json.dumps(completion("ü", "length")).encode()) == wanted
 
 
-@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {}}])
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {}}, {"usage": "none"}, {"usage": [1]}])
 def test_a_completion_without_usage(usage):
     """Servers that count no tokens are understood too."""
     body = {"choices": [{"message": {"content": ""}}], **usage}
@@ -246,6 +246,8 @@ PARTS = [
     ([{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a "}, {"type": "text", "text": "b"}], "a b"),
     ([{"type": "output_text", "text": "ü"}], "ü"),
     ([{"type": "thinking", "thinking": "hm"}], ""),
+    ([{"text": "ü"}], "ü"),
+    ({"type": "text", "text": "ü"}, "ü"),
 ]
 
 
@@ -253,6 +255,13 @@ PARTS = [
 def test_a_content_of_parts(content, text):
     """The texts among the parts are joined; thoughts are none of them."""
     assert parse_completion(json.dumps(completion(content)).encode()).text == text
+
+
+def test_the_end_of_a_provider_behind_a_gateway():
+    """A reply that its provider has cut off is cut off, whatever the gateway calls it."""
+    body = completion("ü")
+    body["choices"][0]["native_finish_reason"] = "MAX_TOKENS"
+    assert parse_completion(json.dumps(body).encode()).finish_reason == "MAX_TOKENS"
 
 
 def stream(*chunks, done=True):
@@ -266,7 +275,8 @@ def test_a_stream_that_nobody_asked_for():
     end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
     usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}
     wanted = Completion(text="a ü", finish_reason="length", prompt_tokens=3, completion_tokens=2)
-    assert parse_completion(stream(*pieces, end, usage).encode()) == wanted
+    for before in ("", ": OPENROUTER PROCESSING\n\n", "event: message\n"):
+        assert parse_completion((before + stream(*pieces, end, usage)).encode()) == wanted
     for body in (stream(*pieces), stream(*pieces, done=False), stream({"error": {"message": "no"}}), "data: [DONE]"):
         with pytest.raises(errors.EmptyReply, match="without a completion"):
             parse_completion(body.encode())
@@ -309,7 +319,6 @@ NOT_COMPLETIONS = [
     b'{"choices": [{"message": {"role": "assistant", "tool_calls": []}}]}',
     b'{"choices": [{"message": {"content": null}}]}',
     b'{"choices": [{"message": {"content": ["a"]}}]}',
-    b'{"choices": [{"message": {"content": "a"}}], "usage": [1]}',
     b'\xff\xfe{"choices"',
     b"[" * 100_000,
 ]

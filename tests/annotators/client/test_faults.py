@@ -13,6 +13,7 @@ import sys
 import time
 
 import pytest
+from aiohttp import web
 from datasets import Dataset
 
 import arhn_datasets as arhn
@@ -337,6 +338,58 @@ def test_a_store_that_cannot_be_written(rows, clean, tmp_path, monkeypatch, capl
 
 
 # -- the client's own end ---------------------------------------------------------------------------------------------
+
+
+def away(seconds, status=424, health=503):
+    """An intercept: after some chats every one fails for so many seconds; with how many failed."""
+    count = {"chats": 0, "failed": 0}
+    begun = []
+
+    def intercept(request):
+        if not begun and count["chats"] >= 10:
+            begun.append(time.monotonic())
+        gone = bool(begun) and time.monotonic() - begun[0] < seconds
+        if request.path == "/health":
+            return web.json_response({"error": "unhealthy"}, status=health) if gone else None
+        if request.path != "/v1/chat/completions":
+            return None
+        count["failed" if gone else "chats"] += 1
+        return web.json_response({"error": "Request failed: the GPU is gone"}, status=status) if gone else None
+
+    return intercept, count
+
+
+@pytest.mark.parametrize(("status", "health"), [(424, 503), (500, 200), (200, 404)])
+def test_a_server_whose_every_request_fails_is_waited_for(rows, clean, status, health):
+    """Whatever its status code, and whatever its health route says: nothing is lost, and little is asked in vain."""
+    intercept, count = away(1.0, status, health)
+    with Emulator(intercept=intercept) as server:
+        evidence, labels = pipeline(rows, server.url, concurrency=4, attempts=4)
+    assert not failed(evidence)
+    assert labels == clean[1]
+    assert 0 < count["failed"] < 60
+
+
+@pytest.mark.parametrize("status", [424, 429])
+def test_a_server_whose_every_request_fails_for_good_ends_the_run_in_its_words(rows, status):
+    """After ``give_up_after``, and not one request after the other."""
+    intercept, _ = away(600, status)
+    with Emulator(intercept=intercept) as server, pytest.raises(errors.EndpointsDead, match="the GPU is gone"):
+        pipeline(rows, server.url, concurrency=4, give_up_after=1)
+
+
+def test_requests_that_always_fail_are_their_own_errors(rows):
+    """A server that answers what it has answered before is there, so that whatever fails to the end is recorded."""
+    poison = rows[0]["negative_passages"][0]["text"][:40]
+
+    def intercept(request):
+        bad = request.path == "/v1/chat/completions" and poison in json.dumps(request.body, ensure_ascii=False)
+        return web.json_response({"error": "assert triggered"}, status=500) if bad else None
+
+    with Emulator(intercept=intercept) as server:
+        evidence, _ = pipeline(rows, server.url, concurrency=2)
+    assert 0 < failed(evidence) <= 3
+
 
 REFINE = "import sys; from arhn_datasets.cli import refine_command; sys.exit(refine_command(sys.argv[1:]))"
 

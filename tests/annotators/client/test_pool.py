@@ -528,9 +528,9 @@ class Tokenizer:
     loaded = 0
 
     @classmethod
-    def from_pretrained(cls, model, revision=None):
+    def from_pretrained(cls, model, revision=None, local_files_only=False):
         cls.loaded += 1
-        assert (model, revision) == ("some/model", "0123")
+        assert (model, revision) in (("some/model", "0123"), ("a/folder", None))
         return cls()
 
     def apply_chat_template(self, messages, *, tokenize, add_generation_prompt, enable_thinking):
@@ -568,16 +568,32 @@ def test_no_chat_template_anywhere(monkeypatch, trouble):
         chat_template = None
 
         @classmethod
-        def from_pretrained(cls, model, revision=None):
+        def from_pretrained(cls, model, revision=None, local_files_only=False):
+            cls.loaded += 1
             if trouble == "missing":
                 raise OSError("some/model is not a local folder")
             return cls()
 
     monkeypatch.setattr(transformers, "AutoTokenizer", Poor)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: 1 / 0)
     with Emulator(model="some/model", chat_template=False) as server:
-        with pytest.raises(errors.ConfigurationError, match="chat template"):
-            pooled([at(server)], lambda pool: pool.chat(request()))
-        assert server.stats.requests == 1
+        with pytest.raises(errors.ConfigurationError, match="chat template.*--tokenizer"):
+            pooled([at(server)], all_of([request(number) for number in range(5)]))
+        assert server.stats.requests <= 5
+    assert Poor.loaded == 1
+
+
+def test_a_tokenizer_that_is_named(monkeypatch):
+    """It is loaded before the first request, renders every prompt, and the router's count of tokens is taken."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(transformers, "AutoTokenizer", Tokenizer)
+    monkeypatch.setattr(Tokenizer, "loaded", 0)
+    with Emulator(model="some/model", revision="0123", chat_template=False, reply=SAID) as server:
+        transport = HttpTransport(server.url, ConnectionOptions(tokenizer="a/folder"))
+        _, reply = pooled([transport], lambda pool: pool.chat(request()))
+        assert (Tokenizer.loaded, server.stats.by_path.get("/v1/chat/completions")) == (1, None)
+    assert reply.text == SAID
+    assert reply.prompt_tokens
 
 
 # -- prompts that are too long ----------------------------------------------------------------------------------------

@@ -76,6 +76,12 @@ TOO_LONG = [
     (500, said_so("Requested tokens (5000) exceed context window of 4096", code="context_length_exceeded")),
     # DashScope
     (400, said_so("<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 600]")),
+    # Zhipu, Baidu, Perplexity, AI21, Snowflake
+    (400, said_so("Prompt 超长", code="1261")),
+    (400, said_so("the max input characters is 516096", code="invalid_argument")),
+    (400, said_so("Messages have 700 tokens, which exceeds the max limit of 600 tokens.")),
+    (400, {"detail": "Request has 2168 tokens, which exceed the limit of 600"}),
+    (400, {"message": "max tokens of 600 exceeded"}),
     # Anthropic, Bedrock
     (400, {"type": "error", **said_so("prompt is too long: 210000 tokens > 200000 maximum")}),
     (400, said_so("input length and `max_tokens` exceed context limit: 190000 + 20000 > 204698")),
@@ -307,6 +313,9 @@ SENT = {"model": "m", "messages": [], "max_tokens": 9, "temperature": 0, "stream
         (said_so("It is not supported", param="temperature", code="unsupported_value"), "temperature"),
         (said_so("'temperature' does not support 0 with this model."), "temperature"),
         (said_so("`temperature` is deprecated for this model."), "temperature"),
+        (said_so("temperature: Input should be greater than 0"), "temperature"),
+        (said_so("`temperature` must be strictly positive"), "temperature"),
+        (said_so("chat_template is not supported for Mistral tokenizers."), "chat_template_kwargs"),
         (said_so("Unrecognized request argument supplied: chat_template_kwargs"), "chat_template_kwargs"),
         ({"detail": [{"loc": ["body", "chat_template_kwargs"], "msg": "no"}]}, "chat_template_kwargs"),
         (said_so("Extra inputs are not permitted"), "chat_template_kwargs"),
@@ -462,6 +471,8 @@ def test_refusals_after_answers():
     unpaid = errors.RequestRejected("402: no", advice="pay", lasting=True)
     long = errors.PromptTooLong("400: long")
     assert settled(True, *[blocked] * 99) == ["own"] * 99
+    assert settled(True, *[blocked] * 255, True, *[blocked] * 256) == ["own"] * 510 + ["end"]
+    assert settled(True, *[blocked] * 300, known=True) == ["own"] * 300
     assert settled(*[blocked] * 99, known=True) == ["own"] * 99
     assert settled(True, *[unpaid] * 31, True, *[unpaid] * 32) == ["own"] * 62 + ["end"]
     assert settled(blocked) == settled(unpaid) == ["end"]
