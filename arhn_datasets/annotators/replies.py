@@ -349,7 +349,8 @@ def _unwrapped(said: str) -> str:
         text = text.replace(tag, "")
     text = _BULLET.sub("", text.strip().lstrip("> ")).strip(_WRAPPERS)
     label = _LABEL.match(text)
-    text = text[label.end() :] if label and _leads(f"{label[1]}:") else text
+    if label and _LEAD_WORD.search(label[1]) and _leads(f"{label[1]}:"):  # "16:38 metres" has no lead
+        text = text[label.end() :]
     first, _, rest = text.partition("\n")
     if first.rstrip(" *").endswith(":") and _worded(rest):
         text = rest

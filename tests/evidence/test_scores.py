@@ -381,18 +381,27 @@ def test_positive_aware_is_what_mine_hard_negatives_does(
     )
     scores = arhn.Scores(cross_encoder if crossed else encoder, device="cpu")
     rule = arhn.PositiveAware(top_k=count, reference="min", min_negatives=0, **ours)
-    decided = wide.map(scores, batched=True).map(rule, batched=True)
+    scored = wide.map(scores, batched=True)
+    known = {
+        (row["query"], passage["text"]): score
+        for row in scored
+        for score, passage in zip(row["negative_scores"], row["negative_passages"], strict=True)
+    }
+    decided = scored.map(rule, batched=True)
     found = {}
     for row in decided:
-        scored = zip(row["negative_scores"], row["negative_passages"], strict=True)
-        found[row["query"]] = [p["text"] for _, p in sorted(scored, key=lambda pair: -pair[0])]
+        pairs_there = zip(row["negative_scores"], row["negative_passages"], strict=True)
+        found[row["query"]] = [p["text"] for _, p in sorted(pairs_there, key=lambda pair: -pair[0])]
     expected = {}
     for row in mined:
         labels = next(value for name, value in row.items() if name in ("labels", "label", "scores"))
         texts = next(value for value in row.values() if isinstance(value, list) and isinstance(value[0], str))
         expected[row["query"]] = [text for text, label in zip(texts, labels, strict=True) if not label]
     # Rows without any negative are left out there.
-    assert {query: texts for query, texts in found.items() if texts} == {q: t for q, t in expected.items() if t}
+    assert {query for query, texts in found.items() if texts} == {query for query, texts in expected.items() if texts}
+    for query, texts in found.items():  # by their scores: what is nearly equal may be ordered either way
+        ours_there, theirs_there = ([known[query, text] for text in some] for some in (texts, expected.get(query, [])))
+        assert ours_there == pytest.approx(theirs_there, abs=1e-5)
     assert any(row["filtered_passages"] for row in decided)
 
 
