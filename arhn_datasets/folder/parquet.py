@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from arhn_datasets.errors import SchemaError
-from arhn_datasets.rows.arrow import is_list
+from arhn_datasets.rows import arrow
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -216,17 +216,9 @@ def united(one: pa.DataType, other: pa.DataType) -> pa.DataType:
     Raises:
         pa.ArrowException: there is none.
     """
-    if one.equals(other) or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        found = {field.name: field.type for field in one}
-        for field in other:
-            found[field.name] = united(found[field.name], field.type) if field.name in found else field.type
-        return pa.struct(list(found.items()))
-    if is_list(one) and is_list(other):
-        large = pa.types.is_large_list(one) or pa.types.is_large_list(other)
-        return (pa.large_list if large else pa.list_)(united(one.value_type, other.value_type))
+    return arrow.united(one, other, _promoted)
+
+
+def _promoted(one: pa.DataType, other: pa.DataType, name: str) -> pa.DataType:
     schemas = [pa.schema([("value", type)]) for type in (one, other)]
     return pa.unify_schemas(schemas, promote_options="permissive").field(0).type

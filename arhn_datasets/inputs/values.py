@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
-from functools import cache, reduce
+from functools import cache, partial, reduce
 from itertools import chain
 from typing import Any
 
@@ -77,19 +77,10 @@ def united(one: pa.DataType, other: pa.DataType, name: str, *, wide: bool = Fals
     Raises:
         SchemaError: there is no such type.
     """
-    if one == other or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    if pa.types.is_struct(one) and pa.types.is_struct(other):
-        fields = {field.name: field.type for field in one}
-        for field in other:
-            before = fields.get(field.name, _NULL)
-            fields[field.name] = united(before, field.type, f"{name}.{field.name}", wide=wide)
-        return pa.struct(list(fields.items()))
-    if _is_list(one) and _is_list(other):
-        large = pa.types.is_large_list(one) or pa.types.is_large_list(other)
-        return (pa.large_list if large else pa.list_)(united(one.value_type, other.value_type, name, wide=wide))
+    return arrow.united(one, other, partial(_of_both, wide=wide), name)
+
+
+def _of_both(one: pa.DataType, other: pa.DataType, name: str, *, wide: bool) -> pa.DataType:
     if _is_text(one) and _is_text(other):
         return pa.large_string()
     found = _number(one, other, wide) or (json_type() if _is_of_json(one) and _is_of_json(other) else None)

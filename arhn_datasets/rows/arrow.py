@@ -94,6 +94,36 @@ def is_list(type: pa.DataType) -> bool:
     return bool(pa.types.is_list(type) or pa.types.is_large_list(type))
 
 
+def united(
+    one: pa.DataType,
+    other: pa.DataType,
+    of_values: Callable[[pa.DataType, pa.DataType, str], pa.DataType],
+    name: str = "",
+) -> pa.DataType:
+    """The type that has a place for the values of both; the fields of structs keep their order.
+
+    Args:
+        one: A type.
+        other: Another one.
+        of_values: Gives that of two types of which not both are structs, or lists, and neither is null.
+        name: Where they stand; with a dot before each field of a struct.
+    """
+    if one.equals(other) or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        fields = {field.name: field.type for field in one}
+        for field in other:
+            before = fields.get(field.name, pa.null())
+            fields[field.name] = united(before, field.type, of_values, f"{name}.{field.name}")
+        return pa.struct(list(fields.items()))
+    if is_list(one) and is_list(other):
+        large = pa.types.is_large_list(one) or pa.types.is_large_list(other)
+        return (pa.large_list if large else pa.list_)(united(one.value_type, other.value_type, of_values, name))
+    return of_values(one, other, name)
+
+
 def lists_in(table: pa.Table, column: str) -> pa.Array:
     """A column of lists of any kind as one array of lists with offsets."""
     values = table.column(column)
