@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -80,10 +81,8 @@ class Doubled(dict[str, Any]):
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
         super().__init__(pairs)
-        self.doubled = {name for name, _ in pairs} if len(self) < len(pairs) else set()
-        if self.doubled:
-            names = [name for name, _ in pairs]
-            self.doubled = {name for name in self.doubled if names.count(name) > 1}
+        names = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
+        self.doubled = {name for name, count in names.items() if count > 1}
 
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
