@@ -263,8 +263,10 @@ def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     folded = []
     for task, text in prompts.items():
-        named = {title: text[name] for name, title in (("snippet", "Snippets"), ("ranking", "Ranks")) if text.get(name)}
-        texts = "\n\n".join(f"{title}:\n\n{fenced(prompt, 'text')}" for title, prompt in named.items())
+        named = {name: prompt for name, prompt in text.items() if name not in ("version", "hash")}
+        texts = "\n\n".join(
+            f"{inline(name).capitalize()}:\n\n{fenced(prompt, 'text')}" for name, prompt in named.items()
+        )
         folded.append(filled("sections/prompts", task=inline(task), texts=texts))
     shown = table(("task", "version", "hash of the prompts"), hashes, right=())
     return "\n\n".join(["**Prompts**", shown, *folded]) + "\n\n"

@@ -108,12 +108,20 @@ class Report:
     causes: Sequence[Cause] = ()
 
     @property
+    def asked(self) -> int:
+        """The passages and rankings that were asked about."""
+        return sum(
+            number
+            for name, counts, _ in self.total.statuses()
+            for status, number in counts.items()
+            if name != "rows" and status != records.SKIPPED
+        )
+
+    @property
     def unread(self) -> float:
-        """The share of the requests that gave no readable reply."""
+        """The share of them on which there is no readable reply."""
         asked = [counts for name, counts, _ in self.total.statuses() if name != "rows"]
-        unread = sum(counts.get(status, 0) for counts in asked for status in UNREAD)
-        skipped = sum(counts.get(records.SKIPPED, 0) for counts in asked)
-        return unread / max(1, sum(sum(counts.values()) for counts in asked) - skipped)
+        return sum(counts.get(status, 0) for counts in asked for status in UNREAD) / max(1, self.asked)
 
     def to_json(self) -> dict[str, Any]:
         """The counts as JSON, the total under ``"all"``."""
