@@ -154,7 +154,7 @@ class Scores(EvidenceStage):
                 f"--score-{name.replace('_', '-')}" for name in list(options) if f"score_{name}" not in cls.SOURCES
             ]
             raise ConfigurationError(
-                f"{', '.join(others)} goes with --score-model, not with {named[0]}; leave it out, or name a model."
+                f"{named[0]} was given, and {', '.join(others)} is of --score-model; leave one of both out."
             )
         if columns := options.get("columns"):
             options["columns"] = tuple(columns.split(","))
