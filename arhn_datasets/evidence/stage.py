@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -59,6 +59,11 @@ class EvidenceStage(Transform):
             ConfigurationError: a value is out of range, or nobody is named who gives such evidence.
         """
 
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """Columns that are not null in rows about which nothing is asked; none where every row is asked about."""
+        return ()
+
     def requests(self, rows: pa.Table) -> int | None:
         """How many requests rows need; None where only evidence tells that these rows do not have yet."""
         return 0
@@ -81,6 +86,7 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         revision: Its commit sha; by default the one that the server names.
         cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
         client: Instead of ``endpoint``, a ``huggingface_hub.AsyncInferenceClient`` of yours.
+        reuse: Leave rows alone that have this evidence already, and ask about the others.
         tasks: A task for all rows (``"question"``, ``"claim"``, ``"argument"``, ``"title"``), or a mapping from
             ``subset`` to task that goes before the built-in one.
 
@@ -95,6 +101,7 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
     cache: str | os.PathLike[str] | None = None
     client: AsyncInferenceClient | None = field(default=None, repr=False)
     tasks: str | Mapping[str, str] | None = None
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
@@ -182,6 +189,15 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         tasks = self.tasks if isinstance(self.tasks, str) else {**SUBSET_TASKS, **(self.tasks or {})}
         return {"annotator": self.configured.identity(self.NAME), "tasks": tasks}
 
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """With ``reuse`` the columns of its own."""
+        return tuple(self.types(None)) if self.reuse else ()
+
+    def _inputs(self, columns: Iterable[str]) -> list[str]:
+        found = list(columns)
+        return list(dict.fromkeys([*super()._inputs(found), *(name for name in self.known_by if name in found)]))
+
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The evidence on each row; all requests of all rows are under way together.
 
@@ -190,7 +206,11 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         """
         for row in rows:
             check_source(self.NAME, row)
-        return await gathered((self.annotate(row) for row in rows), concurrently=self.awaits)
+        return await gathered((self._given_on(row) for row in rows), concurrently=self.awaits)
+
+    async def _given_on(self, row: Row) -> Row:
+        known = {column: row.get(column) for column in self.known_by}
+        return await self.annotate(row) if not known or None in known.values() else known
 
     @abstractmethod
     async def annotate(self, row: Row) -> Row:

@@ -335,9 +335,9 @@ def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _limits(content: CardContent, kinds: Sequence[str]) -> str:
     errors = content.report.total.errors
-    read = not kinds or any(KINDS[kind].statuses for kind in kinds)  # by an annotator
+    own = next((kind for kind in kinds if [kind] == list(kinds) and kind in sentences("sentences/limits")), "model")
     limits = [
-        said("limits", "baseline" if content.run["annotator"].get("baseline") else "model" if read else "scores"),
+        said("limits", "baseline" if content.run["annotator"].get("baseline") else own),
         audit_sentence(content.run.get("audit")),
         said("limits", "source"),
         *([said("limits", "errors", number=f"{errors:,}")] if errors else []),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.evidence.stage import EvidenceStage
@@ -95,7 +96,7 @@ def estimate(
         refined.extend(table.to_pylist())
     seconds, after = time.monotonic() - started, stages.statistics()
     spent = Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
-    requests = sum(_requests(stage, prepared.datasets, given, rows / len(refined)) for stage in stages.evidence)
+    requests = sum(_requests(stage, prepared.datasets, given) for stage in stages.evidence)
     asked, known = spent["replies"], spent["replies"] + spent["stored"]
     rate = asked / seconds if asked and seconds else None
     tokens = (spent[f"{of}_tokens"] + spent[f"stored_{of}_tokens"] for of in ("prompt", "completion"))
@@ -164,15 +165,19 @@ def _unmeasured(found: Estimate) -> str:
     )
 
 
-def _requests(stage: EvidenceStage, splits: Mapping[str, Dataset], sample: Sequence[pa.Table], rows: float) -> int:
-    """The requests of a stage, of all rows where their passages tell, else of the sample, each row for so many."""
-    columns, total = [side.passages for side in LABELLED], 0
+def _requests(stage: EvidenceStage, splits: Mapping[str, Dataset], sample: Sequence[pa.Table]) -> int:
+    """The requests of a stage, of all rows where their passages tell, else as many a row as those of the sample."""
+    columns, known = [side.passages for side in LABELLED], stage.known_by
+    found: list[int | None] = []
+    rows = 0
     for dataset in splits.values():
-        for batch in dataset.select_columns(columns).with_format("arrow").iter(1000):
-            if (found := stage.requests(batch)) is None:
-                return round(rows * sum(stage.requests(table) or 0 for table in sample))
-            total += found
-    return total
+        for batch in dataset.select_columns([*columns, *known]).with_format("arrow").iter(1000):
+            for column in known:
+                batch = batch.filter(pc.is_null(batch.column(column)))
+            found.append(stage.requests(batch))
+            rows += batch.num_rows
+    asked = sum(stage.requests(table) or 0 for table in sample) if None in found else 0
+    return sum(one or 0 for one in found) + round(asked * rows / sum(table.num_rows for table in sample))
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:

@@ -28,15 +28,13 @@ from arhn_datasets.inputs.sources import UNPUBLISHED, Input, Shard
 from arhn_datasets.rows.arrow import empty_table, row_at
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, QUERY_ID, Row, canonical_json
 from arhn_datasets.rows.stage import Transform
-from arhn_datasets.rules.revert import Revert
 from arhn_datasets.rules.rule import Decision
+from arhn_datasets.runs.reusing import SourceRows, known_stages
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 TABLE_BYTES = 4_000_000
-SOURCE_ROWS = Revert(keep_evidence=False)
-"""Gives the source rows of an earlier result."""
 FITTED_ROWS = 64  # of a table that the annotator is fitted on
 
 
@@ -84,12 +82,14 @@ class Stages:
 
     def asking(self, change: Callable[[Annotator], Annotator]) -> Stages:
         """The same stages with what ``change`` makes of their annotators, of each once."""
-        changed = {id(annotator): change(annotator) for annotator in self.annotators}
+        made = {id(annotator): change(annotator) for annotator in self.annotators}
+        return self.changed(
+            lambda one: one.asking(made[id(one.configured)]) if isinstance(one, AnnotatedTransform) else one
+        )
 
-        def one_asking(one: Transform) -> Transform:
-            return one.asking(changed[id(one.configured)]) if isinstance(one, AnnotatedTransform) else one
-
-        return Stages(**{one.NAME: one_asking(one) for one in self.transforms})
+    def changed(self, change: Callable[[EvidenceStage], EvidenceStage]) -> Stages:
+        """The same stages with what ``change`` makes of those that give evidence."""
+        return Stages(**{one.NAME: change(one) if isinstance(one, EvidenceStage) else one for one in self.transforms})
 
     def most_processes(self) -> int | None:
         """How many processes may share the annotators; None for any number."""
@@ -203,7 +203,7 @@ class Streamed:
         table = held if isinstance(held, pa.Table) else pa.concat_tables(held).combine_chunks()
         kept = self.source.kept(table.column_names)
         table = table.select(list(kept)).rename_columns(list(kept.values()))
-        source = SOURCE_ROWS(table) if sources.is_refined(table.schema) else table
+        source = SourceRows()(table) if sources.is_refined(table.schema) else table
         good, bad = sort_out(source, threshold=self.source.label_threshold)
         rows = [
             BadRow(row=end - len(table) + at, reason=why, content=row_at(source, at), split=self.name)
@@ -274,7 +274,10 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
     check_choice(source.on_bad_row)
     noted = Noted()
     with _timed(seconds, "load"), sources.silent():
-        splits, provenance = (_streams(source, noted) if streamed else None) or _loaded(source, noted)
+        known = known_stages(source, stages.evidence)
+        stages = stages.changed(lambda one: one.with_options(reuse=True) if one in known else one)
+        undo = SourceRows(kept=tuple(column for one in known for column in one.types(None)))
+        splits, provenance = (_streams(source, noted) if streamed else None) or _loaded(source, noted, undo)
     if any(annotator.needs_fitting for annotator in stages.annotators):
         with _timed(seconds, "fit"):
             stages = stages.asking(lambda one: one.fitted_on(_passages(splits)) if one.needs_fitting else one)
@@ -288,9 +291,9 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
     return Prepared(splits=splits, stages=stages, provenance=provenance, seconds=seconds, noted=noted)
 
 
-def _loaded(source: Input, noted: Noted) -> tuple[dict[str, Split], dict[str, Any]]:
+def _loaded(source: Input, noted: Noted, undo: SourceRows) -> tuple[dict[str, Split], dict[str, Any]]:
     on_bad_row = noted.add if source.on_bad_row == SET_ASIDE else STOP
-    splits, provenance = sources.load_input(source, undo=SOURCE_ROWS, on_bad_row=on_bad_row)
+    splits, provenance = sources.load_input(source, undo=undo, on_bad_row=on_bad_row)
     if is_refined(source.path):  # refining twice takes away none of the terms of the first source
         first = json.loads((source.path / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
         provenance |= {name: first.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}
