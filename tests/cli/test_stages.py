@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import chain
 from typing import ClassVar
 
@@ -71,8 +72,6 @@ def made(*arguments):
 @pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
 def test_what_does_not_fit_is_refused_before_anything_is_read(arguments, message, tmp_path, capsys):
     """Exit code 2, one line that names the option to give or to leave out, and no folder."""
-    import re
-
     assert cli.refine_command([str(SAMPLE), *arguments, "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -48,10 +48,8 @@ def holds_and_is_read(out, tmp_path):
     """The folder verifies, exports in two formats, is audited, and can be published."""
     assert cli.verify_command([str(out)]) == 0
     exported = tmp_path / "exported"
-    assert (
-        cli.export_command([str(out), "--format", "triplet", "--format", "labeled-list", "--output", str(exported)])
-        == 0
-    )
+    formats = ["--format", "triplet", "--format", "labeled-list"]
+    assert cli.export_command([str(out), *formats, "--output", str(exported)]) == 0
     assert len(load_dataset(str(exported), "triplet", split="train")) > 0
     assert cli.audit_command([str(out), "--rows", "9", "--output", str(tmp_path / "audit.csv")]) == 0
     assert cli.push_command([str(out), "user/rows", "--dry-run", "--format", "triplet"]) == 0
@@ -234,17 +232,11 @@ def test_shards_are_merged(kind, server, tmp_path):
     assert cli.verify_command([str(tmp_path / "merged")]) == 0
 
 
-def test_a_published_folder_of_verdicts_is_reverted_and_relabelled(server, tmp_path):
-    """The code of its card runs: the source comes back, and another policy follows from the same verdicts."""
+def test_the_code_of_a_card_over_verdicts_runs(server, tmp_path):
+    """Another policy follows from the same verdicts, without a request."""
     out = tmp_path / "out"
     assert refined(out, "--endpoint", server.url, "--evidence", "verdicts", "--limit", 9) == 0
-    rows = load_dataset(str(out), split="train")
-    code = (
-        (out / "README.md")
-        .read_text(encoding="utf-8")
-        .partition("source = ds.map(arhn.revert)\n")[2]
-        .partition("\n")[0]
-    )
-    names = {"arhn": arhn, "ds": rows}
-    exec(code, names)
+    _, _, code = (out / "README.md").read_text(encoding="utf-8").partition("source = ds.map(arhn.revert)\n")
+    names = {"arhn": arhn, "ds": load_dataset(str(out), split="train")}
+    exec(code.partition("\n")[0], names)
     assert all(row["decision"]["relabelled"] == 0 for row in names["other"])
