@@ -64,7 +64,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
         check_annotator("annotator", self.annotator)
-        _check_urls(self.endpoint)
+        check_urls(self.endpoint)
         self.check_connection()
         if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
             raise ConfigurationError(
@@ -177,7 +177,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         return endpoint
 
 
-def _check_urls(given: object) -> None:
+def check_urls(given: object) -> None:
     """Refuse what the annotator behind ``endpoint`` could only stumble over."""
     urls = given if isinstance(given, (list, tuple)) else (given,)
     if given is None or all(isinstance(url, str) for url in urls):

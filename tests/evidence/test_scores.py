@@ -15,7 +15,7 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
-from arhn_datasets.evidence import scores as score_models
+from arhn_datasets.evidence import score_models
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES
 
 pytest.importorskip("sentence_transformers")
@@ -240,8 +240,8 @@ def test_fusion_with_scores_that_are_there(fuse, positive, negative):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of a model, columns= and field="),
-        ({"model": "m", "field": "score"}, "one of a model, columns= and field="),
+        ({}, "one of a model, endpoint=, columns= and field="),
+        ({"model": "m", "field": "score"}, "one of a model, endpoint=, columns= and field="),
         ({"model": object()}, "model is a object; a Hub id or a folder"),
         ({"columns": ("one",)}, "the names of two columns"),
         ({"columns": "scores"}, "the names of two columns"),
