@@ -81,7 +81,8 @@ class Scorer:
         self._gathered: dict[str | None, dict[str, asyncio.Future[Answer]]] = {}
         self._vectors: OrderedDict[tuple[str | None, str], Answer] = OrderedDict()
         self._embedding: dict[tuple[str | None, str], asyncio.Future[Answer]] = {}
-        self._cut: set[str] = set()
+        self._room = transports[0].texts_at_once
+        self._making_room = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def info(self) -> ScoringInfo:
@@ -306,13 +307,17 @@ class Scorer:
 
     async def _make_room(self, texts: int) -> None:
         """Let the limit follow the largest request: that of text-embeddings-inference is one of texts in flight."""
-        for server, transport in zip(self.pool.servers, self._transports, strict=True):
-            if texts > transport.texts_at_once and server.info is not None:
-                while transport.texts_at_once < texts:
-                    transport.texts_at_once *= 2
-                if server.info.max_concurrent_requests:
-                    with suppress(EndpointError):  # the limit follows when the server is back
-                        await server.open()
+        if texts <= self._room:
+            return
+        async with self._making_room:
+            for server, transport in zip(self.pool.servers, self._transports, strict=True):
+                if texts > transport.texts_at_once and server.info is not None:
+                    while transport.texts_at_once < texts:
+                        transport.texts_at_once *= 2
+                    if server.info.max_concurrent_requests:
+                        with suppress(EndpointError):  # the limit follows when the server is back
+                            await server.open()
+            self._room = min(transport.texts_at_once for transport in self._transports)
 
     # ----------------------------------------------------------------------------------------------- vectors
 

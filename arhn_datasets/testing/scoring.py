@@ -77,6 +77,7 @@ class FolderModel:
 
         make = CrossEncoder if kind == RERANKER else SentenceTransformer
         self._model: Any = make(folder, device="cpu")
+        self._limit = "max_seq_length" if hasattr(self._model, "max_seq_length") else "max_length"
 
     def length(self, query: str | None, text: str) -> int:
         """As the tokenizer counts."""
@@ -87,14 +88,14 @@ class FolderModel:
         """Without any activation."""
         import torch
 
-        self._model.max_length = most
+        setattr(self._model, self._limit, most)
         pairs = [(query, text) for text in texts]
         found: list[float] = self._model.predict(pairs, activation_fn=torch.nn.Identity()).astype("float64").tolist()
         return found
 
     def vectors(self, texts: Sequence[str], most: int) -> list[list[float]]:
         """As the model pools them, without any prompt."""
-        self._model.max_seq_length = most
+        setattr(self._model, self._limit, most)
         found: list[list[float]] = self._model.encode(list(texts), prompt="").astype("float64").tolist()
         return found
 

@@ -224,7 +224,7 @@ def _no_number(name: str) -> NoReturn:
 def declared(found: Mapping[str, Any], texts_at_once: int) -> ScoringInfo | str | None:
     """What text-embeddings-inference's ``/info`` says; the words for what it is where it gives no scores.
 
-    Its limit is one of texts in flight, of which a request has up to ``texts_at_once``.
+    Its limit is one of texts in flight: a request to a reranker has up to ``texts_at_once``, one for vectors is full.
     """
     if not isinstance(found.get("model_type"), (dict, str)):
         return f"a server of the LLM {found['model_id']}" if "model_id" in found else None
@@ -239,7 +239,7 @@ def declared(found: Mapping[str, Any], texts_at_once: int) -> ScoringInfo | str 
         model=str(found.get("model_id")),
         revision=found.get("model_sha"),
         version=found.get("version"),
-        max_concurrent_requests=texts and max(1, texts // min(most, texts_at_once)),
+        max_concurrent_requests=texts and max(1, texts // min(most, texts_at_once if kind == CROSS_ENCODER else most)),
         max_input_tokens=_positive(found.get("max_input_length")),
         kind=kind,
         route="/rerank" if kind == CROSS_ENCODER else "/embed",

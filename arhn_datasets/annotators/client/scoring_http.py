@@ -116,6 +116,10 @@ class ScoringTransport(HttpTransport):
             fatal = ConfigurationError if before is None else EndpointFailure
             raise fatal(f"{self.name} gives no scores ({'; '.join(told)}). {EXPECTED}.")
         (info,) = found.values()
+        if info.named != model and info.named in (names or ()):
+            raise ConfigurationError(
+                f"{self.name} was asked for {model}, and {info.named} has answered, another model."
+            )
         if before is not None and before.width != info.width:
             raise ConfigurationError(
                 f"{self.name} gives vectors of {info.width} numbers now, and the run began with {before.width}. "
