@@ -41,6 +41,7 @@ GATHERING_SECONDS = 0.005  # for texts of other rows that fill a request
 VECTORS_KEPT = 4096  # of texts that several rows share
 SHORTER = 0.75  # what is asked of a text that the server refuses as too long, and then of that
 LONG_CHARACTERS = 1500  # about the 512 tokens that most rerankers and embedding models read
+PAIRS = ("pairs", "stored_pairs", "cut_pairs", "perhaps_cut_pairs", "failed_pairs")
 TOLD = 5  # causes of failures, each once
 
 
@@ -71,12 +72,12 @@ class Scorer:
     """The scores of one served model. Make and use it on the background loop."""
 
     def __init__(self, asked: Asked, options: contract.ConnectionOptions) -> None:
-        self.counts = dict.fromkeys(("pairs", "stored", "cut", "perhaps_cut", "failed"), 0)
+        self.counts = dict.fromkeys(PAIRS, 0)
         self.causes: Counter[str] = Counter()
         self._asked = asked
         transports = [ScoringTransport(url, options, asked.model, asked.kind) for url in asked.urls]
         self._transports = transports
-        self.pool = Pool(transports, options, lambda: self.counts["stored"] > 0)
+        self.pool = Pool(transports, options, lambda: self.counts["stored_pairs"] > 0)
         self._in_flight: dict[str, asyncio.Future[float | None]] = {}
         self._gathered: dict[str | None, dict[str, asyncio.Future[Answer]]] = {}
         self._vectors: OrderedDict[tuple[str | None, str], Answer] = OrderedDict()
@@ -129,8 +130,9 @@ class Scorer:
         return [found[sent[text]] for text in texts]
 
     def statistics(self) -> dict[str, Any]:
-        """What was asked so far, what came from the store, what was cut, and why pairs have no score."""
-        return {**vars(self.pool.statistics), **self.counts, "causes": dict(self.causes)}
+        """What was asked so far, and the pairs: all, those from the store, those cut, and those without a score."""
+        sent = sum(server.limit.in_flight for server in self.pool.servers)
+        return {**vars(self.pool.statistics), "in_flight": sent, "stored": 0, **self.counts}
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -231,7 +233,7 @@ class Scorer:
         return answer.value
 
     def _failed(self, error: EndpointError) -> None:
-        self.counts["failed"] += 1
+        self.counts["failed_pairs"] += 1
         said = f"{type(error).__name__}: {error}"
         known = {alike(one): one for one in self.causes}
         first = known.get(alike(said))
@@ -240,22 +242,22 @@ class Scorer:
             logger.warning("no score for a passage, which keeps none (null): %s", said)
 
     def _tell_cut(self, model: str, cut: bool) -> None:
-        if cut and not self.counts["cut"]:
+        if cut and not self.counts["cut_pairs"]:
             logger.warning("a passage is longer than %s reads; the score of such a one is that of its beginning", model)
-        self.counts["cut"] += cut
+        self.counts["cut_pairs"] += cut
 
     def _tell_long(self, info: ScoringInfo, query: str, texts: Sequence[str]) -> None:
         """Count what a server that names no limit may cut and say nothing."""
         if info.max_input_tokens is None:
             long = sum(len(query) + len(text) > LONG_CHARACTERS for text in texts)
-            if long and not self.counts["perhaps_cut"]:
+            if long and not self.counts["perhaps_cut_pairs"]:
                 logger.warning(
                     "%s does not say how much of a text it reads; scores of passages with more than %d characters may "
                     "be those of their beginnings",
                     self._transports[0].name,
                     LONG_CHARACTERS,
                 )
-            self.counts["perhaps_cut"] += long
+            self.counts["perhaps_cut_pairs"] += long
 
     def _kept(self, model: str, key: str) -> float | None:
         store = self._store()
@@ -264,7 +266,7 @@ class Scorer:
         if not isinstance(score, float) or not math.isfinite(score):
             return None
         self.counts["pairs"] += 1
-        self.counts["stored"] += 1
+        self.counts["stored_pairs"] += 1
         self._tell_cut(model, kept.get("cut") is True)
         return score
 

@@ -9,22 +9,21 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import count
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotators.client.contract import ConnectionOptions, Option, base_url, documented, shown_url
+from arhn_datasets.annotators.client.contract import ConnectionOptions, base_url, documented, shown_url
 from arhn_datasets.annotators.client.scoring import BI_ENCODER, CROSS_ENCODER, ScoringInfo
-from arhn_datasets.annotators.scorer import Asked, Scorer, scorer_of
+from arhn_datasets.annotators.scorer import Asked, Scorer, key_of_environment, scorer_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.score_models import Model, finite, load, model_of
-from arhn_datasets.evidence.stage import check_source, check_urls
+from arhn_datasets.evidence.stage import EvidenceStage, check_source, check_urls
 from arhn_datasets.rows import background, records
-from arhn_datasets.rows.options import check_choice, check_integer
+from arhn_datasets.rows.options import Option, check_choice, check_integer
 from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, passages_of, text_of
-from arhn_datasets.rows.stage import Transform
 
 MODEL_KINDS = (BI_ENCODER, CROSS_ENCODER)
 SIMILARITIES = ("cosine", "dot")
@@ -33,13 +32,17 @@ FUSIONS = (REPLACE, MEAN, RRF)
 DTYPES = ("float32", "float16", "bfloat16")
 SAME_AS_THE_LLM = ("timeout", "give_up_after", "cache")
 """The options of the connection to an LLM that a command gives to the server of scores as well."""
+_OF_AN_ENDPOINT = {"score_endpoint", "score_api_key", "score_raw", "score_field", "score_columns"}
+_WITH_AN_ENDPOINT = {f"score_{name}" for name in ("model", "api_key", "raw", "revision", "kind", "similarity")}
+_WITH_AN_ENDPOINT |= {"score_query_prompt", "score_passage_prompt"}
+_CALLED = {"score_raw": "raw_scores"}
 _COLUMNS = tuple(side.scores for side in LABELLED)
 RRF_K = 60  # Cormack et al., SIGIR 2009
 
 
 @documented
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores(Transform, ConnectionOptions):
+class Scores(EvidenceStage, ConnectionOptions):
     """Adds ``positive_scores`` and ``negative_scores``, aligned with the passage lists: higher is more relevant.
 
     The scores come from one of four: a ``model`` of sentence-transformers; a model behind an ``endpoint``; ``columns``
@@ -92,6 +95,32 @@ class Scores(Transform, ConnectionOptions):
 
     NAME: ClassVar[str] = "scores"
     OPTIONAL: ClassVar[tuple[str, ...]] = (records.QUERY_ID, records.DECISION, POSITIVE.scores, NEGATIVE.scores)
+    SOURCES: ClassVar[Mapping[str, Option]] = {
+        "score_endpoint": Option(help="a server of a reranker or embedding model", metavar="URL", repeatable=True),
+        "score_model": Option(
+            help="a bi-encoder or cross-encoder in this process; with --score-endpoint the one to ask for there",
+            metavar="ID_OR_FOLDER",
+        ),
+        "score_field": Option(help="instead, a field of the passages with scores of their own", metavar="NAME"),
+        "score_columns": Option(help="instead, the columns with scores of both sides", metavar="POSITIVE,NEGATIVE"),
+    }
+    """Whose scores a command can name; one of them."""
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        **SOURCES,
+        "score_api_key": Option(
+            help="sent to --score-endpoint alone; default: ARHN_SCORE_API_KEY, and never the key of the LLM",
+            metavar="KEY",
+        ),
+        "score_raw": Option(help="of a reranker behind text-embeddings-inference, the logits", switch=True),
+        "score_revision": Option(help="commit, branch or tag of the model", metavar="SHA"),
+        "score_kind": Option(help="by default what the files of the model say, or the server", choices=MODEL_KINDS),
+        "score_similarity": Option(help="of a bi-encoder; by default the model's own", choices=SIMILARITIES),
+        "score_query_prompt": Option(help="text in front of each query; by default the model's own", metavar="TEXT"),
+        "score_passage_prompt": Option(help="the same for passages", metavar="TEXT"),
+        "score_batch_size": Option(help="texts or pairs that go through the model together", metavar="N"),
+        "score_device": Option(help="by default a GPU where there is one", metavar="NAME"),
+        "score_dtype": Option(help="by default as the model is loaded", choices=DTYPES),
+    }
 
     model: str | None = None
     _: KW_ONLY
@@ -111,46 +140,38 @@ class Scores(Transform, ConnectionOptions):
     raw_scores: bool = False
     cache: str | os.PathLike[str] | None = None
 
-    OPTIONS: ClassVar[Mapping[str, Option]] = {
-        "score_endpoint": Option(
-            help="a server of a reranker or an embedding model, as text-embeddings-inference; repeatable for replicas",
-            metavar="URL",
-            repeatable=True,
-        ),
-        "score_model": Option(
-            help="id or folder of a reranker or an embedding model; with --score-endpoint the one to ask for",
-            metavar="ID",
-        ),
-        "score_kind": Option(help="what it is, where nothing tells", choices=MODEL_KINDS),
-        "score_api_key": Option(
-            help="sent to --score-endpoint alone; default: ARHN_SCORE_API_KEY; the key of the LLM is never sent there",
-            metavar="KEY",
-        ),
-    }
-    """The options of a command that say whose scores they are."""
-
     @classmethod
-    def from_options(cls, given: Mapping[str, Any]) -> Scores:
-        """The scores that ``--score-endpoint`` or ``--score-model`` names; ``given`` has None for what was not given.
+    def from_options(cls, given: Mapping[str, Any], annotator: object = None, tasks: object = None) -> Scores:
+        """The scores that the options of a command name; ``given`` has None for what was not given.
 
         Raises:
-            ConfigurationError: neither is named, or a key without an endpoint.
+            ConfigurationError: not one source is named, or an option does not go with it.
         """
-        endpoint, model, key = (given[f"score_{name}"] for name in ("endpoint", "model", "api_key"))
-        if endpoint is None and model is None:
-            raise ConfigurationError(
-                "Scores need --score-endpoint URL (a server of a reranker or an embedding model), or --score-model ID "
-                "(a model of sentence-transformers in this process)."
-            )
-        if endpoint is None and key is not None:
-            raise ConfigurationError("--score-api-key goes with --score-endpoint; leave it out.")
-        options: dict[str, Any] = {"kind": given["score_kind"]}
-        if endpoint is not None:
+        options = {name: given[name] for name in cls.OPTIONS if given.get(name) not in (None, False, [])}
+        flags = {name: f"--{name.replace('_', '-')}" for name in cls.OPTIONS}
+        named = [name for name in cls.SOURCES if name in options]
+        if named[:2] == ["score_endpoint", "score_model"]:
+            named.remove("score_model")  # the one to ask for there
+        if len(named) != 1:
+            found = f"got {' and '.join(flags[name] for name in named)}" if named else "says not whose scores these are"
+            sources = ", ".join(f"{flags[name]} {option.metavar}" for name, option in cls.SOURCES.items())
+            raise ConfigurationError(f"--evidence scores {found}; one of {sources} was expected.")
+        goes = {"score_endpoint": _WITH_AN_ENDPOINT, "score_model": set(cls.OPTIONS) - _OF_AN_ENDPOINT}
+        if others := [flags[name] for name in options if name not in {*named, *goes.get(named[0], ())}]:
+            raise ConfigurationError(f"{', '.join(others)} does not go with {flags[named[0]]}; leave one of both out.")
+        known = {_CALLED.get(name, name.removeprefix("score_")): value for name, value in options.items()}
+        if named == ["score_columns"]:
+            known["columns"] = tuple(known["columns"].split(","))
+        if named == ["score_endpoint"]:
             # An empty key is none: that of the LLM, in ARHN_API_KEY, is for another server.
-            key = key or os.environ.get("ARHN_SCORE_API_KEY", "")
-            connection = {name: given[name] for name in SAME_AS_THE_LLM if given.get(name) is not None}
-            options |= {"endpoint": tuple(endpoint), "api_key": key, **connection}
-        return cls(model, **options)
+            known.setdefault("api_key", os.environ.get("ARHN_SCORE_API_KEY", ""))
+            known |= {name: given[name] for name in SAME_AS_THE_LLM if given.get(name) is not None}
+        return cls(**known)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether each process that works on it needs a GPU of its own, where there are some."""
+        return self.model is not None and self.endpoint is None
 
     def __post_init__(self) -> None:
         local = self.model if self.endpoint is None else None
@@ -232,18 +253,34 @@ class Scores(Transform, ConnectionOptions):
         return self.endpoint is not None
 
     def statistics(self) -> dict[str, Any]:
-        """Requests and retries so far in this process, pairs asked, from the store, cut and failed, and why they did.
+        """Requests and retries so far in this process, and pairs: all, from the store, cut, and without a score.
 
-        Raises:
-            ConfigurationError: no server is asked.
+        Empty where no server is asked.
         """
-        if self.endpoint is None:
-            raise ConfigurationError("Only scores of a server have statistics; name one with endpoint=.")
 
         async def read() -> dict[str, Any]:
             return self._scorer().statistics()
 
-        return background.run(read())
+        return background.run(read()) if self.awaits else {}
+
+    def causes(self) -> Mapping[str, int]:
+        """Why pairs have no score, in the server's words, and how many so far in this process."""
+
+        async def read() -> Mapping[str, int]:
+            return dict(self._scorer().causes)
+
+        return background.run(read()) if self.awaits else {}
+
+    def requests(self, rows: pa.Table) -> int:
+        """About one a row of a server, none of a model in this process."""
+        return rows.num_rows if self.awaits else 0
+
+    def shared_by(self, processes: int) -> Scores:
+        """These scores with one of ``processes`` parts of the server's limit, and with this process's key."""
+        if not isinstance(self.endpoint, tuple):
+            return self
+        key = key_of_environment(self.endpoint) if self.api_key is None else self.api_key
+        return replace(self, processes=self.processes * processes, api_key=key)
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Lists of doubles."""

@@ -57,7 +57,7 @@ def test_a_reranker_gives_what_the_model_gives_here(cross_encoder, sample, raw):
     with ScoreEmulator(kind=RERANKER, scored_by=cross_encoder, max_input_length=128) as server:
         scores = Scores(endpoint=server.url, raw_scores=raw)
         found = scored(sample[:12], scores)
-        assert scores.statistics()["cut"] > 0
+        assert scores.statistics()["cut_pairs"] > 0
     if raw:
         expected = scored(sample[:12], Scores(cross_encoder, device="cpu"))
     else:
@@ -167,7 +167,7 @@ def test_a_reply_that_is_not_whole_gives_no_score(sample, right, spoil, caplog):
             for some, others in zip(ours, theirs, strict=True):
                 assert all(one in (None, other) for one, other in zip(some, others, strict=True))
         failed = sum(one is None for some in found for values in some for one in values)
-        assert scores.statistics()["failed"] == failed
+        assert scores.statistics()["failed_pairs"] == failed
         assert bool(failed) == ("no score for a passage" in caplog.text)
 
 
@@ -186,8 +186,8 @@ def test_one_passage_that_the_server_fails_on_spares_the_others(sample, right, c
     with ScoreEmulator(faults=faults) as server:
         scores = Scores(endpoint=server.url, attempts=2, **QUICK)
         assert scored(sample[:8], scores) == expected
-        told = scores.statistics()
-        assert (told["failed"], list(told["causes"].values())) == (failed, [failed])
+        assert scores.statistics()["failed_pairs"] == failed
+        assert list(scores.causes().values()) == [failed]
         assert caplog.text.count("500: Incomplete generation") == 1
         server.set_faults()
         before = server.stats.texts
@@ -211,7 +211,7 @@ def test_a_rerun_asks_nothing(sample, right, kind, form):
         again = Scores(endpoint=server.url)
         assert scored(sample[::-1], again, batch_size=3) == right[kind][::-1]
         assert server.stats.texts <= asked + 4  # what it is, is asked again
-        assert again.statistics()["stored"] > 0
+        assert again.statistics()["stored_pairs"] > 0
     with ScoreEmulator(kind=kind, form=form, model="another/model", revision="1" * 40) as other:
         scored(sample[:3], Scores(endpoint=other.url))
         assert other.stats.requests > 0
@@ -258,7 +258,7 @@ def test_after_kill_9_only_what_was_in_flight_is_asked_again(sample, tmp_path, k
         found = scored(rows, scores)
         assert all(one is not None for some in found for values in some for one in values)
         pairs = sum(len(values) for some in found for values in some)
-        assert scores.statistics()["stored"] >= kept
+        assert scores.statistics()["stored_pairs"] >= kept
         if kind == RERANKER:
             assert kept >= paid - 4 * 32 - 64  # four slots of up to 32 texts, and a batch of the store
             assert server.stats.texts <= pairs - kept
@@ -289,20 +289,24 @@ def test_what_is_too_long_is_cut_and_counted(sample, kind, caplog):
         long = sum(count > 64 for count in tokens.values())
         assert 0 < long < 400
         # Two texts alone have a special token more than their pair: one that just fits may count as cut.
-        assert long <= scores.statistics()["cut"] <= long + (kind == RERANKER) * sum(n == 64 for n in tokens.values())
+        assert (
+            long
+            <= scores.statistics()["cut_pairs"]
+            <= long + (kind == RERANKER) * sum(n == 64 for n in tokens.values())
+        )
         assert "is that of its beginning" in caplog.text
         assert all(one is not None for some in found for values in some for one in values)
         allowed = [body for body in server.bodies if body["truncate"]]
         assert len(allowed) < len(server.bodies)
-        cut = scores.statistics()["cut"]
+        cut = scores.statistics()["cut_pairs"]
         background.close()  # another process
         again = Scores(endpoint=server.url)
         scored(sample, again)
-        assert again.statistics()["cut"] == cut  # a kept score tells of it, too
+        assert again.statistics()["cut_pairs"] == cut  # a kept score tells of it, too
     with ScoreEmulator(kind=kind, form=COMPATIBLE, max_input_length=64, auto_truncate=False) as server:
         scores = Scores(endpoint=server.url, cache="none")
         found = scored(sample[:8], scores)
-        assert scores.statistics()["cut"] > 0
+        assert scores.statistics()["cut_pairs"] > 0
         assert all(one is not None for some in found for values in some for one in values)
 
 
@@ -311,7 +315,7 @@ def test_a_server_that_may_cut_without_a_word(sample, caplog):
     with ScoreEmulator(form=COMPATIBLE) as server:
         scores = Scores(endpoint=server.url)
         scored(sample, scores)
-        assert scores.statistics()["perhaps_cut"] > 0
+        assert scores.statistics()["perhaps_cut_pairs"] > 0
         assert "does not say how much of a text it reads" in caplog.text
 
 
@@ -488,18 +492,25 @@ def test_wrong_rows(row):
         assert server.stats.requests == 0
         words = [{"docid": "a", "title": "", "text": ""}, {"docid": "b", "title": "Tin", "text": None}]
         assert all(isinstance(one, float) for one in scores({**row, "negative_passages": words})["negative_scores"])
-    with pytest.raises(ConfigurationError, match="Only scores of a server have statistics"):
-        Scores(field="score").statistics()
+    assert Scores(field="score").statistics() == Scores(field="score").causes() == {}
 
 
 def test_options_of_a_command(monkeypatch, row):
     """The table has what a command takes; the key of the LLM in the environment stays with the LLM."""
     nothing = dict.fromkeys(Scores.OPTIONS)
-    with pytest.raises(ConfigurationError, match="Scores need --score-endpoint URL"):
-        Scores.from_options(nothing)
-    with pytest.raises(ConfigurationError, match="--score-api-key goes with --score-endpoint"):
-        Scores.from_options({**nothing, "score_model": "m", "score_api_key": "k"})
-    assert Scores.from_options({**nothing, "score_model": "m"}).model == "m"
+    for given, said in (
+        ({}, "says not whose scores these are; one of --score-endpoint URL"),
+        ({"score_model": "m", "score_field": "f"}, "got --score-model and --score-field"),
+        ({"score_model": "m", "score_api_key": "k"}, "--score-api-key does not go with --score-model"),
+        ({"score_endpoint": ["http://h"], "score_device": "cpu"}, "--score-device does not go with --score-endpoint"),
+        ({"score_field": "f", "score_raw": True}, "--score-raw does not go with --score-field"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            Scores.from_options({**nothing, **given})
+    assert Scores.from_options({**nothing, "score_model": "m", "score_raw": False}).model == "m"
+    both = Scores.from_options({**nothing, "score_model": "m", "score_endpoint": ["http://h"], "score_raw": True})
+    assert (both.model, both.endpoint, both.raw_scores) == ("m", ("http://h",), True)
+    assert Scores.from_options({**nothing, "score_columns": "a,b"}).columns == ("a", "b")
     monkeypatch.setenv("ARHN_API_KEY", "of-the-llm")
     with ScoreEmulator() as server:
         sent = []
