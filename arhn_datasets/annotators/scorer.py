@@ -277,7 +277,7 @@ class Scorer:
     # ----------------------------------------------------------------------------------------------- requests
 
     async def _answers(self, info: ScoringInfo, request: TextsRequest) -> list[Answer]:
-        """A score or a vector of each text; texts that fail together are asked again in halves, to spare the others.
+        """A score or a vector of each text; texts that fail together are asked again one by one.
 
         A text that is too long for the server is cut, and known as such.
         """
@@ -289,10 +289,8 @@ class Scorer:
                 return await self._shortened(info, request, error)
             if len(request.texts) == 1 or _is_of_all(error):
                 return [Answer(error)] * len(request.texts)
-            answers = []
-            for part in parts_of(request.texts, (len(request.texts) + 1) // 2):
-                answers += await self._answers(info, replace(request, texts=tuple(part)))
-            return answers
+            alone = (self._answers(info, replace(request, texts=(text,))) for text in request.texts)
+            return [answer for (answer,) in await background.gathered(alone)]
         assert isinstance(measured, scoring.Measured)
         return [Answer(value, at in measured.cut) for at, value in enumerate(measured.values)]
 

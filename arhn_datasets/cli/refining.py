@@ -262,12 +262,13 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
 def _tell_requests(asked: Mapping[str, int]) -> None:
     if not asked:
         return
-    told = f"{asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
-    print(f"requests  {told}")
+    pairs = asked.get("pairs")
+    stored = "" if pairs and not asked["stored"] else f", {asked['stored']:,} from the store"
+    print(f"requests  {asked['replies']:,} replies{stored}, {asked['retries']:,} retries")
     print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
     if cut := asked.get("cut_off"):
         print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
-    if pairs := asked.get("pairs"):
+    if pairs:
         print(f"scores    {pairs:,} pairs, {asked['stored_pairs']:,} from the store")
     for name, said in CUT_PAIRS.items():
         if cut := asked.get(name):

@@ -287,13 +287,17 @@ class ScoreService(Service):
             if fault is not None and fault.kind == "hang":
                 await asyncio.sleep(fault.seconds if fault.seconds is not None else 10**6)
             found = await asyncio.get_running_loop().run_in_executor(None, compute)
-            seconds = server.latency.seconds(request.data, sum(len(pieces(text)) for text in texts), 0)
+            tokens = sum(min(len(pieces(text)) + SPECIALS, server.max_input_length) for text in texts)
+            seconds = server.latency.seconds(request.data, tokens, 0)
             if fault is not None and fault.kind == "slow":
                 seconds += fault.seconds or 0.0
             failed = batch_failed() if request.trouble == "424_batch" else None
             await self.batch.finish(self.batch.submit(lambda: seconds, failed))
         self.counts.numbers["texts"] += len(texts)
+        self.counts.numbers["prompt_tokens"] += tokens
+        request.tokens = tokens
         return found
 
     async def _spoilt(self, request: Request, value: Any) -> web.StreamResponse:
-        return await self._sent(request, self._scores.spoil(value), {"x-compute-type": "cpu"})
+        given = {"x-compute-type": "cpu", "x-compute-tokens": str(request.tokens)}
+        return await self._sent(request, self._scores.spoil(value), given if self._scores.form == TEI else {})

@@ -172,7 +172,7 @@ def test_a_reply_that_is_not_whole_gives_no_score(sample, right, spoil, caplog):
 
 
 def test_one_passage_that_the_server_fails_on_spares_the_others(sample, right, caplog):
-    """Texts that fail together are asked again in halves; the one at fault has null, and the words are told once."""
+    """Texts that fail together are asked again one by one; the one at fault has null, and the words are told once."""
     poison = texts_of(sample[0], "negative_scores")[1]
     expected = [
         [
