@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -11,7 +13,7 @@ import pytest
 
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.testing import ScoreEmulator
-from arhn_datasets.testing.scoring import COMPATIBLE, EMBEDDING, RERANKER
+from arhn_datasets.testing.scoring import COMPATIBLE, EMBEDDING, RERANKER, main
 
 _local = build_opener(ProxyHandler({}))
 TEXTS = ["tin melts", "copper is red", "tin is soft", ""]
@@ -142,3 +144,22 @@ def test_wrong_options():
         ScoreEmulator(kind="ranker")
     with pytest.raises(ConfigurationError, match="form is 'x'; one of tei, compatible"):
         ScoreEmulator(form="x")
+
+
+def test_the_command_serves_until_it_is_ended():
+    """It prints its URL, serves, and ends at SIGTERM with a line of counts; wrong usage exits with 2."""
+    command = [sys.executable, "-m", "arhn_datasets.testing.scoring", "--port", "0", "--kind", EMBEDDING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            url = running.stdout.readline().strip()
+            body = Request(f"{url}/info")
+            with _local.open(body, timeout=30) as reply:
+                assert "embedding" in json.load(reply)["model_type"]
+            running.terminate()
+            assert "0 requests" in running.communicate(timeout=30)[0]
+            assert running.returncode == 0
+        finally:
+            running.kill()
+    with pytest.raises(SystemExit) as ended:
+        main(["--fault", "earthquake"])
+    assert ended.value.code == 2
