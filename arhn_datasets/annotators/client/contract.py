@@ -191,7 +191,8 @@ class ChatRequest:
 
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
-        return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
+        texts = [message["content"] for message in self.messages]
+        return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
 
     def characters(self) -> int:
         """Characters of the prompt."""
