@@ -154,6 +154,13 @@ def _add_annotator(parser: argparse.ArgumentParser) -> None:
                 help=option.help if usual is None else f"{option.help}; default: {usual:g}",
             )
     group.add_argument(
+        "--passages-per-request",
+        type=positive,
+        metavar="K",
+        help="passages of a row that an LLM is shown in one request for snippets; default: 1. With 8 a strong model "
+        "without a prefix cache reads half of the tokens; --estimate tells both prices",
+    )
+    group.add_argument(
         "--task",
         action="append",
         default=[],
@@ -239,8 +246,11 @@ def configured_stages(options: argparse.Namespace) -> Stages:
     from arhn_datasets.runs.preparing import Stages
 
     annotator, tasks, given = _annotator_of(options), _tasks_of(options.task), vars(options)
+    together = options.passages_per_request
+    if annotator.baseline:
+        _refuse(options, ("passages_per_request",), "an LLM")
     return Stages(
-        snippets=Snippets(annotator=annotator, tasks=tasks),
+        snippets=Snippets(annotator=annotator, tasks=tasks, passages_per_request=together or 1, seed=options.seed),
         ranks=Ranks(annotator=annotator, tasks=tasks, **{name: given[name] for name in OF_RANKING}),
         relabel=Relabel(**{name: given[name] for name in (*OF_POLICY, *OF_GUARDS)}),
     )
@@ -372,6 +382,8 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
         told = f"{asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
         print(f"requests  {told}")
         print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+        if alone := asked.get("asked_alone"):
+            print(f"          {alone:,} passages were asked about alone, as their pack had no plain line of them")
         if cut := asked.get("cut_off"):
             print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
     if done.run["annotator"].get("baseline"):

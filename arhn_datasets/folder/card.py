@@ -253,6 +253,9 @@ def _annotator(annotator: Mapping[str, Any]) -> str:
     )
 
 
+_PROMPTS = {"snippet": "Snippets", "packed": "Snippets of several passages in a request", "ranking": "Ranks"}
+
+
 def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:
     """The texts, folded, and their hashes."""
     if not prompts:
@@ -263,7 +266,7 @@ def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     folded = []
     for task, text in prompts.items():
-        named = {title: text[name] for name, title in (("snippet", "Snippets"), ("ranking", "Ranks")) if text.get(name)}
+        named = {title: text[name] for name, title in _PROMPTS.items() if text.get(name)}
         texts = "\n\n".join(f"{title}:\n\n{fenced(prompt, 'text')}" for title, prompt in named.items())
         folded.append(filled("sections/prompts", task=inline(task), texts=texts))
     shown = table(("task", "version", "hash of the prompts"), hashes, right=())

@@ -307,7 +307,7 @@ def describe_run(
         "source": dict(provenance),
         "annotator": {"annotator": "not recorded"} if described is None else described.description(),
         **configuration(transforms),
-        "prompts": _prompt_texts(annotator),
+        "prompts": _prompt_texts(annotator, any(getattr(one, "passages_per_request", 1) > 1 for one in transforms)),
         "counts": report.to_json(),
         "causes": [asdict(cause) for cause in report.causes],
         "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
@@ -326,8 +326,11 @@ def configuration(transforms: Sequence[Transform]) -> dict[str, Any]:
     return {"identity": annotators, "parameters": parameters}
 
 
-def _prompt_texts(annotator: Any) -> dict[str, dict[str, str]]:
-    """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts."""
+def _prompt_texts(annotator: Any, packed: bool) -> dict[str, dict[str, str]]:
+    """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts.
+
+    What it was asked of several passages together stands there where it was ``packed``.
+    """
     prompts, texts = getattr(annotator, "prompts", None), {}
     if not isinstance(prompts, Prompts):
         return {}
@@ -335,6 +338,9 @@ def _prompt_texts(annotator: Any) -> dict[str, dict[str, str]]:
         snippet = prompts.snippet_messages("{query}", {"title": "", "text": "{passage}"}, task)
         ranking = prompts.ranking_messages("{query}", ["{snippet}", "{snippet}"], task)
         text = {"snippet": snippet[0]["content"], "ranking": ranking[0]["content"]}
+        if packed:
+            passages = [{"title": "", "text": "{passage}"}] * 2
+            text["packed"] = prompts.packed_messages("{query}", passages, task)[0]["content"]
         texts[task] = {"version": prompts.version, "hash": digest(text)[:16], **text}
     return texts
 
