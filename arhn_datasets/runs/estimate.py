@@ -6,16 +6,18 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from arhn_datasets.annotators.llm import LLMAnnotator
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.evidence.snippets import Snippets
 from arhn_datasets.folder.report import Cause, Tally
 from arhn_datasets.inputs.sources import Input
-from arhn_datasets.rows.arrow import lengths_in
 from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
+from arhn_datasets.runs.packing_costs import Cost, costs
 from arhn_datasets.runs.preparing import Stages, prepare, through
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ class Estimate:
     filtered: Interval
     errors: int
     causes: Sequence[Cause] = ()
+    packed: Sequence[Cost] = ()
+    """What it costs with other numbers of passages in a request, where an LLM is asked."""
 
 
 def estimate(
@@ -85,28 +89,47 @@ def estimate(
     stages.annotator.identity("snippets")
     prepared = prepare(source, stages, streamed=False)
     stages, annotator = prepared.stages, prepared.stages.annotator
-    rows, passages = sum(map(len, prepared.datasets.values())), _count(prepared.datasets)
+    rows = sum(map(len, prepared.datasets.values()))
     drawn = list(_drawn(prepared.datasets, sample))
     before, started = annotator.statistics(), time.monotonic()
-    tally, refined = Tally(), []
-    for table in (through(table, stages.transforms) for table in drawn):
+    tally, refined, of_snippets = Tally(), [], Counter[str]()
+    for source_rows in drawn:
+        so_far = annotator.statistics()
+        table = stages.snippets(source_rows)
+        of_snippets += _since(so_far, annotator.statistics())
+        table = through(table, stages.transforms[1:])
         tally.add(table)
         refined.extend(table.to_pylist())
     seconds, after = time.monotonic() - started, annotator.statistics()
-    spent = Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
-    per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
-    requests = passages + round(per_row * stages.ranks.permutations * rows)
+    spent, scale = _since(before, after), rows / len(refined)
+    rankings = stages.ranks.permutations * sum(row[RANKING]["status"] != SKIPPED for row in refined)
+    alone = spent["asked_alone"]
+    requests = _requests(stages.snippets, prepared.datasets) + round((rankings + alone) * scale)
     asked, known = spent["replies"], spent["replies"] + spent["stored"]
+    if stages.snippets.passages_per_request > 1:  # of which the store knows passages
+        known = sum(map(stages.snippets.requests, drawn)) + rankings + alone - spent["failures"]
     rate = asked / seconds if asked and seconds else None
     tokens = (spent[f"{of}_tokens"] + spent[f"stored_{of}_tokens"] for of in ("prompt", "completion"))
     tokens_in, tokens_out = (round(count / known * requests) if known and count else None for count in tokens)
     duration = max(0, requests - known) / rate if rate else None
     endpoints = len(getattr(annotator, "urls", ())) or 1
+    packed: list[Cost] = []
+    if isinstance(annotator, LLMAnnotator) and tokens_in is not None and tokens_out is not None:
+        packed = costs(
+            stages.snippets,
+            annotator.prompts,
+            drawn,
+            lambda stage: _requests(stage, prepared.datasets),
+            prompt_tokens=of_snippets["prompt_tokens"] + of_snippets["stored_prompt_tokens"],
+            alone=alone,
+            whole=Cost(passages_per_request=0, requests=requests, tokens_in=tokens_in, tokens_out=tokens_out, cached=0),
+        )
     price = None
     if per_hour is not None:
         price = None if duration is None else per_hour * duration / 3600
     elif per_million is not None and tokens_in is not None and tokens_out is not None:
-        price = (per_million[0] * tokens_in + per_million[1] * tokens_out) / MILLION
+        price = _price(per_million, tokens_in, tokens_out)
+        packed = [replace(one, price=_price(per_million, one.tokens_in, one.tokens_out)) for one in packed]
     return Estimate(
         rows=rows,
         sampled_rows=len(refined),
@@ -122,7 +145,16 @@ def estimate(
         filtered=_interval(refined, "filtered"),
         errors=spent["failures"],
         causes=[cause for cause in tally.report().causes if cause.status == ERROR],
+        packed=packed,
     )
+
+
+def _since(before: Mapping[str, Any], after: Mapping[str, Any]) -> Counter[str]:
+    return Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
+
+
+def _price(per_million: tuple[float, float], tokens_in: int, tokens_out: int) -> float:
+    return (per_million[0] * tokens_in + per_million[1] * tokens_out) / MILLION
 
 
 def format_estimate(found: Estimate, *, command: str = "the same command without --estimate") -> str:
@@ -142,6 +174,11 @@ def format_estimate(found: Estimate, *, command: str = "the same command without
         lines.append(("duration", _unmeasured(found)))
     if found.price is not None:
         lines.append(("price", f"{found.price:,.2f}"))
+    for at, one in enumerate(found.packed):
+        price = "" if one.price is None else f", price {one.price:,.2f} without such a cache"
+        said = f"{one.requests:,} requests, {one.tokens_in:,} tokens in, {one.tokens_out:,} out"
+        cached = f"up to {one.cached:,} in come from a prefix cache"
+        lines.append(("" if at else "packed", f"{one.passages_per_request} a request: {said}; {cached}{price}"))
     for name, share in (("relabelled", found.relabelled), ("filtered", found.filtered)):
         lines.append((name, f"{share.share:.1%} of the negatives ({share.low:.1%} to {share.high:.1%})"))
     if found.errors:
@@ -164,14 +201,11 @@ def _unmeasured(found: Estimate) -> str:
     )
 
 
-def _count(splits: Mapping[str, Dataset]) -> int:
-    """The passages of all splits."""
+def _requests(stage: Snippets, splits: Mapping[str, Dataset]) -> int:
+    """The requests that a stage takes for all splits."""
     columns = [side.passages for side in LABELLED]
-    passages = 0
-    for dataset in splits.values():
-        for batch in dataset.select_columns(columns).with_format("arrow").iter(1000):
-            passages += sum(int(lengths_in(batch, column)[0].sum()) for column in columns)
-    return passages
+    batches = (dataset.select_columns(columns).with_format("arrow").iter(1000) for dataset in splits.values())
+    return sum(stage.requests(batch) for of_split in batches for batch in of_split)
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:
