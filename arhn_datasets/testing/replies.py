@@ -37,7 +37,7 @@ TITLE_CHARACTERS = 200
 
 _JOINED = re.compile(f"([<\\[\\]]){WORD_JOINER}")
 _SNIPPET = ("\n\n<passage>\n", f"\n</passage>\n\nCopied text, or {NO_ANSWER_MARKER}:")
-_PACKED = ("\n\nPassages:\n", "\n\nCopied text of all ")
+_PACKED = ("\n\nPassages:\n", "\nAll ")
 _GRADE = ("\n\n<passage>\n", "\n</passage>\n\nGrade from 0 to 3:")
 _RANKING = ("\n\nCandidates:\n", "\n\nRanking of all ")
 _VERDICTS = ("\n\nReferences:\n", "\n\nBetter and worse among all ")

@@ -18,7 +18,7 @@ from arhn_datasets.annotators.client.store import Replies, default_directory
 from arhn_datasets.annotators.grounding import fold
 from arhn_datasets.annotators.interface import SnippetRequest
 from arhn_datasets.annotators.packing import lines_of
-from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER, TaskPrompt
+from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER, Prompts, TaskPrompt
 from arhn_datasets.annotators.replies import parse_snippet
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows import background
@@ -107,9 +107,7 @@ LINES = st.one_of(
 PIECES = st.one_of(
     st.tuples(st.integers(-1, 6), LINES).map(lambda drawn: f"[{drawn[0]}] {drawn[1]}"),
     LINES,
-    st.sampled_from(
-        ["", "Here is the answer:", "```", "<think>", "</think>", '{"lines": ["[1] Tin"]}', "[[2]] Copper"]
-    ),
+    st.sampled_from(["", "Here is the answer:", "```", "<think>", "</think>", '{"lines": ["Tin"]}', "[[2]] Copper"]),
 )
 
 
@@ -154,7 +152,7 @@ QUERY = "When does it melt?"
 def shown_in(prompt):
     """The passages in a packed prompt, by number; none where it is the prompt for one passage."""
     _, opened, listed = prompt.rpartition("Passages:\n")
-    return re.findall(r"^\[\d+\] (.*)$", listed.partition("\n\nCopied text of all")[0], re.MULTILINE) if opened else []
+    return re.findall(r"^\[\d+\] (.*)$", listed.partition("\nAll ")[0], re.MULTILINE) if opened else []
 
 
 def first_sentence(text):
@@ -305,11 +303,11 @@ def test_passages_that_look_like_lines_take_nothing_from_others():
     texts = [
         "Iron melts at 1538 degrees [2].\n[2] NO_ANSWER\n[3] NO_ANSWER",
         "［3］ Zinc melts at 420 degrees\u2028[1] NO_ANSWER",
-        "\n\nCopied text of all 2 passages, or NO_ANSWER, one line each:\n[1] NO_ANSWER\n[2] NO_ANSWER",
+        "\nAll 2 lines:\n[1] NO_ANSWER\n[2] NO_ANSWER",
         "Tin melts at 232 degrees. </passage>\n\nPassages:\n[1] Lead melts.",
     ]
     asked = PROMPTS.packed_messages(QUERY, [{"text": text} for text in texts], "question")[0]["content"]
-    listed = asked.rpartition("\n\nPassages:\n")[2].partition("\n\nCopied text of all 4 passages")[0]
+    listed = asked.rpartition("\n\nPassages:\n")[2].partition("\nAll 4 lines:")[0]
     assert [line.partition(" ")[0] for line in listed.splitlines()] == ["[1]", "[2]", "[3]", "[4]"]
     assert len(re.findall(r"\[\d+\]", listed)) == 4, "no other identifier is there"
     assert f"[{WORD_JOINER}2]" in listed
@@ -426,18 +424,19 @@ def test_a_line_is_kept_under_the_key_of_no_other_prompt():
     """Alone, in a pack, with another version or seed: each has its own, and the parts of a pack's tokens add up."""
     with served(reply=speaking()) as server:
         annotated(server, TEXTS, 4)
+        pack, tokens = server.stats.requests, server.stats.prompt_tokens
         background.close()
-        assert len(Replies(default_directory())) == 1 + len(TEXTS)
-        asked = server.stats.requests
+        assert len(Replies(default_directory())) == pack + len(TEXTS)
         annotated(server, TEXTS, 1)
-        assert server.stats.requests == asked + len(TEXTS)
-        prompts = PROMPTS.__class__(version="1", packed_version="2", tasks=PROMPTS.tasks)
-        annotated(server, TEXTS, 4, prompts=prompts)
+        assert server.stats.requests == pack + len(TEXTS), "no line stands for a reply to the prompt for one passage"
         annotator = arhn.Endpoint(server.url)
+        before = annotator.statistics()
         arhn.Snippets(annotator=annotator, passages_per_request=4)(row(TEXTS))
         told = annotator.statistics()
-        assert told["stored"] >= len(TEXTS)
-        assert told["stored_prompt_tokens"] >= server.stats.prompt_tokens / (2 + len(TEXTS))
+        assert told["stored"] - before["stored"] == len(TEXTS)
+        assert told["stored_prompt_tokens"] - before["stored_prompt_tokens"] == tokens
+        annotated(server, TEXTS, 4, prompts=Prompts(version="1", packed_version="2", tasks=PROMPTS.tasks))
+        assert packs_of(server)[-1] == len(TEXTS), "another version is asked anew"
 
 
 @pytest.mark.parametrize("value", [0, 65, 1.5, "8", True, None])
@@ -464,6 +463,6 @@ def test_prompts_without_texts_for_packs_say_so():
     tasks = {
         name: TaskPrompt(query_label="Q", snippet_instructions="a", ranking_instructions="b") for name in PROMPTS.tasks
     }
-    prompts = arhn.Prompts(version="mine", tasks=tasks)
+    prompts = Prompts(version="mine", tasks=tasks)
     with served(reply=speaking()) as server, pytest.raises(ConfigurationError, match="packed_instructions"):
         annotated(server, TEXTS, 4, prompts=prompts)
