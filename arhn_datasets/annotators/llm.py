@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from arhn_datasets.annotators import interface, replies, reply_forms
 from arhn_datasets.annotators.client.completions import is_held_back
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.annotators.reply_forms import (
@@ -33,6 +33,7 @@ from arhn_datasets.annotators.reply_forms import (
 )
 from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.rows import background
+from arhn_datasets.rows.options import Option
 from arhn_datasets.rows.records import ERROR, UNPARSED, Passage, digest, shorten, text_of
 
 Given = TypeVar("Given", interface.Snippet, interface.Ranking, interface.Verdict, interface.Grade)
@@ -346,8 +347,6 @@ class LLMAnnotator(interface.Annotator):
     def _prompt_description(self) -> dict[str, Any]:
         return {
             "prompts_version": self.prompts.version,
-            "snippet_prompt_hash": self.prompts.hash_of("snippets"),
-            "ranking_prompt_hash": self.prompts.hash_of("ranks"),
             "max_tokens": self.snippet_tokens,
             "constrained": self.constrained,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import index
@@ -9,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from arhn_datasets.annotators.interface import Snippet, SnippetRequest
+from arhn_datasets.annotators.interface import Annotator, Snippet, SnippetRequest
 from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.evidence.stage import AnnotatedTransform, unparsed
 from arhn_datasets.rows import records
 from arhn_datasets.rows.arrow import lengths_in
-from arhn_datasets.rows.options import check_integer
+from arhn_datasets.rows.options import Option, check_integer
 from arhn_datasets.rows.records import LABELLED, Passage, Row, shorten
 
 if TYPE_CHECKING:
@@ -45,8 +46,18 @@ class Snippets(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "snippets"
+    ASKS: ClassVar[str] = "snippet"
     ORDER: ClassVar[int] = 0
     VERSION: ClassVar[int] = 2
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "passages_per_request": Option(
+            help="passages of a row that an LLM is shown in one request; with 8 a strong one without a prefix cache "
+            "reads half of the tokens or less, and --estimate tells both prices",
+            metavar="K",
+        ),
+        "seed": Option(help="of the shown orders", metavar="NUMBER"),
+    }
 
     passages_per_request: int = 1
     seed: int = 0
@@ -59,6 +70,19 @@ class Snippets(AnnotatedTransform):
                 f"passages_per_request is {self.passages_per_request}; a number from 1 to {MOST_PASSAGES} was expected."
             )
         check_integer("seed", self.seed)
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any], annotator: Annotator | None, tasks: Any) -> Snippets:
+        """The stage with this annotator; a baseline is shown no passages together."""
+        stage = super().from_options(given, annotator, tasks)
+        if stage.passages_per_request > 1 and stage.configured.baseline:
+            raise ConfigurationError("--passages-per-request goes with an LLM; leave it out.")
+        return stage
+
+    @property
+    def prompts_of(self) -> tuple[str, ...]:
+        """Those for one passage, and for several where these are asked about."""
+        return (self.NAME, *([f"packed {self.NAME}"] if self.passages_per_request > 1 else []))
 
     async def annotate(self, row: Row) -> Row:
         """The evidence columns of one row."""

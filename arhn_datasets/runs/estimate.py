@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from arhn_datasets.annotators.llm import LLMAnnotator
+from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.evidence.snippets import Snippets
+from arhn_datasets.evidence.stage import EvidenceStage
 from arhn_datasets.folder.report import Cause, Tally
 from arhn_datasets.inputs.sources import Input
-from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
+from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, SIDES, Row
 from arhn_datasets.runs.packing_costs import Cost, costs
-from arhn_datasets.runs.preparing import Stages, prepare, through
+from arhn_datasets.runs.preparing import Stages, prepare
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,41 +88,45 @@ def estimate(
     """
     if sample < 1:
         raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
-    stages.annotator.identity("snippets")
+    stages.check()
     prepared = prepare(source, stages, streamed=False)
-    stages, annotator = prepared.stages, prepared.stages.annotator
-    rows = sum(map(len, prepared.datasets.values()))
+    stages, rows = prepared.stages, sum(map(len, prepared.datasets.values()))
     drawn = list(_drawn(prepared.datasets, sample))
-    before, started = annotator.statistics(), time.monotonic()
-    tally, refined, of_snippets = Tally(), [], Counter[str]()
-    for source_rows in drawn:
-        so_far = annotator.statistics()
-        table = stages.snippets(source_rows)
-        of_snippets += _since(so_far, annotator.statistics())
-        table = through(table, stages.transforms[1:])
+    before, started = stages.statistics(), time.monotonic()
+    tally, refined, given, spent_by = Tally(), [], [], defaultdict[str, Counter[str]](Counter)
+    for table in drawn:
+        for stage in stages.evidence:
+            so_far = stages.statistics()
+            table = stage(table)
+            spent_by[stage.NAME] += _since(so_far, stages.statistics())
+        given.append(table)
+        table = stages.rule(table)
         tally.add(table)
         refined.extend(table.to_pylist())
-    seconds, after = time.monotonic() - started, annotator.statistics()
+    seconds, after = time.monotonic() - started, stages.statistics()
     spent, scale = _since(before, after), rows / len(refined)
-    rankings = stages.ranks.permutations * sum(row[RANKING]["status"] != SKIPPED for row in refined)
-    alone = spent["asked_alone"]
-    requests = _requests(stages.snippets, prepared.datasets) + round((rankings + alone) * scale)
+    alone = spent["asked_alone"]  # beside the packs that did not tell of them
+    requests = sum(_requests(stage, prepared.datasets, given) for stage in stages.evidence) + round(alone * scale)
     asked, known = spent["replies"], spent["replies"] + spent["stored"]
-    if stages.snippets.passages_per_request > 1:  # of which the store knows passages
-        known = sum(map(stages.snippets.requests, drawn)) + rankings + alone - spent["failures"]
+    packing = next((one for one in stages.evidence if isinstance(one, Snippets)), None)
+    if packing is not None and packing.passages_per_request > 1:  # of which the store knows passages
+        known = sum(stage.requests(table) or 0 for stage in stages.evidence for table in given)
+        known += alone - spent["failures"]
     rate = asked / seconds if asked and seconds else None
     tokens = (spent[f"{of}_tokens"] + spent[f"stored_{of}_tokens"] for of in ("prompt", "completion"))
     tokens_in, tokens_out = (round(count / known * requests) if known and count else None for count in tokens)
     duration = max(0, requests - known) / rate if rate else None
-    endpoints = len(getattr(annotator, "urls", ())) or 1
+    endpoints = sum(len(getattr(annotator, "urls", ())) for annotator in stages.annotators) or 1
     packed: list[Cost] = []
-    if isinstance(annotator, LLMAnnotator) and tokens_in is not None and tokens_out is not None:
+    prompts = None if packing is None else getattr(packing.configured, "prompts", None)
+    if packing and isinstance(prompts, Prompts) and not packing.known_by and tokens_in and tokens_out is not None:
+        told = spent_by[packing.NAME]
         packed = costs(
-            stages.snippets,
-            annotator.prompts,
+            packing,
+            prompts,
             drawn,
-            lambda stage: _requests(stage, prepared.datasets),
-            prompt_tokens=of_snippets["prompt_tokens"] + of_snippets["stored_prompt_tokens"],
+            lambda stage: _requests(stage, prepared.datasets, given),
+            prompt_tokens=told["prompt_tokens"] + told["stored_prompt_tokens"],
             alone=alone,
             whole=Cost(passages_per_request=0, requests=requests, tokens_in=tokens_in, tokens_out=tokens_out, cached=0),
         )
@@ -201,11 +207,20 @@ def _unmeasured(found: Estimate) -> str:
     )
 
 
-def _requests(stage: Snippets, splits: Mapping[str, Dataset]) -> int:
-    """The requests that a stage takes for all splits."""
-    columns = [side.passages for side in LABELLED]
-    batches = (dataset.select_columns(columns).with_format("arrow").iter(1000) for dataset in splits.values())
-    return sum(stage.requests(batch) for of_split in batches for batch in of_split)
+def _requests(stage: EvidenceStage, splits: Mapping[str, Dataset], sample: Sequence[pa.Table]) -> int:
+    """The requests of a stage, of all rows where their passages tell, else as many a row as those of the sample."""
+    columns, known = [side.passages for side in LABELLED], stage.known_by
+    found: list[int | None] = []
+    rows = 0
+    for dataset in splits.values():
+        for batch in dataset.select_columns([*columns, *known]).with_format("arrow").iter(1000):
+            for column in known:
+                batch = batch.filter(pc.is_null(batch.column(column)))
+            found.append(stage.requests(batch))
+            rows += batch.num_rows
+    asked = sum(stage.requests(table) or 0 for table in sample) if None in found else 0
+    more = round(asked * rows / sum(table.num_rows for table in sample))
+    return sum(one or 0 for one in found) + int(more)
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:

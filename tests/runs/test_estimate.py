@@ -16,10 +16,12 @@ from arhn_datasets.testing import Fault, Latency
 from tests.conftest import SAMPLE
 
 
-def stages(annotator):
-    """The stages of a run."""
+def stages(annotator, **options):
+    """The stages of a run, with options of the snippets."""
     return Stages(
-        snippets=arhn.Snippets(annotator=annotator), ranks=arhn.Ranks(annotator=annotator), relabel=arhn.Relabel()
+        snippets=arhn.Snippets(annotator=annotator, **options),
+        ranks=arhn.Ranks(annotator=annotator),
+        relabel=arhn.Relabel(),
     )
 
 
@@ -66,7 +68,7 @@ def test_a_sample_that_is_in_the_store_says_why_nothing_was_measured(server):
 def test_both_prices_of_packs_are_told_whichever_is_asked(server, own):
     """Those of the run as they are, the others from the same sample: within a tenth of what a run really takes."""
     annotator, prices = arhn.Endpoint(server.url, cache="none"), (2.0, 10.0)
-    asked = replace(stages(annotator), snippets=arhn.Snippets(annotator=annotator, passages_per_request=own))
+    asked = stages(annotator, passages_per_request=own)
     found = estimate(Input(name=str(SAMPLE)), asked, sample=69, per_million=prices)
     told = {one.passages_per_request: one for one in found.packed}
     assert list(told) == sorted({1, 8, own})
@@ -75,8 +77,7 @@ def test_both_prices_of_packs_are_told_whichever_is_asked(server, own):
     assert (found.requests, found.price) == (found.stored, mine.price), "the whole input was asked"
     for k in {1, 8} - {own}:
         server.reset_stats()
-        really = replace(asked, snippets=asked.snippets.with_options(passages_per_request=k))
-        estimate(Input(name=str(SAMPLE)), really, sample=69)
+        estimate(Input(name=str(SAMPLE)), stages(annotator, passages_per_request=k), sample=69)
         assert told[k].requests == server.stats.requests
         assert told[k].tokens_in == pytest.approx(server.stats.prompt_tokens, rel=0.1)
         assert told[k].tokens_out == pytest.approx(server.stats.generated_tokens, rel=0.1)
@@ -89,7 +90,7 @@ def test_passages_that_are_asked_alone_are_in_the_price(server):
     """Of a model that gives no lines, packs and single requests; a second estimate from the store says the same."""
     server.reply = "NO_ANSWER"
     annotator = arhn.Endpoint(server.url)
-    asked = replace(stages(annotator), snippets=arhn.Snippets(annotator=annotator, passages_per_request=8))
+    asked = stages(annotator, passages_per_request=8)
     found = estimate(Input(name=str(SAMPLE)), asked, sample=69)
     assert found.requests == found.stored == server.stats.requests == 469
     assert found.tokens_in == server.stats.prompt_tokens
