@@ -248,6 +248,7 @@ class LLMAnnotator(interface.Annotator):
                 max_tokens=max_tokens,
                 schema=schema,
                 affinity=affinity,
+                copied=copied,
             )
             key = digest(["chat", 1, model, list(request.messages), max_tokens, "greedy", schema])
             while (asked := ours.in_flight.get(key)) is not None:
@@ -256,7 +257,7 @@ class LLMAnnotator(interface.Annotator):
                     return asked.result()
             asked = ours.in_flight[key] = asyncio.get_running_loop().create_future()
             try:
-                completion = await self._ask(ours, key, request, model, copied)
+                completion = await self._ask(ours, key, request, model)
                 asked.set_result(completion)
                 return completion
             except Exception as error:
@@ -273,14 +274,7 @@ class LLMAnnotator(interface.Annotator):
             model = ours.models[self] = await self.known_model()
         return model
 
-    async def _ask(
-        self,
-        ours: Shared,
-        key: str,
-        request: ChatRequest,
-        model: Mapping[str, Any],
-        copied: reply_forms.Copied | None,
-    ) -> Completion:
+    async def _ask(self, ours: Shared, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store(ours)
         kept = None if store is None else store.get(kept_under(key, self.samples()))
         if kept is not None and isinstance(kept.get("text"), str):
@@ -290,7 +284,7 @@ class LLMAnnotator(interface.Annotator):
                 for name, count in zip(FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
                     ours.counts[name] += count or 0
                 return known
-        completion = await self._completed(ours, request, model, copied)
+        completion = await self._completed(ours, request, model)
         if store is not None and completion.text.strip() and not _cut_off(completion, request.max_tokens):
             reply = {name: value for name, value in vars(completion).items() if name != "sampled"}
             under = kept_under(key, completion.sampled)
@@ -298,14 +292,9 @@ class LLMAnnotator(interface.Annotator):
             await store.keep_up()
         return completion
 
-    async def _completed(
-        self,
-        ours: Shared,
-        request: ChatRequest,
-        model: Mapping[str, Any],
-        copied: reply_forms.Copied | None,
-    ) -> Completion:
-        """A new reply, first with the limit that what is ``copied`` sets; a model that thinks has no such limit."""
+    async def _completed(self, ours: Shared, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
+        """A new reply, first with the limit that what is copied sets; a model that thinks has no such limit."""
+        copied: reply_forms.Copied | None = request.copied
         thinks = self in ours.thinking or reply_forms.reasons(str(model["model"]))
         if copied is None or self.max_tokens is not None or thinks:
             return await self.complete(request)
