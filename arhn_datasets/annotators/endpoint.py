@@ -13,7 +13,8 @@ from arhn_datasets.annotators.client.http import ChatTransport, HttpTransport
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, shared
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, model_options, shared
+from arhn_datasets.annotators.packing import PackingAnnotator
 from arhn_datasets.errors import ConfigurationError, EndpointError
 from arhn_datasets.rows import background
 from arhn_datasets.rows.options import Option
@@ -27,7 +28,7 @@ SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones ar
 
 @contract.documented
 @dataclass(frozen=True, eq=False)
-class Endpoint(LLMAnnotator, contract.ConnectionOptions):
+class Endpoint(PackingAnnotator, contract.ConnectionOptions):
     """An LLM behind a text-generation-inference or OpenAI-compatible chat server.
 
     Args:

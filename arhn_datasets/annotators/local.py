@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, model_options
+from arhn_datasets.annotators.packing import PackingAnnotator
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.rows import background
 from arhn_datasets.rows.options import Option, check_integer
@@ -26,7 +27,7 @@ class _Asked(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Local(LLMAnnotator):
+class Local(PackingAnnotator):
     """A causal LLM of the transformers library, in this process.
 
     Requests that arrive while a batch is generated wait for the next one, so calling row by row fills batches as well.

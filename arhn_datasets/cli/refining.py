@@ -266,6 +266,8 @@ def _tell_requests(asked: Mapping[str, int]) -> None:
     stored = "" if pairs and not asked["stored"] else f", {asked['stored']:,} from the store"
     print(f"requests  {asked['replies']:,} replies{stored}, {asked['retries']:,} retries")
     print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+    if alone := asked.get("asked_alone"):
+        print(f"          {alone:,} passages were asked about alone, as their pack had no plain line of them")
     if cut := asked.get("cut_off"):
         print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
     if pairs:

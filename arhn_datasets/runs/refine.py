@@ -45,7 +45,7 @@ WAITING_ROWS, OWN_ROWS = 16, 64  # of a table, where a stage waits for others, a
 WINDOW_ROWS, WINDOW_BYTES = 1000, 64_000_000
 REFRESH_SECONDS = 0.5  # of the progress bar
 ASKED = ("requests", "replies", "stored", "retries", "overloads", "failures")
-TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off", *PAIRS)
+TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off", "asked_alone", *PAIRS)
 
 P = TypeVar("P")
 

@@ -181,13 +181,15 @@ class ChatRequest:
     """A greedy chat request.
 
     ``schema`` is a JSON schema for constrained output, None for none; ``affinity`` names what the prompt shares with
-    others (the query), so that they can go to the replica that has its prefix.
+    others (the query), so that they can go to the replica that has its prefix; ``copied`` is what the reply may copy,
+    where that bounds it, and is not sent.
     """
 
     messages: tuple[Mapping[str, str], ...]
     max_tokens: int
     schema: Mapping[str, Any] | None = None
     affinity: str = ""
+    copied: Any = field(default=None, repr=False, compare=False)
 
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
