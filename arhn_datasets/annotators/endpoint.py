@@ -137,7 +137,7 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
                 await self.server()
             except EndpointError:  # nobody knows yet
                 return self.concurrency
-            return min(server.limit.ceiling for server in self._pool().servers)
+            return min(server.sizing.most for server in self._pool().servers)
 
         return background.run(read())
 
@@ -179,7 +179,7 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
     def _most_under_way(self) -> int:
         slots = self._pool().slots
-        return super()._most_under_way() if slots is None else int(SLOTS_AHEAD * slots)
+        return super()._most_under_way() if slots is None else int(SLOTS_AHEAD * slots) + 1
 
     def _pool(self) -> Pool:
         """The pool of all annotators with these servers and options."""

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from arhn_datasets import errors
 from arhn_datasets.annotators.client.contract import (
-    DEFAULT_CONCURRENCY,
     OPENAI,
     TGI,
     ChatRequest,
@@ -30,6 +29,7 @@ from arhn_datasets.annotators.client.contract import (
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.client.refusals import error_of
+from arhn_datasets.annotators.client.sizing import START
 from arhn_datasets.testing import Fault, Latency
 from tests.fakes.served import CHAT, MODEL, NO_INFO, REVISION, always, completion, once, said, served, when
 from tests.fakes.together import Together
@@ -408,7 +408,7 @@ def test_retry_after(header, seconds):
     assert error_of(429, b"", header).retry_after == seconds
 
 
-@pytest.mark.parametrize(("limit", "slots"), [(None, DEFAULT_CONCURRENCY), (1, 1), (2, 1), (10, 9), (128, 125)])
+@pytest.mark.parametrize(("limit", "slots"), [(None, None), (1, 1), (2, 1), (10, 9), (128, 125)])
 def test_slots(limit, slots):
     """Two in a hundred of the server's limit are left alone."""
     assert slots_of(ServerInfo(api=TGI, model="m", max_concurrent_requests=limit)) == slots
@@ -888,17 +888,16 @@ def test_info_survives_an_impatient_caller(echo):
 
 @pytest.mark.parametrize(
     ("limit", "concurrency", "most"),
-    [(10, None, 9), (1, None, 1), (10, 3, 3), (2, 5, 5), ("10", None, 20), (None, None, 20), (True, None, 20)],
+    [(10, None, 9), (1, None, 1), (10, 3, 3), (2, 5, 5), ("10", None, START)],
 )
 def test_never_more_in_flight_than_the_limit(echo, limit, concurrency, most):
-    """98 % of what /info states, else the option; a limit that is no number is none."""
+    """98 % of what /info states, else the option; where neither is a number, few at first."""
     info = {**echo.info(), "max_concurrent_requests": limit}
     echo.intercept = always(lambda: web.json_response(info), "/info")
     echo.reply = Together(most, "x")
     ask(echo.url, together(20), concurrency=concurrency, deadline=120)
     assert echo.stats.peak_in_flight == most
     assert echo.stats.requests == 20
-    assert most <= DEFAULT_CONCURRENCY
 
 
 def test_requests_in_flight_are_counted(echo):

@@ -7,8 +7,8 @@ import gc
 
 import pytest
 
-from arhn_datasets.annotators.client import pool as pools
-from arhn_datasets.annotators.client.pool import FAILURES, AdaptiveLimit, Breaker
+from arhn_datasets.annotators.client import limits
+from arhn_datasets.annotators.client.limits import FAILURES, AdaptiveLimit, Breaker
 from arhn_datasets.annotators.llm import AT_ONCE, Turns
 
 
@@ -103,7 +103,7 @@ def test_a_burst_of_refusals_lowers_the_limit_once(monkeypatch):
         assert limit.current == 20
         gate.set()
         await asyncio.gather(*tasks)
-        monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0)
+        monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0)
         for _ in range(10):
             limit.overloaded()
         assert limit.current == 1
@@ -189,7 +189,7 @@ def test_a_higher_ceiling_wakes_those_who_wait():
 
 @pytest.fixture(autouse=True)
 def _quick_probes(monkeypatch):
-    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "PROBE_SECONDS", 0.01)
 
 
 async def answers():

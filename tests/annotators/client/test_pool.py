@@ -12,7 +12,7 @@ from aiohttp import web
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
-from arhn_datasets.annotators.client import pool as pools
+from arhn_datasets.annotators.client import limits
 from arhn_datasets.annotators.client.contract import (
     OPENAI,
     TGI,
@@ -42,8 +42,8 @@ CALL_SECONDS = 120  # of a test that hangs; none takes as many
 
 @pytest.fixture(autouse=True)
 def _quick_probes(monkeypatch):
-    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.02)
-    monkeypatch.setattr(pools, "PROBE_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(limits, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(limits, "PROBE_SECONDS_MAX", 0.05)
 
 
 def request(number=0, affinity="", **options):
@@ -83,6 +83,9 @@ class Fake:
             return self.reply(len(self.asked))
         finally:
             self.in_flight -= 1
+
+    async def queue(self):
+        """It does not say."""
 
     async def close(self):
         """Nothing is open."""
@@ -351,7 +354,7 @@ def test_at_most_so_many_requests_in_flight(concurrency, most):
 
 def test_a_limit_that_nobody_told_us_is_found(monkeypatch):
     """A server that takes 8 and a client that believes in 128: everything is answered, and few refusals are met."""
-    monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0.05)
     with Emulator(max_concurrent_requests=8, slots=8, latency=Latency(overhead=0.01), reply="x") as server:
         pool, found = pooled(
             [at(server)], all_of([request(number) for number in range(400)]), concurrency=128, backoff=0.02, deadline=15
