@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
 
 
-SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
+SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free ...
+SIZE_AHEAD = 2.0  # ... also where the server may be asked twice as many in a moment
 
 
 @contract.documented
@@ -179,7 +180,9 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
     def _most_under_way(self) -> int:
         slots = self._pool().slots
-        return super()._most_under_way() if slots is None else int(SLOTS_AHEAD * slots) + 1
+        measured = any(server.sizing.measures for server in self._pool().servers)
+        ahead = SIZE_AHEAD if measured else SLOTS_AHEAD
+        return super()._most_under_way() if slots is None else int(ahead * slots) + 1
 
     def _pool(self) -> Pool:
         """The pool of all annotators with these servers and options."""

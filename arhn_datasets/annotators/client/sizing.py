@@ -16,14 +16,15 @@ UNMEASURED = 32  # reached without a measure where the server says that nobody w
 LEAST = 3  # with fewer at once a server waits for us
 STEP = math.sqrt(2.0)  # between two sizes that are compared, once the first growth is over
 LEAST_REPLIES, MANY_REPLIES = 6, 32  # that a size is judged by, while it is found and later
-MOST_ROUNDS = 4  # of all requests at once, before a comparison that is still open is decided
+ROUNDS = 3  # of all requests at once that a size is judged by later: replies come in bursts
+MOST_ROUNDS = 6  # before a comparison that is still open is decided
 SPREAD = 0.6  # standard deviation of a service over its mean, as usual with lengths of replies
 SURE_GROWTH, GROWTH = 1.25, 1.04  # of the rate: seen at a glance, and as a mean of many
 SCALES = 1.6  # of the rate, where twice as many are in flight: there is no queue yet
 SAME = 0.96  # of the rate: with fewer at once, this is as many
 QUEUED = 1.9  # times the latency without a queue: worth a look whether fewer do
 RISE = 1.25  # of what is taken for the latency without a queue, at one look
-FULL = 0.8  # of the size: with fewer in flight it is us who are slow
+FULL, SHORT = 0.8, 0.25  # with fewer of the size in flight, at more of the replies, it is us who are slow
 MOST_PAUSE = 16  # rounds between two attempts to find more
 CUT = 0.7
 PATIENCE, PATIENCE_LONGEST = 12.0, 4.0  # times the mean and the longest latency: no living server needs so long
@@ -75,7 +76,7 @@ class Sizing:
         self._trying = 0  # 1 and -1 while more or fewer are tried
         self._pause, self._waited = 1, 0
         self._began: float | None = None  # of what is counted now
-        self._settling = self._needed = self._replies = 0
+        self._settling = self._needed = self._replies = self._short = 0
         self._seconds = 0.0
         self._begin(settling=0)
 
@@ -95,18 +96,21 @@ class Sizing:
         self._longest = max(seconds, self._longest * (1 - weight / 16))
         if not self.measures:
             return
-        if in_flight < FULL * self.size:
-            self._begin(settling=0)
-        elif self._settling > 0:
+        if self._settling > 0:
             self._settling -= 1
         elif self._began is None:
             self._began = now
         else:
             self._replies += 1
             self._seconds += seconds
+            self._short += in_flight < FULL * self.size
             if self._replies >= self._needed and now > self._began:
                 replies = self._replies
-                self._judge(Seen(self.size, replies, replies / (now - self._began), self._seconds / replies))
+                seen = Seen(self.size, replies, replies / (now - self._began), self._seconds / replies)
+                if self._short > SHORT * replies:
+                    self._begin(settling=0)
+                else:
+                    self._judge(seen)
 
     def cold(self) -> None:
         """The server has just come up: its first replies are no measure."""
@@ -206,9 +210,10 @@ class Sizing:
         self._begin(settling)
 
     def _begin(self, settling: int) -> None:
-        self._settling, self._began, self._replies, self._seconds = settling, None, 0, 0.0
-        least = LEAST_REPLIES if self.growing else MANY_REPLIES
-        self._needed = self.size * math.ceil(least / self.size)
+        self._settling, self._began = settling, None
+        self._replies, self._seconds, self._short = 0, 0.0, 0
+        least, rounds = (LEAST_REPLIES, 1) if self.growing else (MANY_REPLIES, ROUNDS)
+        self._needed = self.size * max(rounds, math.ceil(least / self.size))
 
 
 class Pace:

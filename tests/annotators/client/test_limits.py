@@ -268,7 +268,7 @@ def test_rows_begin_in_order_and_only_as_many_as_are_wanted():
         turns, log, gates = Turns(), [], [asyncio.Event() for _ in range(6)]
 
         async def row(number):
-            await turns.turn(1, 2)
+            await turns.turn(1, lambda: 2)
             with turns:
                 log.append(number)
                 await gates[number].wait()
@@ -294,7 +294,7 @@ def test_a_full_house_lets_nobody_begin():
         turns, log = Turns(), []
 
         async def row(number):
-            await turns.turn(1, 1)
+            await turns.turn(1, lambda: 1)
             log.append(number)
 
         with turns:
@@ -316,7 +316,7 @@ def test_no_more_than_a_few_begin_in_one_turn_of_the_loop():
         turns, log = Turns(), []
 
         async def row(number):
-            await turns.turn(1, 10**6)
+            await turns.turn(1, lambda: 10**6)
             log.append(number)
 
         tasks = [asyncio.create_task(row(number)) for number in range(10 * AT_ONCE)]
