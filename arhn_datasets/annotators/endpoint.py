@@ -152,6 +152,14 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
         return background.run(read())
 
+    def told(self) -> list[str]:
+        """How many requests each server that was asked has got at once, and why."""
+
+        async def read() -> list[str]:
+            return [server.sized() for server in self._pool().servers if server.sizing.latency is not None]
+
+        return background.run(read())
+
     def identity(self, stage: str) -> dict[str, Any]:
         """Model, revision, prompt and parameters; asks the server for the model where none is configured."""
         if self.model is not None:

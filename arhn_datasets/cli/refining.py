@@ -331,9 +331,9 @@ def _refine(options: argparse.Namespace) -> int:
 
         _refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
         engine = on_ray(options.ray_address, options.ray_actors)
-        return _summary(refine(source, options.output, stages, opened=engine), options)
+        return _summary(refine(source, options.output, stages, opened=engine), stages.annotator, options)
     _refuse(options, ("ray_address", "ray_actors"), "--engine ray")
-    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
+    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), stages.annotator, options)
 
 
 def _renamed(named: Sequence[str]) -> dict[str, str]:
@@ -355,7 +355,7 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
     return DONE
 
 
-def _summary(done: Refinement, options: argparse.Namespace) -> int:
+def _summary(done: Refinement, annotator: Annotator, options: argparse.Namespace) -> int:
     from arhn_datasets.folder.reading import open_folder
     from arhn_datasets.folder.report import changed_rows, format_report, format_row
     from arhn_datasets.rows.records import DROPPED
@@ -372,6 +372,8 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
         told = f"{asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
         print(f"requests  {told}")
         print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+        for line in annotator.told():
+            print(f"          {line}")
         if cut := asked.get("cut_off"):
             print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
     if done.run["annotator"].get("baseline"):

@@ -123,6 +123,21 @@ class Server:
                 self.sizing.told(*(count // self._options.processes for count in told))
                 self.limit.resize(self.sizing.size)
 
+    def sized(self) -> str:
+        """How many requests it is asked at once, and why, in words."""
+        if self._options.concurrency is not None:
+            why = "as given"
+        elif self.sizing.measures:
+            why = "found by its rate of replies"
+        elif self.info is not None and self.info.max_concurrent_requests:
+            why = "just below the limit that it states"
+        else:
+            why = "its slots and a few"
+        queue = "" if self._watching is None else ", a few of them waiting by what it says of its queue"
+        rate = self.limit.pace.rate
+        pace = f"; at most {60 * rate:,.0f} a minute, since it refuses more" if rate else ""
+        return f"{self.limit.current} requests at once at {self.transport.name}: {why}{queue}{pace}"
+
     def stop(self) -> None:
         """Probe and watch no more."""
         self.breaker.stop()
