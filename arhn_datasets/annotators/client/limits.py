@@ -74,7 +74,7 @@ class AdaptiveLimit:
             self._limit = max(1.0, min(self._limit, float(self.in_flight)) * DECREASE)
         self._refused += 1
         if self.current == 1 and self._refused >= FAILURES and not retry_after:  # it is no matter of how many at once
-            retry_after = min(RECOVERY_SECONDS * 2 ** min(self._refused - FAILURES, 10), BACKOFF_MAX_SECONDS)
+            retry_after = min(0.1 * 2 ** min(self._refused - FAILURES, 10), BACKOFF_MAX_SECONDS)
         if retry_after:
             self.pace.refused(now, retry_after)
 

@@ -111,7 +111,7 @@ _STATUS_OF = (
     (404, _any(r"model_not_found|not_found")),
     (400, _any(r"invalid_request|bad_?request|invalid_argument")),
 )
-_SPAN = r"(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|sec(?:ond)?s?|m|min(?:ute)?s?|h|hours?)?(?![a-z])"
+_SPAN = r"(\d+(?:\.\d+)?)(?:\s*(ms|milliseconds?|s|sec(?:ond)?s?|m|min(?:ute)?s?|h|hours?)(?![a-z])|(?![\d.]*\s*[a-z]))"
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PAUSE = re.compile(
     rf"(?:try(?:ing)? again|retry|wait)(?:,? (?:again|in|after|for|at least|another|about))* ((?:{_SPAN}\s*)+)",

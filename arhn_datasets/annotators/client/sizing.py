@@ -67,7 +67,7 @@ class Sizing:
         self.measures = measures
         self.growing = measures
         self.latency: float | None = None  # the mean of late
-        self._longest = 0.0
+        self._longest = self._cold = 0.0
         self._first_reply: float | None = None
         self._cut_at = -math.inf
         self._unqueued: float | None = None  # the latency where there was no queue
@@ -83,13 +83,15 @@ class Sizing:
     @property
     def patience(self) -> float:
         """Seconds after which no reply is to be expected any more, by what was seen; 0 where nothing was."""
-        return max(PATIENCE * (self.latency or 0.0), PATIENCE_LONGEST * self._longest)
+        mean = self._cold if self.latency is None else self.latency
+        return max(PATIENCE * mean, PATIENCE_LONGEST * self._longest)
 
     def answered(self, now: float, sent: float, in_flight: int) -> None:
         """A request that was ``sent`` then is answered; ``in_flight`` with it."""
         if self._first_reply is None:
             self._first_reply = now
         if sent < self._first_reply:  # it has waited for a model to load, or to compile
+            self._cold = max(self._cold, now - sent)
             return
         seconds, weight = now - sent, 1 / max(8, self.size)
         self.latency = seconds if self.latency is None else self.latency + weight * (seconds - self.latency)

@@ -184,6 +184,45 @@ def test_a_higher_ceiling_wakes_those_who_wait():
     asyncio.run(main())
 
 
+def test_after_a_pause_one_request_goes_first():
+    """The others wait for its answer, and then go out at the pace that was kept before."""
+
+    async def main():
+        limit, log, loop = AdaptiveLimit(8), [], asyncio.get_running_loop()
+        for _ in range(20):
+            limit.pace.accepted(loop.time() - 1.0)
+        gates = [asyncio.Event() for _ in range(4)]
+        limit.overloaded(0.02)
+        tasks = [asyncio.create_task(hold(limit, log, number, gate)) for number, gate in enumerate(gates)]
+        await settle()
+        assert log == []
+        await asyncio.sleep(0.1)
+        assert log == [0]
+        limit.pace.accepted(loop.time())
+        gates[0].set()
+        for gate in gates:
+            gate.set()
+        await asyncio.gather(*tasks)
+        assert 10 < limit.pace.rate < 21
+        assert log == [0, 1, 2, 3]
+
+    asyncio.run(main())
+
+
+def test_refusals_of_every_request_close_it_for_a_while():
+    """Where even one request at once is refused again and again, it is no matter of how many there are."""
+
+    async def main():
+        limit, loop = AdaptiveLimit(1), asyncio.get_running_loop()
+        for _ in range(FAILURES - 1):
+            limit.overloaded()
+        assert limit.pace.opens_at() <= loop.time()
+        limit.overloaded()
+        assert limit.pace.opens_at() > loop.time()
+
+    asyncio.run(main())
+
+
 # -- the breaker ------------------------------------------------------------------------------------------------------
 
 
