@@ -201,6 +201,10 @@ class Cascade(interface.Annotator):
                 total[name] = max(values) if shared and name in OF_THE_PROCESS else sum(values)
         return {**total, **self._asked}
 
+    def told(self) -> list[str]:
+        """What both have learnt."""
+        return [*self.cheap.told(), *self.strong.told()]
+
     def description(self) -> dict[str, Any]:
         """The strong annotator's facts, and the screen's with ``screen_`` before their names."""
         strong, screen = self.strong.description(), self.cheap.description()

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
 
 
-SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
+SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free ...
+SIZE_AHEAD = 2.0  # ... also where the server may be asked twice as many in a moment
 
 
 @contract.documented
@@ -139,7 +140,7 @@ class Endpoint(PackingAnnotator, contract.ConnectionOptions):
                 await self.server()
             except EndpointError:  # nobody knows yet
                 return self.concurrency
-            return min(server.limit.ceiling for server in self._pool().servers)
+            return min(server.sizing.most for server in self._pool().servers)
 
         return background.run(read())
 
@@ -150,6 +151,14 @@ class Endpoint(PackingAnnotator, contract.ConnectionOptions):
             pool = self._pool()
             sent = sum(server.limit.in_flight for server in pool.servers)
             return {**asdict(pool.statistics), "in_flight": sent, **shared().counts}
+
+        return background.run(read())
+
+    def told(self) -> list[str]:
+        """How many requests each server that was asked has got at once, and why."""
+
+        async def read() -> list[str]:
+            return [server.sized() for server in self._pool().servers if server.sizing.latency is not None]
 
         return background.run(read())
 
@@ -181,7 +190,9 @@ class Endpoint(PackingAnnotator, contract.ConnectionOptions):
 
     def _most_under_way(self) -> int:
         slots = self._pool().slots
-        return super()._most_under_way() if slots is None else int(SLOTS_AHEAD * slots)
+        measured = any(server.sizing.measures for server in self._pool().servers)
+        ahead = SIZE_AHEAD if measured else SLOTS_AHEAD
+        return super()._most_under_way() if slots is None else int(ahead * slots) + 1
 
     def _pool(self) -> Pool:
         """The pool of all annotators with these servers and options."""

@@ -252,6 +252,10 @@ class Annotator(ABC):
         """What was asked so far in this process, for the progress bar and ``run.json``; empty for none."""
         return {}
 
+    def told(self) -> list[str]:
+        """What this process has learnt of those whom it asks, a line each, for the summary."""
+        return []
+
     def description(self) -> dict[str, Any]:
         """What a reader of the card or of ``run.json`` has to know; at least ``annotator``, a name."""
         return {"annotator": type(self).__name__, "baseline": self.baseline}

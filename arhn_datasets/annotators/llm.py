@@ -120,7 +120,7 @@ class LLMAnnotator(interface.Annotator):
 
     async def turn(self, requests: int) -> None:
         """Wait until the model should be asked more."""
-        await shared().turns.turn(requests, self._most_under_way())
+        await shared().turns.turn(requests, self._most_under_way)
 
     def samples(self) -> bool:
         """Whether the model is known to reply greedily in no way."""
@@ -351,14 +351,14 @@ class Turns:
     def __init__(self) -> None:
         self._under_way = 0
         self._left = AT_ONCE
-        self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int, Callable[[], int]]] = deque()
         self._scheduled = False
         self._frozen = False
 
-    async def turn(self, requests: int, most: int) -> None:
-        """Wait, in order, until fewer than ``most`` requests are under way; so many more are about to follow."""
+    async def turn(self, requests: int, most: Callable[[], int]) -> None:
+        """Wait, in order, until fewer than ``most()`` requests are under way; so many more are about to follow."""
         self._schedule()
-        if self._left > 0 and not self._waiting and self._under_way < most:
+        if self._left > 0 and not self._waiting and self._under_way < most():
             self._left -= requests
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -391,7 +391,7 @@ class Turns:
         while self._waiting and self._left > 0:
             turn, requests, most = self._waiting[0]
             if not turn.done():
-                if self._under_way >= most:
+                if self._under_way >= most():
                     return  # a request that ends comes back here
                 self._left -= requests
                 turn.set_result(None)

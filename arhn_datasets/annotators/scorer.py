@@ -124,7 +124,7 @@ class Scorer:
         info = await self.info()
         query = (self._asked.query_prompt or "") + query
         sent = {text: (self._asked.passage_prompt or "") + text for text in texts}
-        await shared().turns.turn(1, MOST_UNDER_WAY)
+        await shared().turns.turn(1, lambda: MOST_UNDER_WAY)
         with shared().turns:
             found = await self._pairs(info, query, list(dict.fromkeys(sent.values())))
         return [found[sent[text]] for text in texts]
