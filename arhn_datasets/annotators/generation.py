@@ -21,11 +21,11 @@ from arhn_datasets.annotators.client.refusals import encodable, excerpt
 from arhn_datasets.errors import AnnotatorError, MissingDependencyError, PromptTooLong, RequestRejected
 
 # For a model that was not trained to chat: the texts alone.
-PLAIN = "{{ messages | map(attribute='content') | join('\n\n') }}\n"
+PLAIN = "{{ (messages | map(attribute='content') | join('\n\n')) ~ '\n' }}"
 
 
 @dataclass
-class Counts(Statistics):
+class LocalStatistics(Statistics):
     """What was asked so far, and whether the model is still being loaded."""
 
     loading: bool = False
@@ -337,6 +337,8 @@ def _bar(asked: Sequence[Asked], statistics: Statistics, *given: Any, **options:
 
     class Silent(tqdm):  # type: ignore[misc]
         def update(self, n: float | None = 1) -> Any:
+            if given:  # a bar of its own, around what is rendered before
+                return super().update(n)
             if not any(one.open for one in asked):
                 raise _Unwanted
             statistics.replies += int(n or 0)

@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, asdict, dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
 from arhn_datasets.annotators.client.refusals import excerpt
-from arhn_datasets.annotators.generation import GENERATORS, Asked, Counts, imported
+from arhn_datasets.annotators.generation import GENERATORS, Asked, LocalStatistics, imported
 from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, shared
 from arhn_datasets.errors import AnnotatorError, ArhnError, ConfigurationError, MissingDependencyError
 from arhn_datasets.rows import background
@@ -136,7 +135,7 @@ class Local(LLMAnnotator):
             "baseline": False,
             **background.run(self.model_identity()),
             "server": self.engine,
-            "server_version": version(self.engine),
+            "server_version": imported(self.engine, self.engine, "A local model").__version__,
             **self._prompt_description(),
         }
 
@@ -160,7 +159,7 @@ class Queue:
     """The requests that wait for a model, which is loaded for the first of them; lives on the background loop."""
 
     def __init__(self, options: Local) -> None:
-        kind, self.statistics = GENERATORS[options.engine], Counts()
+        kind, self.statistics = GENERATORS[options.engine], LocalStatistics()
         self._model, self.most = options.model, options.batch_size or kind.BATCH
         given = options.model, options.revision, options.dtype, options.device, options.engine_options
         self.generator = kind(*given, self.statistics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tests.conftest import SAMPLE
 pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parents[2]
+STANDINS = ROOT / "tests" / "fakes" / "standins"
 REFINE = "import sys; from arhn_datasets.cli import refine_command; sys.exit(refine_command(sys.argv[1:]))"
 
 
@@ -44,12 +46,21 @@ def in_the_file(folder):
         return 0
 
 
-def refining(model, tmp_path):
+def refining(model, tmp_path, *options):
     """The command on some rows, with a store in a folder of its own."""
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(SAMPLE.read_text(encoding="utf-8").splitlines()[:30]), encoding="utf-8")
+    rows.write_text("\n".join(SAMPLE.read_text(encoding="utf-8").splitlines()[:15]), encoding="utf-8")
     command = [sys.executable, "-c", REFINE, str(rows), "--annotator", "local", "--model", model]
-    return [*command, "--output", str(tmp_path / "out"), "--cache", str(tmp_path / "store"), "--max-tokens", "24"]
+    return [
+        *command,
+        "--output",
+        str(tmp_path / "out"),
+        "--cache",
+        str(tmp_path / "store"),
+        "--max-tokens",
+        "24",
+        *options,
+    ]
 
 
 def stopped(command, tmp_path, number, kept=8):
@@ -71,10 +82,16 @@ def stopped(command, tmp_path, number, kept=8):
     return running.returncode, error
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_a_run_that_is_stopped_while_it_generates(brief, tmp_path, number):
+@pytest.mark.parametrize(
+    ("engine", "number"),
+    [("transformers", signal.SIGTERM), ("vllm", signal.SIGINT), ("vllm", signal.SIGTERM)],
+    ids=["SIGTERM", "Ctrl-C in vLLM", "SIGTERM in vLLM"],
+)
+def test_a_run_that_is_stopped_while_it_generates(brief, tmp_path, monkeypatch, engine, number):
     """It says its one line and nothing of asyncio's, ends with 1, and the next run asks only what is missing."""
-    command = refining(brief, tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STANDINS), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("STANDIN_SECONDS", "0.1")
+    command = refining(brief, tmp_path, "--local-engine", engine, "--local-option", "batch_size=8")
     code, error = stopped(command, tmp_path, number)
     lines = [line for line in re.split(r"[\r\n]+", error) if line.strip() and not line.startswith("Loading weights")]
     told = f"Every reply so far is kept in {tmp_path / 'store'}; run the same command again and only the rest is asked."
@@ -82,8 +99,7 @@ def test_a_run_that_is_stopped_while_it_generates(brief, tmp_path, number):
     assert code == 1
     kept = len(Replies(tmp_path / "store"))
     assert kept >= 8
-    if number == signal.SIGINT:  # the same rerun
-        return
+    monkeypatch.setenv("STANDIN_SECONDS", "0")
     again = subprocess.run(
         [*command, "--max-unread", "1"], capture_output=True, text=True, cwd=ROOT, timeout=200, check=True
     )
