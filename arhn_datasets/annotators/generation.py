@@ -7,6 +7,7 @@ run ends in the middle of a batch, and it stops where nobody waits any more.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import io
 import os
 from abc import ABC, abstractmethod
@@ -79,9 +80,6 @@ class Generator(ABC):
     BATCH: ClassVar[int]
     """Most requests in a batch, where none is configured."""
 
-    LIBRARY: ClassVar[str]
-    """What has to be installed, and the extra that brings it."""
-
     tokenizer: Any
     room: int | None
     """Tokens of a prompt and its reply together; None where the model names no limit."""
@@ -120,6 +118,10 @@ class Generator(ABC):
     @abstractmethod
     def _generate(self, asked: Sequence[Asked]) -> None:
         """Tell each its reply; the prompts fit."""
+
+    def close(self) -> None:
+        """Let go of what would outlive the process, or hold it up."""
+        return
 
     def rendered(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt, by the chat template of the model where it has one, with thinking switched off."""
@@ -161,7 +163,7 @@ def imported(name: str, extra: str, purpose: str) -> Any:
 class Transformers(Generator):
     """A causal LLM of the transformers library, greedily in batches of like prompts."""
 
-    BATCH, LIBRARY = 16, "transformers"
+    BATCH = 16
 
     def load(self) -> None:
         """The tokenizer and the model, on a GPU where there is one."""
@@ -273,7 +275,8 @@ class _Watch:
 class VLLM(Generator):
     """A model in vLLM's own engine, by ``LLM.chat``: many prompts at once, which it puts together as they fit."""
 
-    BATCH, LIBRARY = 1024, "vllm"
+    BATCH = 1024
+    _llm: Any = None
 
     def load(self) -> None:
         """The engine, with the GPU memory and the parallelism that its options say."""
@@ -282,9 +285,18 @@ class VLLM(Generator):
         vllm = imported("vllm", "vllm", 'Local(engine="vllm")')
         options = {"model": self._model, "revision": self._revision, "dtype": self._dtype, **self._options}
         self._llm = vllm.LLM(**options)
+        # Before the exit of multiprocessing, which would wait for the engine's process for ever.
+        atexit.register(self.close)
         self._sampling, self._structured = vllm.SamplingParams, vllm.sampling_params.StructuredOutputsParams
         self.tokenizer = self._llm.get_tokenizer()
         self.room = self._llm.llm_engine.model_config.max_model_len
+
+    def close(self) -> None:
+        """End the processes of the engine, and give the GPU back."""
+        atexit.unregister(self.close)
+        llm, self._llm = self._llm, None
+        if hasattr(core := getattr(getattr(llm, "llm_engine", None), "engine_core", None), "shutdown"):
+            core.shutdown()
 
     def batch_of(self, waiting: Sequence[Asked], most: int) -> Sequence[Asked]:
         """All of them: the engine keeps as many under way as it has room for."""

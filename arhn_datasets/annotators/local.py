@@ -223,6 +223,7 @@ class Queue:
     async def close(self) -> None:
         """Load or generate nothing more; what is under way ends by itself, for nobody waits for it."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self.generator.close()
 
 
 def _failed(what: str, error: Exception) -> AnnotatorError:
