@@ -193,9 +193,11 @@ class Transformers(Generator):
 
     def _generate(self, asked: Sequence[Asked]) -> None:
         torch, tokenizer, limit = self._torch, self.tokenizer, asked[0].request.max_tokens
-        prompts = [self.tokens_of(one.request.messages) for one in asked]
-        encoded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
-        watch = _Watch(self, asked, encoded["input_ids"].shape[1], [len(prompt) for prompt in prompts])
+        prompts, special = [self.rendered(one.request.messages) for one in asked], not tokenizer.chat_template
+        encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=special)
+        encoded.pop("token_type_ids", None)
+        lengths = encoded["attention_mask"].sum(dim=1).tolist()
+        watch = _Watch(self, asked, encoded["input_ids"].shape[1], lengths)
         try:
             with torch.inference_mode():
                 output = self.model.generate(
@@ -212,7 +214,7 @@ class Transformers(Generator):
             left = [one for one in asked if one.open]
             if len(asked) == 1:
                 raise AnnotatorError(
-                    f"The memory does not suffice for a single prompt of {len(prompts[0]):,} tokens with "
+                    f"The memory does not suffice for a single prompt of {lengths[0]:,} tokens with "
                     f"{self._model}. Take a smaller model or dtype, or a device with more memory."
                 ) from error
             torch.cuda.empty_cache()
@@ -295,7 +297,8 @@ class VLLM(Generator):
         """End the processes of the engine, and give the GPU back."""
         atexit.unregister(self.close)
         llm, self._llm = self._llm, None
-        if hasattr(core := getattr(getattr(llm, "llm_engine", None), "engine_core", None), "shutdown"):
+        core: Any = getattr(getattr(llm, "llm_engine", None), "engine_core", None)
+        if hasattr(core, "shutdown"):
             core.shutdown()
 
     def batch_of(self, waiting: Sequence[Asked], most: int) -> Sequence[Asked]:
