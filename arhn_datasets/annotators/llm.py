@@ -30,8 +30,8 @@ Given = TypeVar("Given", interface.Snippet, interface.Ranking, interface.Verdict
 MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
 SNIPPET_TOKENS, GRADE_TOKENS = 384, 32
-_FROM_STORE = ("stored", "stored_prompt_tokens", "stored_completion_tokens")  # replies, and their tokens
-OF_THE_PROCESS = (*_FROM_STORE, "cut_off")
+FROM_STORE = ("stored", "stored_prompt_tokens", "stored_completion_tokens")  # replies, and their tokens
+OF_THE_PROCESS = (*FROM_STORE, "cut_off")
 """What is counted once for all annotators of a process."""
 MOST_UNDER_WAY = 512
 AT_ONCE = 16  # new requests in one turn of the event loop, to the end of a row
@@ -255,18 +255,18 @@ class LLMAnnotator(interface.Annotator):
 
     async def _ask(self, ours: Shared, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store(ours)
-        kept = None if store is None else store.get(_kept_under(key, self.samples()))
+        kept = None if store is None else store.get(kept_under(key, self.samples()))
         if kept is not None and isinstance(kept.get("text"), str):
             # Another version of this package may have stored more of a reply, or one that was cut off.
             known = Completion(**{name: kept[name] for name in Completion.__dataclass_fields__ if name in kept})
             if not _cut_off(known, request.max_tokens) and not is_held_back(known.finish_reason):
-                for name, count in zip(_FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
+                for name, count in zip(FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
                     ours.counts[name] += count or 0
                 return known
         completion = await self.complete(request)
         if store is not None and completion.text.strip() and not _cut_off(completion, request.max_tokens):
             reply = {name: value for name, value in vars(completion).items() if name != "sampled"}
-            under = _kept_under(key, completion.sampled)
+            under = kept_under(key, completion.sampled)
             store.put(under, reply, model=model["model"], revision=model.get("revision"))
             await store.keep_up()
         return completion
@@ -396,7 +396,7 @@ def shared() -> Shared:
     return background.resource("LLM annotators", Shared)
 
 
-def _kept_under(key: str, sampled: bool) -> str:
+def kept_under(key: str, sampled: bool) -> str:
     """The key of a stored reply: that of its request, which says greedy, or another one where it is none."""
     return digest([key, "sampled"]) if sampled else key
 
