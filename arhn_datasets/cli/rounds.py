@@ -14,7 +14,7 @@ from arhn_datasets.annotators.client.planning import AGAIN, MOST_LINES, MOST_MEG
 from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.annotators.llm import model_options
 from arhn_datasets.cli.running import DONE, not_negative, positive, whole
-from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.errors import ConfigurationError, InputError
 
 if TYPE_CHECKING:
     from arhn_datasets.annotators.client.ingesting import Ingested
@@ -89,6 +89,11 @@ def plan_of(options: argparse.Namespace) -> Iterator[None]:
         )
     store = store_of(options.cache)
     folder = options.plan or _last_plan(store)
+    if options.model is None and not options.endpoint:
+        raise ConfigurationError(
+            "--plan needs --model ID, the model that the batches will ask, by the name that their provider knows it "
+            "by (or --endpoint URL of a server that tells it)."
+        )
     with Plan(folder, make=True, limits=_limits(options), replan=options.replan) as plan:
         store.mkdir(parents=True, exist_ok=True)
         (store / POINTER).write_text(json.dumps({"plan": str(folder.resolve())}), encoding="utf-8")
@@ -179,6 +184,8 @@ def ingest(plan: Plan, store: Path, files: Sequence[Path], options: argparse.Nam
     """Read files into the store, and tell what came of them."""
     from arhn_datasets.annotators.client.ingesting import Ingestion
 
+    if absent := [str(path) for path in files if not path.is_file()]:
+        raise InputError(f"There is no file {', '.join(absent)}. Expected the output files of batches; none was read.")
     done = Ingestion(plan, store, options.served_as, options.whole_below).read(files)
     print_ingested(done, plan)
     return done

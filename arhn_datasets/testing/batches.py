@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientSession, ClientTimeout, web
+
+from arhn_datasets.testing.replies import Replies, Speaker
 
 if TYPE_CHECKING:
     from arhn_datasets.testing.emulator import Emulator
@@ -176,3 +178,17 @@ def _refused(status: int, message: str, code: str) -> web.Response:
 
 def _now() -> int:
     return int(time.time())
+
+
+async def answered(requests: Iterable[Mapping[str, Any]], speaker: Speaker) -> AsyncIterator[Body]:
+    """The lines of the output of a batch run, without a server: for tests of what reads them."""
+    replies = Replies(speaker)
+    for number, request in enumerate(requests):
+        body = request["body"]
+        prompt = "\n".join(message["content"] for message in body["messages"])
+        said = await replies.reply(prompt)
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(said.split()) + 1}
+        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        completion = {"object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+        response = {"status_code": 200, "request_id": f"{number}", "body": completion}
+        yield _line(f"batch_req_{number}", request["custom_id"], response, None)

@@ -3,8 +3,8 @@
 A file may come in pieces, twice, unfinished or in any order. Only a whole, successful reply to a request of the plan is
 stored. The rest is counted by its reason; a request that failed is planned again, and one without any line is out.
 A reply does not say what was asked, so a reply under the id of another request is found by what surrounds it: two
-different replies under one id are both refused, and so are lines out of order in a file that else keeps the order of
-the requests. Such a request is asked once more, and believed when the second reply counts the same tokens.
+different replies under one id are both refused, and so is what :mod:`arhn_datasets.annotators.client.doubts` finds odd.
+Such a request is asked once more, and believed when the second reply counts the same tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import re
 import sqlite3
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from arhn_datasets.annotators.client import planning
 from arhn_datasets.annotators.client.completions import is_cut, is_whole
 from arhn_datasets.annotators.client.contract import DEFAULTS, ChatRequest, Completion, parse_completion
 from arhn_datasets.annotators.client.cutting import Cutting
+from arhn_datasets.annotators.client.doubts import oddly_counted, out_of_order
 from arhn_datasets.annotators.client.planning import AGAIN, ANSWERED, CUT, FAILED, MEASURED, OUT, Plan, Planned
 from arhn_datasets.annotators.client.refusals import error_of, error_within, refused_option
 from arhn_datasets.annotators.client.store import Stored, insert, origin_of, reply_of
@@ -41,8 +41,6 @@ from arhn_datasets.errors import (
 )
 
 TOGETHER = 50_000  # lines that are looked at together, so that a line out of order is seen
-IN_ORDER = 0.7  # share of lines that keep the order of the requests, in a file that keeps it
-NEAR = 2  # lines within which an exchange does not show which one is at its place
 _KEY = re.compile(r"[0-9a-f]{32}")
 _DATED = re.compile(r"[-@:](?:\d[\d.-]*|latest)")
 _ENDED = re.compile(r"batch_(?:expired|cancelled|canceled)", re.IGNORECASE)
@@ -51,6 +49,8 @@ CUT_JSON, UNKNOWN, NO_REPLY = "cut or broken JSON", "an id that was not planned"
 OTHER_MODEL, NO_REASON = "another model than planned", "no known reason of the end (finish_reason)"
 TOO_MANY = "more tokens than were asked for"
 CONFLICT, OUT_OF_ORDER = "different replies under one id", "out of order, perhaps under the id of another request"
+ODD_COUNT = "a count of tokens that its prompt cannot have, perhaps under the id of another request"
+DOUBTS = (CONFLICT, OUT_OF_ORDER, ODD_COUNT)
 KNOWN, DIFFERENT = "known", "different"
 
 
@@ -254,21 +254,18 @@ class Ingestion:
 
     def _doubted(self, lines: Sequence[Line]) -> dict[bytes, str]:
         """The ids whose replies may be those of others, and why."""
-        texts: dict[bytes, str] = {}
+        firsts: dict[bytes, Completion] = {}
         doubted: dict[bytes, str] = {}
-        places: list[tuple[bytes, tuple[int, int]]] = []
         for line in lines:
-            if not isinstance(line.said, Completion):
-                continue
-            if line.key not in texts:
-                texts[line.key] = line.said.text
-                known = self._plan.known(line.key)
-                assert known is not None
-                places.append((line.key, (known.file, known.at)))
-            elif texts[line.key] != line.said.text:
+            if isinstance(line.said, Completion) and firsts.setdefault(line.key, line.said).text != line.said.text:
                 doubted[line.key] = CONFLICT
-        for at in out_of_order([place for _, place in places]):
-            doubted.setdefault(places[at][0], OUT_OF_ORDER)
+        asked = {key: planned for key in firsts if (planned := self._plan.known(key)) is not None}
+        keys = list(firsts)
+        for at in out_of_order([(asked[key].file, asked[key].at) for key in keys]):
+            doubted.setdefault(keys[at], OUT_OF_ORDER)
+        counted = [(key, tokens) for key in keys if (tokens := firsts[key].prompt_tokens)]
+        for at in oddly_counted([asked[key].extent for key, _ in counted], [tokens for _, tokens in counted]):
+            doubted.setdefault(counted[at][0], ODD_COUNT)
         return doubted
 
     def _noted(self, line: Line, known: Planned, verdict: str | EndpointError | Completion) -> None:
@@ -278,7 +275,7 @@ class Ingestion:
         elif isinstance(verdict, str):
             self.done.refuse(verdict, line.key.hex())
             doubt = None
-            if verdict in (CONFLICT, OUT_OF_ORDER) and isinstance(line.said, Completion):
+            if verdict in DOUBTS and isinstance(line.said, Completion):
                 doubt = json.dumps({"doubted": line.said.prompt_tokens, "text": line.said.text, "line": line.hash})
             self._failed(line, known, again=doubt is not None, said=doubt)
         else:
@@ -361,34 +358,6 @@ class _Sent:
     def messages(self) -> Sequence[dict[str, str]]:
         """As of the request; none where its file is gone."""
         return self._plan.body_of(self._known).get("messages") or ()
-
-
-def out_of_order(places: Sequence[Any]) -> set[int]:
-    """Which of these different places are out of order in a sequence that else grows; none where it does not.
-
-    Those of a longest growing part are in order. Near another one, an exchange does not show which of both moved.
-    """
-    tails: list[Any] = []
-    ends: list[int] = []
-    before: list[int] = []
-    for at, place in enumerate(places):
-        to = bisect_left(tails, place)
-        before.append(ends[to - 1] if to else -1)
-        tails[to : to + 1] = [place]
-        ends[to : to + 1] = [at]
-    if len(tails) == len(places) or len(tails) < IN_ORDER * len(places):
-        return set()
-    kept: set[int] = set()
-    at = ends[-1]
-    while at >= 0:
-        kept.add(at)
-        at = before[at]
-    moved = set(range(len(places))) - kept
-    for at in sorted(moved):
-        for near in range(max(0, at - NEAR), min(len(places), at + NEAR + 1)):
-            if (places[near] < places[at]) != (near < at) and near != at:
-                moved.add(near)
-    return moved
 
 
 def _confirms(line: Line, known: Planned) -> bool:

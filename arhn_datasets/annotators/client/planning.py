@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple
 from arhn_datasets import errors
 from arhn_datasets.annotators.client import contract
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
+from arhn_datasets.annotators.client.doubts import Extent, extent_of
 from arhn_datasets.annotators.client.refusals import OPTIONAL
 from arhn_datasets.errors import ConfigurationError, EndpointError, InputError, NotYetAnsweredError, OutputError
 from arhn_datasets.rows.options import check_integer, check_numbers
@@ -41,7 +42,8 @@ _THINKS_AT_OPENAI = re.compile(r"gpt-5|o\d\b")
 
 _TABLES = """
 CREATE TABLE requests (k BLOB PRIMARY KEY, file INTEGER NOT NULL, at INTEGER NOT NULL, characters INTEGER NOT NULL,
-    most INTEGER NOT NULL, status INTEGER NOT NULL DEFAULT 0, tries INTEGER NOT NULL DEFAULT 0, said TEXT, seen TEXT);
+    wide INTEGER NOT NULL, pieces INTEGER NOT NULL, most INTEGER NOT NULL, status INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0, said TEXT, seen TEXT);
 CREATE TABLE files (number INTEGER PRIMARY KEY, model TEXT NOT NULL, revision TEXT, lines INTEGER NOT NULL,
     bytes INTEGER NOT NULL, characters INTEGER NOT NULL, most INTEGER NOT NULL, batch TEXT);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -56,11 +58,18 @@ class Planned(NamedTuple):
     file: int
     at: int
     characters: int
+    wide: int
+    pieces: int
     most: int
     status: int
     tries: int
     said: str | None
     seen: str | None
+
+    @property
+    def extent(self) -> Extent:
+        """What its tokens follow from."""
+        return Extent(self.characters, self.wide, self.pieces)
 
 
 class RequestFile(NamedTuple):
@@ -229,7 +238,8 @@ class Plan:
     def known(self, key: bytes) -> Planned | None:
         """What is known of a request, None where it was never planned."""
         row = self.connection.execute(
-            "SELECT file, at, characters, most, status, tries, said, seen FROM requests WHERE k = ?", (key,)
+            "SELECT file, at, characters, wide, pieces, most, status, tries, said, seen FROM requests WHERE k = ?",
+            (key,),
         ).fetchone()
         return None if row is None else Planned(*row)
 
@@ -304,7 +314,8 @@ class Plan:
                     ServerInfo(api=contract.OPENAI, model=model["model"]), request, refused=self.refused(model["model"])
                 )
                 line = json.dumps({"custom_id": short.hex(), "method": "POST", "url": URL, "body": body})
-                self._write(short, line.encode() + b"\n", request.characters(), request.max_tokens, model, before)
+                extent = extent_of([message["content"] for message in request.messages])
+                self._write(short, line.encode() + b"\n", extent, request.max_tokens, model, before)
             elif before is not None and before.file < self.first and self._first_time(short):
                 self.out += 1
         raise NotYetAnsweredError("A request of this round has no reply yet; its row goes on in the next round.")
@@ -341,7 +352,7 @@ class Plan:
         return self.connection.execute("INSERT OR IGNORE INTO told VALUES (?)", (key,)).rowcount > 0
 
     def _write(
-        self, key: bytes, line: bytes, characters: int, most: int, model: Mapping[str, Any], before: Planned | None
+        self, key: bytes, line: bytes, extent: Extent, most: int, model: Mapping[str, Any], before: Planned | None
     ) -> None:
         room = self.limits.megabytes * MEGABYTE
         if len(line) > room:
@@ -363,12 +374,12 @@ class Plan:
             raise self.trouble(error) from error
         tries, said, seen = (0, None, None) if before is None else (before.tries, before.said, before.seen)
         self.connection.execute(
-            "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, self.number, at, characters, most, OUT, tries, said, seen),
+            "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, self.number, at, *extent, most, OUT, tries, said, seen),
         )
         self._lines += 1
         self._bytes += len(line)
-        self._characters += characters
+        self._characters += extent.characters
         self._most += most
 
     def finish_file(self) -> None:
@@ -425,7 +436,7 @@ class Plan:
             if self._file is not None and self._model[0] != model["model"]:
                 self.finish_file()
             line = json.dumps({"custom_id": key.hex(), "method": "POST", "url": URL, "body": body})
-            self._write(key, line.encode() + b"\n", known.characters, known.most, model, known)
+            self._write(key, line.encode() + b"\n", known.extent, known.most, model, known)
         self.finish_file()
 
     def close(self) -> None:
