@@ -251,7 +251,7 @@ class LLMAnnotator(interface.Annotator):
                 raise
             finally:
                 asked.cancel()  # whoever asked was cancelled; else it is over
-                del ours.in_flight[key]
+                del ours.in_flight[key], asked  # an error would hold this frame, and this frame the error
 
     async def _ask(self, ours: Shared, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store(ours)

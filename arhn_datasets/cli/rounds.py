@@ -163,6 +163,20 @@ def planned_round(options: argparse.Namespace) -> int:
     return DONE
 
 
+def plan_again(options: argparse.Namespace) -> None:
+    """Plan from the files of a plan what failed, and tell."""
+    with Plan(options.plan, limits=_limits(options), replan=options.replan) as plan:
+        plan.plan_again()
+        print_plan(plan, options)
+        print(f"left      {plan.count(AGAIN):,} requests to plan again, {plan.count(OUT):,} out")
+
+
+def ingest_alone(store: Path, options: argparse.Namespace) -> None:
+    """Read files into the store, without the rows."""
+    with Plan(options.plan or _last_plan(store)) as plan:
+        ingest(plan, store, options.files, options)
+
+
 def print_plan(plan: Plan, options: argparse.Namespace) -> None:
     """The requests that were planned, their tokens and their price."""
     from arhn_datasets.annotators.client.planning import write_messages

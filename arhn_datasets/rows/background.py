@@ -98,9 +98,10 @@ async def gathered(awaitables: Iterable[Awaitable[T]], *, concurrently: bool = T
         try:
             return list(await asyncio.gather(*tasks))
         except NotYetAnsweredError:
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            errors = [one for one in results if isinstance(one, BaseException)]
-            raise next((one for one in errors if not isinstance(one, NotYetAnsweredError)), errors[0]) from None
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, BaseException) and not isinstance(result, NotYetAnsweredError):
+                    raise result from None
+            raise
     except BaseException:
         for task in tasks:
             task.cancel()

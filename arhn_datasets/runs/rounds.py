@@ -6,6 +6,7 @@ whole snippets. Nothing is labelled while a reply is missing anywhere: then the 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,9 +18,13 @@ from arhn_datasets.rows.stage import Transform
 from arhn_datasets.runs.preparing import Position, Prepared, through
 from arhn_datasets.runs.refine import OWN_ROWS, Engine
 
+COLLECTED_TABLES = 50  # what is not answered yet ends by errors, and those are garbage in rings
+
 
 class Round(Engine):
     """The engine of one round: it gives relabelled rows until a reply is missing, and then only plans."""
+
+    _tables = 0
 
     def relabelled(self, split: str, at: Position | None) -> Iterator[tuple[pa.Table, Position]]:
         """As of :class:`Engine`; raises NotYetAnsweredError when everything that can be planned now is."""
@@ -44,6 +49,9 @@ class Round(Engine):
         """The relabelled rows of a table, None where a reply is missing."""
         transforms = self.stages.transforms
         last = max((at + 1 for at, transform in enumerate(transforms) if transform.awaits), default=0)
+        self._tables += 1
+        if not self._tables % COLLECTED_TABLES:
+            gc.collect()
         done = background.run(advanced(table, transforms[:last]))
         return None if done is None or done.num_rows < table.num_rows else through(done, transforms[last:])
 

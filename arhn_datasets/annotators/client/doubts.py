@@ -18,7 +18,7 @@ AT_PLACE = 0.4  # share of lines that stand where they are expected, in one that
 NEAR = 2  # lines within which an exchange does not show which one is at its place
 FEWEST = 40  # lines that tell how tokens are counted
 MOST_ODD = 0.25  # of them; with more, tokens follow from something else
-ODD = 9.0  # times the usual distance
+ODD = 16.0  # times the usual distance of the nearer ones: some seven standard deviations
 _PIECES = re.compile(r"\w+|[^\w\s]")
 
 
@@ -82,7 +82,7 @@ def oddly_counted(extents: Sequence[Extent], tokens: Sequence[int]) -> set[int]:
         away = [abs(sum(map(mul, weights, row)) - counted) for row, counted in zip(rows, tokens, strict=True)]
         limit = sorted(away)[int(0.7 * len(away))]
         used = [at for at, distance in enumerate(away) if distance <= limit]
-    usual = max(1.0 / 3.0, median(away[at] for at in used))
+    usual = max(0.5, median(away[at] for at in used))
     odd = {at for at, distance in enumerate(away) if distance > ODD * usual}
     return odd if len(odd) <= MOST_ODD * len(tokens) else set()
 
