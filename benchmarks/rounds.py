@@ -23,7 +23,8 @@ from pathlib import Path
 
 from arhn_datasets import cli
 from arhn_datasets.annotators.client.ingesting import Ingestion
-from arhn_datasets.annotators.client.planning import Plan, requests_in
+from arhn_datasets.annotators.client.planning import Plan
+from arhn_datasets.annotators.client.request_files import requests_in
 from arhn_datasets.annotators.lexical import Lexical
 from arhn_datasets.testing.batches import answered
 

@@ -150,6 +150,11 @@ class Cascade(interface.Annotator):
             for one, first in zip(found, screened, strict=True)
         )
 
+    def check_gives(self, method: str, kind: str) -> None:
+        """Both have to give it."""
+        self.cheap.check_gives(method, kind)
+        self.strong.check_gives(method, kind)
+
     async def grade(self, request: interface.GradeRequest) -> interface.Grade:
         """The strong annotator's grade."""
         return await self.strong.grade(request)

@@ -18,11 +18,12 @@ from weakref import WeakKeyDictionary
 
 from arhn_datasets.annotators import interface, replies
 from arhn_datasets.annotators.client.completions import is_held_back
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
 from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.rows import background
+from arhn_datasets.rows.options import Option
 from arhn_datasets.rows.records import ERROR, GRADES, UNPARSED, Passage, digest, shorten, text_of
 
 Given = TypeVar("Given", interface.Snippet, interface.Ranking, interface.Verdict, interface.Grade)
@@ -299,8 +300,6 @@ class LLMAnnotator(interface.Annotator):
     def _prompt_description(self) -> dict[str, Any]:
         return {
             "prompts_version": self.prompts.version,
-            "snippet_prompt_hash": self.prompts.hash_of("snippets"),
-            "ranking_prompt_hash": self.prompts.hash_of("ranks"),
             "max_tokens": self.max_tokens,
             "constrained": self.constrained,
         }

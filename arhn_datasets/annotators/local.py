@@ -9,11 +9,11 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, PromptTooLong
 from arhn_datasets.rows import background
-from arhn_datasets.rows.options import check_integer
+from arhn_datasets.rows.options import Option, check_integer
 from arhn_datasets.rows.records import digest
 
 TAIL_BYTES = 1 << 20

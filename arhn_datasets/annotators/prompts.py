@@ -202,15 +202,28 @@ class Prompts:
 
         A stage that asks with prompts of its own names them in its own identity; here it has the version alone.
         """
-        query, texts, passage = _STRUCTURES, ["a", _STRUCTURES], {"title": "t", "text": _STRUCTURES}
-        messages: Mapping[str, Callable[[str], list[Message]]] = {
-            "snippets": lambda task: self.snippet_messages(query, passage, task),
-            "ranks": lambda task: self.ranking_messages(query, texts, task),
-            "verdicts": lambda task: self.verdict_messages(query, texts, texts, task),
-            "grades": lambda task: self.grade_messages(query, passage, task),
+        texts, passage = ["a", _STRUCTURES], {"title": "t", "text": _STRUCTURES}
+        rendered = {task: self._messages_of(stage, task, _STRUCTURES, passage, texts)[1] for task in self.tasks}
+        return digest([self.version, rendered if all(rendered.values()) else {}])[:16]
+
+    def example_of(self, stage: str, task: str) -> dict[str, str]:
+        """The prompt of a stage by its name, with places for what differs; nothing of one with prompts of its own."""
+        texts = ["{snippet}" if stage == "ranks" else "{passage}"] * 2
+        name, messages = self._messages_of(stage, task, "{query}", {"title": "", "text": "{passage}"}, texts)
+        return {name: messages[0]["content"]} if messages else {}
+
+    def _messages_of(
+        self, stage: str, task: str, query: str, passage: Passage, texts: Sequence[str]
+    ) -> tuple[str, list[Message]]:
+        """What the prompt of a stage is called, and its messages."""
+        messages: Mapping[str, tuple[str, Callable[[], list[Message]]]] = {
+            "snippets": ("snippet", lambda: self.snippet_messages(query, passage, task)),
+            "ranks": ("ranking", lambda: self.ranking_messages(query, texts, task)),
+            "verdicts": ("verdict", lambda: self.verdict_messages(query, texts, texts, task)),
+            "grades": ("grade", lambda: self.grade_messages(query, passage, task)),
         }
-        rendered = {task: messages[stage](task) for task in self.tasks} if stage in messages else {}
-        return digest([self.version, rendered])[:16]
+        name, made = messages.get(stage, ("", list))
+        return name, made()
 
 
 def neutralise(text: str) -> str:

@@ -36,6 +36,8 @@ _NO_LETTER = re.compile(r"[\W_]+")
 _WRAPPERS = "\"'`*“”‘’«»‹›„「」『』 \t\r\n"
 _OUTER = f"{_WRAPPERS}.…()[]{{}}"
 _TAG = re.compile(r"</?[a-z_]\w*>", re.IGNORECASE)
+# A reply in which there is nothing to unwrap, as most are.
+_BARE = re.compile(rf"[^\W\d_][^\n:：<\-–—]*[^\n:：<\-–—{re.escape(_WRAPPERS)}]")
 # What leads to an answer, word by word: whatever else stands before it may say that it is none.
 _LEAD_WORDS = (
     "a above according after all an and answer answering answers are as based because below best by candidate "
@@ -319,7 +321,7 @@ def parse_grade(reply: str) -> Grade:
 
 
 def _worded(text: str) -> bool:
-    return any(character.isalnum() for character in text)
+    return text[:1].isalnum() or any(map(str.isalnum, text))
 
 
 def _json(text: str, opening: str, **options: Any) -> Any:
@@ -344,6 +346,8 @@ def _json_text(said: str) -> str:
 
 
 def _unwrapped(said: str) -> str:
+    if _BARE.fullmatch(said):
+        return said
     text = said
     for tag in _TAGS:
         text = text.replace(tag, "")

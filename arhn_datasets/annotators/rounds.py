@@ -64,11 +64,11 @@ class Rounds(Endpoint):
         return background.run(read())
 
     async def _ask(
-        self, ours: Shared, key: str, request: contract.ChatRequest, model: Mapping[str, Any]
+        self, ours: Shared, key: str, request: contract.ChatRequest, model: Mapping[str, Any], *more: Any
     ) -> contract.Completion:
         under = kept_under(key, self.samples())
         try:
-            completion = await super()._ask(ours, key, request, model)
+            completion = await super()._ask(ours, key, request, model, *more)
         except NotYetAnsweredError:
             return self.plan.asked(under, request, model)
         if self.plan.answered(under, completion):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arhn_datasets.annotators.client.contract import CONNECTION
-from arhn_datasets.annotators.client.planning import AGAIN, MOST_LINES, MOST_MEGABYTES, OUT, FileLimits, Plan
+from arhn_datasets.annotators.client.planning import AGAIN, OUT, Plan
+from arhn_datasets.annotators.client.request_files import MOST_LINES, MOST_MEGABYTES, FileLimits
 from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.annotators.llm import model_options
 from arhn_datasets.cli.running import DONE, not_negative, positive, whole
@@ -179,7 +180,7 @@ def ingest_alone(store: Path, options: argparse.Namespace) -> None:
 
 def print_plan(plan: Plan, options: argparse.Namespace) -> None:
     """The requests that were planned, their tokens and their price."""
-    from arhn_datasets.annotators.client.planning import write_messages
+    from arhn_datasets.annotators.client.request_files import write_messages
 
     new, files = plan.new, plan.files_written
     print(f"planned   {new.requests:,} requests in {len(files):,} files in {plan.folder}")

@@ -20,11 +20,10 @@ import pyarrow as pa
 
 from arhn_datasets.annotators.local import hash_of_folder
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
-from arhn_datasets.evidence.stage import check_source
+from arhn_datasets.evidence.stage import EvidenceStage, check_source
 from arhn_datasets.rows import records
-from arhn_datasets.rows.options import check_choice, check_integer
+from arhn_datasets.rows.options import Option, check_choice, check_integer
 from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, passages_of, text_of
-from arhn_datasets.rows.stage import Transform
 
 BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"
 MODEL_KINDS = (BI_ENCODER, CROSS_ENCODER)
@@ -41,7 +40,7 @@ RRF_K = 60  # Cormack et al., SIGIR 2009
 
 
 @dataclass(frozen=True, eq=False)
-class Scores(Transform):
+class Scores(EvidenceStage):
     """Adds ``positive_scores`` and ``negative_scores``, aligned with the passage lists: higher is more relevant.
 
     The scores come from one of three: a ``model`` of sentence-transformers; ``columns`` that the rows have; a ``field``
@@ -78,6 +77,23 @@ class Scores(Transform):
 
     NAME: ClassVar[str] = "scores"
     OPTIONAL: ClassVar[tuple[str, ...]] = (records.QUERY_ID, records.DECISION, POSITIVE.scores, NEGATIVE.scores)
+    SOURCES: ClassVar[Mapping[str, Option]] = {
+        "score_model": Option(help="a bi-encoder or cross-encoder in this process", metavar="ID_OR_FOLDER"),
+        "score_field": Option(help="instead, a field of the passages with scores of their own", metavar="NAME"),
+        "score_columns": Option(help="instead, the columns with scores of both sides", metavar="POSITIVE,NEGATIVE"),
+    }
+    """Whose scores a command can name; one of them."""
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        **SOURCES,
+        "score_revision": Option(help="commit, branch or tag of the model", metavar="SHA"),
+        "score_kind": Option(help="by default what the files of the model say", choices=MODEL_KINDS),
+        "score_similarity": Option(help="of a bi-encoder; by default the model's own", choices=SIMILARITIES),
+        "score_query_prompt": Option(help="text in front of each query; by default the model's own", metavar="TEXT"),
+        "score_passage_prompt": Option(help="the same for passages", metavar="TEXT"),
+        "score_batch_size": Option(help="texts or pairs that go through the model together", metavar="N"),
+        "score_device": Option(help="by default a GPU where there is one", metavar="NAME"),
+        "score_dtype": Option(help="by default as the model is loaded", choices=DTYPES),
+    }
 
     model: str | None = None
     _: KW_ONLY
@@ -119,6 +135,35 @@ class Scores(Transform):
         if self.kind == CROSS_ENCODER and self.similarity is not None:
             raise ConfigurationError("A cross-encoder has no similarity; leave it out, or name a bi-encoder.")
         check_integer("batch_size", self.batch_size, least=1)
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any], annotator: object = None, tasks: object = None) -> Scores:
+        """The scores that the options of a command name; ``given`` has None for what was not given.
+
+        Raises:
+            ConfigurationError: not one source is named, or an option does not go with it.
+        """
+        options = {name.removeprefix("score_"): given[name] for name in cls.OPTIONS if given.get(name) is not None}
+        flags = {name: f"--{name.replace('_', '-')} {option.metavar}" for name, option in cls.SOURCES.items()}
+        named = [flag for name, flag in flags.items() if given.get(name) is not None]
+        if len(named) != 1:
+            found = f"got {' and '.join(named)}" if named else "says not whose scores these are"
+            raise ConfigurationError(f"--evidence scores {found}; one of {', '.join(flags.values())} was expected.")
+        if options.get("model") is None and len(options) > 1:
+            others = [
+                f"--score-{name.replace('_', '-')}" for name in list(options) if f"score_{name}" not in cls.SOURCES
+            ]
+            raise ConfigurationError(
+                f"{named[0]} was given, and {', '.join(others)} is of --score-model; leave one of both out."
+            )
+        if columns := options.get("columns"):
+            options["columns"] = tuple(columns.split(","))
+        return cls(**options)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether each process that works on it needs a GPU of its own, where there are some."""
+        return self.model is not None
 
     @property
     def required(self) -> tuple[str, ...]:

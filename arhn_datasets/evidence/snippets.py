@@ -28,6 +28,7 @@ class Snippets(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "snippets"
+    ASKS: ClassVar[str] = "snippet"
     ORDER: ClassVar[int] = 0
     VERSION: ClassVar[int] = 2
 

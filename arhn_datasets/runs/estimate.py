@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.evidence.stage import EvidenceStage
 from arhn_datasets.folder.report import Cause, Tally
 from arhn_datasets.inputs.sources import Input
-from arhn_datasets.rows.arrow import lengths_in
-from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
+from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, SIDES, Row
 from arhn_datasets.runs.preparing import Stages, prepare, through
 
 if TYPE_CHECKING:
@@ -82,26 +83,26 @@ def estimate(
     """
     if sample < 1:
         raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
-    stages.annotator.identity("snippets")
+    stages.check()
     prepared = prepare(source, stages, streamed=False)
-    stages, annotator = prepared.stages, prepared.stages.annotator
-    rows, passages = sum(map(len, prepared.datasets.values())), _count(prepared.datasets)
+    stages, rows = prepared.stages, sum(map(len, prepared.datasets.values()))
     drawn = list(_drawn(prepared.datasets, sample))
-    before, started = annotator.statistics(), time.monotonic()
-    tally, refined = Tally(), []
-    for table in (through(table, stages.transforms) for table in drawn):
+    before, started = stages.statistics(), time.monotonic()
+    tally, refined, given = Tally(), [], []
+    for table in drawn:
+        given.append(through(table, stages.evidence))
+        table = stages.rule(given[-1])
         tally.add(table)
         refined.extend(table.to_pylist())
-    seconds, after = time.monotonic() - started, annotator.statistics()
+    seconds, after = time.monotonic() - started, stages.statistics()
     spent = Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
-    per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
-    requests = passages + round(per_row * stages.ranks.permutations * rows)
+    requests = sum(_requests(stage, prepared.datasets, given) for stage in stages.evidence)
     asked, known = spent["replies"], spent["replies"] + spent["stored"]
     rate = asked / seconds if asked and seconds else None
     tokens = (spent[f"{of}_tokens"] + spent[f"stored_{of}_tokens"] for of in ("prompt", "completion"))
     tokens_in, tokens_out = (round(count / known * requests) if known and count else None for count in tokens)
     duration = max(0, requests - known) / rate if rate else None
-    endpoints = len(getattr(annotator, "urls", ())) or 1
+    endpoints = sum(len(getattr(annotator, "urls", ())) for annotator in stages.annotators) or 1
     price = None
     if per_hour is not None:
         price = None if duration is None else per_hour * duration / 3600
@@ -164,14 +165,19 @@ def _unmeasured(found: Estimate) -> str:
     )
 
 
-def _count(splits: Mapping[str, Dataset]) -> int:
-    """The passages of all splits."""
-    columns = [side.passages for side in LABELLED]
-    passages = 0
+def _requests(stage: EvidenceStage, splits: Mapping[str, Dataset], sample: Sequence[pa.Table]) -> int:
+    """The requests of a stage, of all rows where their passages tell, else as many a row as those of the sample."""
+    columns, known = [side.passages for side in LABELLED], stage.known_by
+    found: list[int | None] = []
+    rows = 0
     for dataset in splits.values():
-        for batch in dataset.select_columns(columns).with_format("arrow").iter(1000):
-            passages += sum(int(lengths_in(batch, column)[0].sum()) for column in columns)
-    return passages
+        for batch in dataset.select_columns([*columns, *known]).with_format("arrow").iter(1000):
+            for column in known:
+                batch = batch.filter(pc.is_null(batch.column(column)))
+            found.append(stage.requests(batch))
+            rows += batch.num_rows
+    asked = sum(stage.requests(table) or 0 for table in sample) if None in found else 0
+    return sum(one or 0 for one in found) + round(asked * rows / sum(table.num_rows for table in sample))
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from arhn_datasets import cli
 from arhn_datasets.annotators.client import doubts, ingesting, planning
 from arhn_datasets.annotators.client.ingesting import Ingestion
-from arhn_datasets.annotators.client.planning import AGAIN, ANSWERED, FAILED, OUT, Plan, requests_in
+from arhn_datasets.annotators.client.planning import AGAIN, ANSWERED, FAILED, OUT, Plan
+from arhn_datasets.annotators.client.request_files import FileLimits, check_file, requests_in
 from arhn_datasets.annotators.client.store_upkeep import read_replies
 from arhn_datasets.annotators.lexical import Lexical
 from arhn_datasets.errors import InputError, NotYetAnsweredError, OutputError
@@ -425,7 +426,7 @@ def test_a_file_is_checked_before_it_is_handed_over(line, tmp_path):
     path = tmp_path / "requests.jsonl"
     path.write_bytes(line)
     with pytest.raises(OutputError, match="Line 1"):
-        planning.check_file(path, planning.FileLimits(), MODEL)
+        check_file(path, FileLimits(), MODEL)
 
 
 WRONG_USAGE = {

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client import contract, refusals
 from arhn_datasets.annotators.client.contract import ConnectionOptions, shown_url
-from arhn_datasets.annotators.client.planning import URL, FileLimits, Plan, RequestFile, check_file
+from arhn_datasets.annotators.client.planning import Plan, RequestFile
 from arhn_datasets.annotators.client.pool import RETRYABLE
+from arhn_datasets.annotators.client.request_files import URL, FileLimits, check_file
 from arhn_datasets.errors import (
     AccessDenied,
     EndpointError,

@@ -26,7 +26,7 @@ from urllib.request import getproxies, proxy_bypass
 from arhn_datasets.annotators.client.completions import completed, loaded
 from arhn_datasets.annotators.client.refusals import OPTIONAL, encodable, error_within, excerpt, json_of, without
 from arhn_datasets.errors import ConfigurationError, EmptyReply
-from arhn_datasets.rows.options import check_choice, check_integer, check_seconds
+from arhn_datasets.rows.options import Option, check_choice, check_integer, check_seconds
 
 T = TypeVar("T")
 
@@ -42,17 +42,6 @@ _THINKING = re.compile(
     r"qwen3(?!.*(?:instruct|coder|2507|embedding|reranker))|qwq|deepseek-r1|-thinking|magistral", re.IGNORECASE
 )
 _KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """An option as people read it; with a metavar, choices or as a switch it is one of the commands, too."""
-
-    help: str
-    metavar: str | None = None
-    choices: Sequence[str] | None = None
-    switch: bool = False
-    repeatable: bool = False
 
 
 def _check_key(name: str, value: str | None) -> None:
@@ -202,7 +191,8 @@ class ChatRequest:
 
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
-        return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
+        texts = [message["content"] for message in self.messages]
+        return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
 
     def characters(self) -> int:
         """Characters of the prompt."""
