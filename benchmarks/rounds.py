@@ -2,6 +2,7 @@
 
     python benchmarks/rounds.py scale --rows 680000      # peak memory, requests a second, size of the state
     python benchmarks/rounds.py damage --lines 100000    # wrong labels, and what was planned again without need
+    python benchmarks/rounds.py vllm --command vllm --model FOLDER    # the rounds with the real vllm run-batch
 
 The replies are those of the lexical baseline, without a server. The rows are synthetic, a positive and a negative each.
 """
@@ -207,9 +208,35 @@ def damage(options: argparse.Namespace) -> None:
         print(f"labels {len(whole):,}, wrong {wrong:,}")
 
 
+def vllm(options: argparse.Namespace) -> None:
+    """The rounds of a few rows of the sample, answered by the real program."""
+    import arhn_datasets
+
+    sample = Path(arhn_datasets.__file__).parent / "samples" / "questions.jsonl"
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        rows = folder / "rows.jsonl"
+        rows.write_text("".join(sample.read_text(encoding="utf-8").splitlines(keepends=True)[: options.rows]))
+        given = [str(rows), "--plan", str(folder / "plan"), "--model", MODEL, "--cache", str(folder / "cache")]
+        given += ["--output", str(folder / "refined"), "--max-unread", "1"]
+        outputs: list[str] = []
+        while True:
+            code = cli.refine_command([*given, *(["--ingest", *outputs] if outputs else [])])
+            if code or (folder / "refined").exists():
+                break
+            for path in sorted((folder / "plan").glob("requests-*.jsonl")):
+                output = path.with_name(path.name.replace("requests", "output"))
+                if not output.exists():
+                    files = ["-i", str(path), "-o", str(output), "--served-model-name", MODEL]
+                    command = [options.command, "run-batch", *files, "--model", options.model, *options.more]
+                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    outputs.append(str(output))
+        print(f"exit code {code}, rounds {len(outputs)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("scale", "damage"))
+    parser.add_argument("what", choices=("scale", "damage", "vllm"))
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--lines", type=int, default=20_000)
     parser.add_argument("--negatives", type=int, default=1)
@@ -218,8 +245,11 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=tuple(DAMAGE), help="of damage; default: all")
     parser.add_argument("--shuffle", action="store_true", help="outputs in no order")
     parser.add_argument("--folder", type=Path, help="where to work")
+    parser.add_argument("--command", default="vllm", help="vLLM's program")
+    parser.add_argument("--model", help="id or folder of the model that vLLM loads")
+    parser.add_argument("more", nargs="*", help="further arguments of vllm run-batch, behind --")
     options = parser.parse_args()
-    scale(options) if options.what == "scale" else damage(options)
+    {"scale": scale, "damage": damage, "vllm": vllm}[options.what](options)
 
 
 if __name__ == "__main__":
