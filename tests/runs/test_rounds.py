@@ -385,6 +385,39 @@ def test_planning_goes_on_after_any_end(end, plan, tmp_path):
     assert len(keys) == len(set(keys)) == 400 == count(plan, OUT)
 
 
+def test_reading_goes_on_after_any_end(rows, plan, tmp_path, monkeypatch):
+    """What is in the store and not yet in the state is known when it comes again."""
+    assert refined(rows, plan) == 0
+    output = written(replies_to(plan / "requests-00001.jsonl"), tmp_path / "o")
+    parts = []
+
+    def insert(connection, batch, *more):
+        parts.append(len(batch))
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return whole(connection, batch, *more)
+
+    whole = ingesting.insert
+    with monkeypatch.context() as patched:
+        patched.setattr(ingesting, "insert", insert)
+        assert cli.cache_command(["ingest", str(output)]) == 1
+    assert count(plan, OUT) == 72
+    with Plan(plan) as opened:
+        done = Ingestion(opened, store()).read([output])
+        assert (done.stored, done.known) == (8, 64)
+        assert opened.count(ANSWERED) == 72
+
+
+@pytest.mark.parametrize("evidence", ["verdicts", "grades"])
+def test_other_evidence_takes_one_round(evidence, rows, plan, tmp_path, capsys):
+    """Whatever a stage asks goes by the same way."""
+    assert refined(rows, plan, "--evidence", evidence) == 0
+    output = written(replies_to(plan / "requests-00001.jsonl"), tmp_path / "o")
+    capsys.readouterr()
+    assert refined(rows, plan, "--evidence", evidence, "--ingest", output) == 0
+    assert "written " in capsys.readouterr().out
+
+
 def test_a_file_whose_name_was_not_given_yet_gets_it(rows, plan):
     """The state is written before, so that no request is in a file that the state does not know."""
     assert refined(rows, plan) == 0
