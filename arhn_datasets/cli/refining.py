@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,10 @@ UNREAD_WARNING = (
     "Warning: the rule ({rule}) does not read {kinds}. What they cost is paid, and they decide nothing; they stay in "
     "the rows, for another rule or an evaluation."
 )
+CUT_PAIRS = {
+    "cut_pairs": "are longer than the model of the scores reads: their score is that of their beginning",
+    "perhaps_cut_pairs": "are long, and the server does not say how much it reads: their score may be in part",
+}
 CUT_OFF_ADVICE = (
     "they count for nothing and are not stored, so a rerun asks again. Expected were whole replies: give snippets more "
     "room with --max-tokens, take a model that does not think or switch its thinking off, or hold it to JSON with "
@@ -264,12 +268,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     print(format_report(done.report))
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
-    if asked := done.run["requests"]:
-        told = f"{asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
-        print(f"requests  {told}")
-        print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
-        if cut := asked.get("cut_off"):
-            print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
+    _tell_requests(done.run["requests"])
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     if bad := sum(done.run.source.bad_rows.values()):
@@ -284,7 +283,34 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
             "becomes of rows with fewer.",
             file=sys.stderr,
         )
-    return _outcome(done.report, options.max_unread)
+    return max(_outcome(done.report, options.max_unread), _unscored(done.run["requests"].get("failed_pairs", 0)))
+
+
+def _tell_requests(asked: Mapping[str, int]) -> None:
+    if not asked:
+        return
+    pairs = asked.get("pairs")
+    stored = "" if pairs and not asked["stored"] else f", {asked['stored']:,} from the store"
+    print(f"requests  {asked['replies']:,} replies{stored}, {asked['retries']:,} retries")
+    print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+    if cut := asked.get("cut_off"):
+        print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
+    if pairs:
+        print(f"scores    {pairs:,} pairs, {asked['stored_pairs']:,} from the store")
+    for name, said in CUT_PAIRS.items():
+        if cut := asked.get(name):
+            print(f"          {cut:,} passages {said}")
+
+
+def _unscored(failed: int) -> int:
+    """Tell of passages that a server of scores has failed on; the exit code."""
+    if failed:
+        print(
+            f"{failed:,} passages have no score, for their requests failed, as the warnings above say; the rule has "
+            "left them where they were. Run the same command again: only these are asked anew.",
+            file=sys.stderr,
+        )
+    return FAILED if failed else DONE
 
 
 def _outcome(report: Report, most: float) -> int:

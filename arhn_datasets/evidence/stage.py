@@ -68,6 +68,14 @@ class EvidenceStage(Transform):
         """How many requests rows need; None where only evidence tells that these rows do not have yet."""
         return 0
 
+    def statistics(self) -> dict[str, Any]:
+        """What a server was asked that no annotator stands for; empty for none."""
+        return {}
+
+    def shared_by(self: Stage, processes: int) -> Stage:
+        """This stage in one of several processes that share such a server."""
+        return self
+
     def description(self) -> dict[str, Any]:
         """Whose evidence it is, for the card; at least ``annotator``, a name."""
         return {"annotator": self.NAME, "baseline": False}
@@ -106,7 +114,7 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
         check_annotator("annotator", self.annotator)
-        _check_urls(self.endpoint)
+        check_urls(self.endpoint)
         self.check_connection()
         if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
             raise ConfigurationError(
@@ -266,7 +274,7 @@ def known_stages() -> Mapping[str, type[EvidenceStage]]:
     return {kind: found[kind] for kind in records.EVIDENCE_KINDS if kind in found}
 
 
-def _check_urls(given: object) -> None:
+def check_urls(given: object) -> None:
     """Refuse what the annotator behind ``endpoint`` could only stumble over."""
     urls = given if isinstance(given, (list, tuple)) else (given,)
     if given is None or all(isinstance(url, str) for url in urls):

@@ -177,7 +177,8 @@ def _requests(stage: EvidenceStage, splits: Mapping[str, Dataset], sample: Seque
             found.append(stage.requests(batch))
             rows += batch.num_rows
     asked = sum(stage.requests(table) or 0 for table in sample) if None in found else 0
-    return sum(one or 0 for one in found) + round(asked * rows / sum(table.num_rows for table in sample))
+    share = rows / sum(table.num_rows for table in sample)
+    return sum(one or 0 for one in found) + int(asked * share + 0.5)
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from arhn_datasets.annotators.scorer import PAIRS
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.writer import Refinement, RunWriter, check_output, configuration, describe_run
@@ -44,7 +45,7 @@ WAITING_ROWS, OWN_ROWS = 16, 64  # of a table, where a stage waits for others, a
 WINDOW_ROWS, WINDOW_BYTES = 1000, 64_000_000
 REFRESH_SECONDS = 0.5  # of the progress bar
 ASKED = ("requests", "replies", "stored", "retries", "overloads", "failures")
-TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off")
+TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off", *PAIRS)
 
 P = TypeVar("P")
 

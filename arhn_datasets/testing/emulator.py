@@ -157,13 +157,18 @@ class Emulator:
             OSError: the port is taken.
         """
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        self._service, self._batches = Service(self), Batches(self)
+        self._service = self._service_of()
+        self._batches = Batches(self)
         # A handler is cancelled when its client goes away, and its place in the batch with it.
         self._server = web.Server(
             self._answer, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS
         )
         await self._listen()
         self.url = f"http://{self.host}:{self.port}"
+
+    def _service_of(self) -> Service:
+        """What the routes do."""
+        return Service(self)
 
     async def stop(self) -> None:
         """Close the port and every connection."""

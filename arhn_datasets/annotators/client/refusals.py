@@ -112,7 +112,8 @@ _STATUS_OF = (
     (400, _any(r"invalid_request|bad_?request|invalid_argument")),
 )
 WRONG_KEY = (
-    "The API key is missing or wrong: set ARHN_API_KEY, or pass api_key= or --api-key; no other token is ever sent."
+    "The API key is missing or wrong: set ARHN_API_KEY, or pass api_key= or --api-key (for a server of scores "
+    "ARHN_SCORE_API_KEY or --score-api-key); no other token is ever sent."
 )
 _NO_ROUTE = (
     "Perhaps there is no chat API: a text-generation-inference or OpenAI-compatible server was expected; check the URL "
