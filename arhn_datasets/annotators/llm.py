@@ -266,7 +266,7 @@ class LLMAnnotator(interface.Annotator):
                 raise
             finally:
                 asked.cancel()  # whoever asked was cancelled; else it is over
-                del ours.in_flight[key]
+                del ours.in_flight[key], asked  # an error would hold this frame, and this frame the error
 
     async def _model(self, ours: Shared) -> dict[str, Any]:
         model = ours.models.get(self)
