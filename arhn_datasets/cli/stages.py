@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from arhn_datasets.annotators.client.contract import DEFAULTS
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator, registered
 from arhn_datasets.annotators.prompts import TASKS
+from arhn_datasets.cli.rounds import annotator_of_rounds
 from arhn_datasets.cli.running import not_negative, number, positive, whole
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.evidence.scores import SAME_AS_THE_LLM
 from arhn_datasets.evidence.stage import AnnotatedTransform, known_stages
 from arhn_datasets.rows.options import Option
 from arhn_datasets.rules.arhn import Relabel
@@ -117,7 +120,7 @@ def _told(name: str, takers: Sequence[_Taker]) -> tuple[Option, str]:
         usual = [] if default is None else [f"default: {default}"]
         named = [] if len(of) == len(known_rules()) else [", ".join(of)]  # what all rules take
         helps.append(f"{help} ({'; '.join([*named, *usual])})" if named or usual else help)
-    return Option(help="", metavar=first.metavar, choices=tuple(choices) or None), "; ".join(helps)
+    return replace(first, choices=tuple(choices) or None), "; ".join(helps)
 
 
 def _of_annotators() -> dict[str, Option]:
@@ -159,7 +162,8 @@ def unread_evidence(stages: Stages) -> list[str]:
 def keeps_replies(options: argparse.Namespace) -> bool:
     """Whether the run of these arguments has a store of replies."""
     kinds = options.evidence or _reads(Relabel, {})
-    return options.annotator != "lexical" and any(issubclass(known_stages()[k], AnnotatedTransform) for k in kinds)
+    annotated = any(issubclass(known_stages()[kind], AnnotatedTransform) for kind in kinds)
+    return bool(options.score_endpoint) or options.annotator != "lexical" and annotated
 
 
 def _chosen(named: str | None, evidence: Sequence[str]) -> tuple[type[Decision], Mapping[str, Any], list[str]]:
@@ -209,6 +213,8 @@ def _told_ways(ways: Iterable[tuple[type[Decision], Mapping[str, Any], list[str]
 
 def _annotator_of(options: argparse.Namespace) -> Annotator:
     """The annotator that the arguments name and fit."""
+    if options.opened is not None:
+        return annotator_of_rounds(options)
     named = options.annotator
     if named is None and (options.endpoint or options.provider or urls_of_environment()):
         named = Endpoint.NAME
@@ -260,7 +266,8 @@ def _refuse_idle(options: argparse.Namespace, classes: Sequence[Any], asked: Seq
             by_place[_listed(list(dict.fromkeys(places[name])))].append(name)
     if not any(issubclass(cls, AnnotatedTransform) for cls in classes):
         annotated = [k for k, cls in known_stages().items() if k in asked_for() and issubclass(cls, AnnotatedTransform)]
-        by_place[f"--evidence {_listed(annotated)}"] += ["annotator", "task", *set(_of_annotators()) - {*_ANYWHERE}]
+        everywhere = {*_ANYWHERE, *(SAME_AS_THE_LLM if options.score_endpoint else ())}
+        by_place[f"--evidence {_listed(annotated)}"] += ["annotator", "task", *set(_of_annotators()) - everywhere]
     for place, names in by_place.items():
         refuse(options, names, f"{place}, not with {now}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -68,6 +69,14 @@ class EvidenceStage(Transform):
         """How many requests rows need; None where only evidence tells that these rows do not have yet."""
         return 0
 
+    def statistics(self) -> dict[str, Any]:
+        """What a server was asked that no annotator stands for; empty for none."""
+        return {}
+
+    def shared_by(self: Stage, processes: int) -> Stage:
+        """This stage in one of several processes that share such a server."""
+        return self
+
     def description(self) -> dict[str, Any]:
         """Whose evidence it is, for the card; at least ``annotator``, a name."""
         return {"annotator": self.NAME, "baseline": False}
@@ -106,7 +115,7 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
         check_annotator("annotator", self.annotator)
-        _check_urls(self.endpoint)
+        check_urls(self.endpoint)
         self.check_connection()
         if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
             raise ConfigurationError(
@@ -136,6 +145,11 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
             ConfigurationError: says what it lacks, and who has it.
         """
         self.configured.check_gives(self.ASKS, self.NAME)
+
+    @property
+    def prompts_of(self) -> tuple[str, ...]:
+        """The prompts that an LLM is asked with, by their names in ``Prompts``."""
+        return (self.NAME,)
 
     def requests(self, rows: pa.Table) -> int | None:
         """One a passage."""
@@ -223,16 +237,23 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         screened: Callable[[Sequence[Asked], Sequence[Asked]], Awaitable[Sequence[Given | None]]],
         ask: Callable[[Asked], Awaitable[Given]],
         checked: Callable[[Given, records.Passage], Given],
+        packed: tuple[Callable[[Sequence[Asked]], Awaitable[Sequence[Given]]], int] | None = None,
     ) -> Row:
-        """What the annotator gives on each passage, checked; asked where ``screened`` does not say it."""
+        """What the annotator gives on each passage, checked; asked where ``screened`` does not say it.
+
+        ``packed`` is how it is asked about several passages together, and about how many, instead of by ``ask``.
+        """
         annotator, background, task = self.configured, background_of(row), self.task(row)
         positives, negatives = (list(passages_of(row, side.passages)) for side in LABELLED)
         passages, first = (*positives, *negatives), len(positives)
         requests = [request(query=row[QUERY], passage=one, task=task, background=background) for one in passages]
-        await annotator.turn(len(requests))
+        await annotator.turn(len(requests) if packed is None else math.ceil(len(requests) / packed[1]))
         known = await screened(requests[:first], requests[first:])
-        asked = (ask(one) for one, reply in zip(requests, known, strict=True) if reply is None)
-        replies = iter(await gathered(asked, concurrently=annotator.awaits))
+        asked = [one for one, reply in zip(requests, known, strict=True) if reply is None]
+        if packed is None:
+            replies = iter(await gathered(map(ask, asked), concurrently=annotator.awaits))
+        else:
+            replies = iter(await packed[0](asked))
         given = [next(replies) if one is None else one for one in known]
         found = [checked(reply, passage) for reply, passage in zip(given, passages, strict=True)]
         values = [dict(vars(reply)) for reply in found]
@@ -266,7 +287,7 @@ def known_stages() -> Mapping[str, type[EvidenceStage]]:
     return {kind: found[kind] for kind in records.EVIDENCE_KINDS if kind in found}
 
 
-def _check_urls(given: object) -> None:
+def check_urls(given: object) -> None:
     """Refuse what the annotator behind ``endpoint`` could only stumble over."""
     urls = given if isinstance(given, (list, tuple)) else (given,)
     if given is None or all(isinstance(url, str) for url in urls):

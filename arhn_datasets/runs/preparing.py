@@ -104,6 +104,9 @@ class Stages:
                 before = total.get(name, value)
                 of_all = name in OF_THE_PROCESS or isinstance(value, bool)
                 total[name] = value if name not in total else max(before, value) if of_all else before + value
+        for one in self.evidence:
+            for name, value in one.statistics().items():
+                total[name] = value or total.get(name, value) if isinstance(value, bool) else total.get(name, 0) + value
         return total
 
 

@@ -157,7 +157,7 @@ def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> 
         count = _pool_size(stages, actors, sum(map(len, prepared.datasets.values())))
         keeper = start_keeper(sorted(set(folders)))
         stack.enter_context(handing_over(keeper))
-        shared = stages.asking(lambda annotator: annotator.shared_by(count))
+        shared = stages.asking(lambda one: one.shared_by(count)).changed(lambda one: one.shared_by(count))
         pool = ActorPool(replace(prepared, stages=shared), count, keeper)
         stack.callback(pool.close)
         yield pool
