@@ -86,6 +86,7 @@ class Scores(EvidenceStage, ConnectionOptions):
         raw_scores: Of a reranker behind text-embeddings-inference, the logits and not their sigmoid.
         cache: Folder of the store of scores from a server, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's
             cache.
+        reuse: Leave rows alone in which every passage has a score already.
 
     Raises:
         ConfigurationError: a value is out of range, not one source is named, or the model gives several scores.
@@ -294,11 +295,22 @@ class Scores(EvidenceStage, ConnectionOptions):
         """
         for row in rows:
             check_source(self.NAME, row, asks=self.awaits or self.model is not None)
+        asked = [row for row in rows if self._known(row) is None]
         if self.awaits:
-            scored = await background.gathered(self._by_server(row) for row in rows)
+            scored = await background.gathered(self._by_server(row) for row in asked)
         else:
-            scored = self._by_model(rows) if self.model is not None else [self._of_row(row) for row in rows]
-        return [self._fused(row, scores) for row, scores in zip(rows, scored, strict=True)]
+            scored = self._by_model(asked) if self.model is not None else [self._of_row(row) for row in asked]
+        fused = iter([self._fused(row, scores) for row, scores in zip(asked, scored, strict=True)])
+        return [next(fused) if (known := self._known(row)) is None else known for row in rows]
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a model gives the scores, and these alone."""
+        return self.columns is None and self.field is None and self.fuse == REPLACE
+
+    def _known(self, row: Row) -> Row | None:
+        known = super()._known(row)
+        return None if known is None or any(None in values for values in known.values()) else known
 
     def _advice(self, missing: Sequence[str]) -> str:
         if set(missing) <= set(self.columns or ()):
