@@ -269,6 +269,8 @@ def _summary(done: Refinement, stages: Stages, options: argparse.Namespace) -> i
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
     _tell_requests(done.run["requests"], [line for one in stages.annotators for line in one.told()])
+    if reused := done.run["source"].get("reused"):
+        print(f"reused    {', '.join(reused)} of {done.run.source.name}: asked about there, and not again")
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     if bad := sum(done.run.source.bad_rows.values()):

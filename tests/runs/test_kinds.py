@@ -137,7 +137,7 @@ def test_a_run_of_nothing_but_failures_ends_with_1(kind, server, tmp_path, capsy
 
 
 @pytest.mark.parametrize("kind", ASKED)
-def test_what_a_refined_folder_has_is_not_paid_again(kind, server, tmp_path):
+def test_what_a_refined_folder_has_is_not_paid_again(kind, server, tmp_path, capsys):
     """No store, another policy: no request, and the labels are those of a run from the source."""
     first, again, plain = tmp_path / "first", tmp_path / "again", tmp_path / "plain"
     given = ["--endpoint", server.url, "--evidence", kind, "--cache", "none", "--on-shortage", "keep"]
@@ -145,6 +145,7 @@ def test_what_a_refined_folder_has_is_not_paid_again(kind, server, tmp_path):
     asked = server.stats.requests
     assert refined(again, *given, "--policy", "filter", source=first) == 0
     assert server.stats.requests == asked
+    assert f"reused    {kind}" in capsys.readouterr().out
     assert refined(plain, *given, "--policy", "filter") == 0
     ours, theirs = (load_dataset(str(out), split="train") for out in (again, plain))
     assert list(ours) == list(theirs.select_columns(ours.column_names))
