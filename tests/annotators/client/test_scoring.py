@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +110,8 @@ def test_an_error_in_a_200_is_that_error():
         ([[1, 0], [0, 1], "AACAPw=="], "no vector of numbers"),
         ([[1, 0], [0, 1], [0, 0.0]], "a vector of zeros"),
         ([[1, 0], [0, 1], [0, None]], "null is no finite number"),
+        ([[1, 0], [0, 1], [0, True]], "true is no finite number"),
+        ([[1, 0], [0, 1], [0, 10**400]], "with what is no finite number"),
         ({"data": [{"index": at, "embedding": [1, 0]} for at in (0, 1, 1)]}, "the index 1 stands there twice"),
         ({"data": [{"embedding": [1, 0]} for _ in range(3)]}, "no 'index'"),
         ([[1, 0, 0]] * 3, "a vector of 3 numbers, and 2 were expected"),
@@ -202,7 +205,7 @@ def test_what_a_server_declares(info, found):
 
 def test_similarities():
     """The cosine and the dot product; vectors of two widths have none."""
-    assert similarity_of([3.0, 4.0], [4.0, 3.0], "cosine") == pytest.approx(0.96)
-    assert similarity_of([3.0, 4.0], [4.0, 3.0], "dot") == 24
-    assert similarity_of([1.0], [1.0, 2.0], "dot") is None
-    assert similarity_of([1e200], [1e200], "dot") is None
+    assert similarity_of(np.array([3.0, 4.0]), np.array([4.0, 3.0]), "cosine") == pytest.approx(0.96)
+    assert similarity_of(np.array([3.0, 4.0]), np.array([4.0, 3.0]), "dot") == 24
+    assert similarity_of(np.array([1.0]), np.array([1.0, 2.0]), "dot") is None
+    assert similarity_of(np.array([1e200]), np.array([1e200]), "dot") is None
