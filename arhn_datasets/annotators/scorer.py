@@ -166,7 +166,7 @@ class Scorer:
             for text in left:
                 if text in waited:
                     continue
-                kept = self._kept(info.model, keys[text])
+                kept = self._kept(info, keys[text])
                 if kept is None:
                     mine.append(text)
                 else:
@@ -228,7 +228,7 @@ class Scorer:
         self._tell_cut(info.model, answer.cut)
         store = self._store()
         if store is not None:
-            reply = {"score": answer.value, **({"cut": True} if answer.cut else {})}
+            reply = {"score": answer.value, **({"cut": info.max_input_tokens} if answer.cut else {})}
             store.put(key, reply, model=info.model, revision=info.revision, kind="score")
             await store.keep_up()
         return answer.value
@@ -260,15 +260,17 @@ class Scorer:
                 )
             self.counts["perhaps_cut_pairs"] += long
 
-    def _kept(self, model: str, key: str) -> float | None:
+    def _kept(self, info: ScoringInfo, key: str) -> float | None:
         store = self._store()
         kept = (store.get(key) if store is not None else None) or {}
         score = kept.get("score")
         if not isinstance(score, float) or not math.isfinite(score):
             return None
+        if "cut" in kept and kept["cut"] != info.max_input_tokens:  # another part of the text was read
+            return None
         self.counts["pairs"] += 1
         self.counts["stored_pairs"] += 1
-        self._tell_cut(model, kept.get("cut") is True)
+        self._tell_cut(info.model, "cut" in kept)
         return score
 
     def _store(self) -> Replies | None:

@@ -41,7 +41,10 @@ MODELS_TOLD = 100  # in a message, of those that a server lists
 _THINKING = re.compile(
     r"qwen3(?!.*(?:instruct|coder|2507|embedding|reranker))|qwq|deepseek-r1|-thinking|magistral", re.IGNORECASE
 )
-_KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
+_KNOWN_ROUTES = (
+    *("/v1/chat/completions", "/v1/models", "/v1/rerank", "/v2/rerank", "/v1/embeddings", "/v1"),
+    *("/generate", "/info", "/rerank", "/embed", "/embeddings"),
+)
 
 
 def _check_key(name: str, value: str | None) -> None:
