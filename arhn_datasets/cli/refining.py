@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arhn_datasets.annotators.client.store import directory_of
+from arhn_datasets.cli.rounds import add_rounds, plan_of, planned_round, what_a_plan_keeps
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, share, whole
 from arhn_datasets.cli.stages import add_stage_options, configured_stages, keeps_replies, refuse, unread_evidence
-from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.errors import ConfigurationError, NotYetAnsweredError
 from arhn_datasets.inputs.bad_rows import FILE as BAD_ROWS
 from arhn_datasets.inputs.bad_rows import ON_BAD_ROW, STOP
 from arhn_datasets.rows.records import ERROR
@@ -95,6 +96,7 @@ def refine_parser() -> argparse.ArgumentParser:
     _add_source(parser)
     add_stage_options(parser)
     _add_run(parser)
+    add_rounds(parser)
     return parser
 
 
@@ -149,7 +151,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=not_negative,
         nargs=2,
         metavar=("IN", "OUT"),
-        help="tokens in and out, instead of hours",
+        help="tokens in and out, instead of hours; also of what --plan writes",
     )
     run.add_argument(
         "--max-unread",
@@ -163,16 +165,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _refine(options: argparse.Namespace) -> int:
+    with plan_of(options):
+        return _refined(options)
+
+
+def _refined(options: argparse.Namespace) -> int:
     from arhn_datasets.inputs.files import piped
     from arhn_datasets.inputs.sources import Input, Shard
     from arhn_datasets.runs.refine import refine
 
-    if not options.estimate:
-        refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
-    if options.price_per_hour is not None and options.price_per_million is not None:
-        raise ConfigurationError(
-            "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
-        )
+    _check_prices(options)
     stages = configured_stages(options)
     if any(annotator.baseline for annotator in stages.annotators):
         print(BASELINE_WARNING, file=sys.stderr)
@@ -197,6 +199,8 @@ def _refine(options: argparse.Namespace) -> int:
     )
     if options.estimate:
         return _estimate(source, stages, options)
+    if options.opened is not None:
+        return _round(source, stages, options)
     if not options.output:
         raise ConfigurationError("--output DIR is missing: the folder to write.")
     if options.engine == "ray":
@@ -204,9 +208,32 @@ def _refine(options: argparse.Namespace) -> int:
 
         refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
         engine = on_ray(options.ray_address, options.ray_actors)
-        return _summary(refine(source, options.output, stages, opened=engine), options)
+        return _summary(refine(source, options.output, stages, opened=engine), stages, options)
     refuse(options, ("ray_address", "ray_actors"), "--engine ray")
-    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
+    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), stages, options)
+
+
+def _check_prices(options: argparse.Namespace) -> None:
+    if not options.estimate:
+        refuse(options, ("estimate_rows", "price_per_hour"), "--estimate")
+        if options.opened is None:
+            refuse(options, ("price_per_million",), "--estimate or --plan")
+    if options.price_per_hour is not None and options.price_per_million is not None:
+        raise ConfigurationError(
+            "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
+        )
+
+
+def _round(source: Input, stages: Stages, options: argparse.Namespace) -> int:
+    """Write the refined folder, where every reply is there, or else plan what is missing."""
+    from arhn_datasets.runs.refine import refine
+    from arhn_datasets.runs.rounds import one_round
+
+    refuse(options, ("batch_size", "ray_address", "ray_actors"), "a run that asks by itself, not with --plan")
+    try:
+        return _summary(refine(source, options.output, stages, opened=one_round), stages, options)
+    except NotYetAnsweredError:
+        return planned_round(options)
 
 
 def _renamed(named: Sequence[str]) -> dict[str, str]:
@@ -228,7 +255,7 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
     return DONE
 
 
-def _summary(done: Refinement, options: argparse.Namespace) -> int:
+def _summary(done: Refinement, stages: Stages, options: argparse.Namespace) -> int:
     from arhn_datasets.folder.reading import open_folder
     from arhn_datasets.folder.report import changed_rows, format_report, format_row
     from arhn_datasets.rows.records import DROPPED
@@ -241,7 +268,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     print(format_report(done.report))
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
-    _tell_requests(done.run["requests"])
+    _tell_requests(done.run["requests"], [line for one in stages.annotators for line in one.told()])
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     if bad := sum(done.run.source.bad_rows.values()):
@@ -259,13 +286,17 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     return max(_outcome(done.report, options.max_unread), _unscored(done.run["requests"].get("failed_pairs", 0)))
 
 
-def _tell_requests(asked: Mapping[str, int]) -> None:
+def _tell_requests(asked: Mapping[str, int], learnt: Sequence[str]) -> None:
     if not asked:
         return
     pairs = asked.get("pairs")
     stored = "" if pairs and not asked["stored"] else f", {asked['stored']:,} from the store"
     print(f"requests  {asked['replies']:,} replies{stored}, {asked['retries']:,} retries")
     print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+    for line in learnt:
+        print(f"          {line}")
+    if alone := asked.get("asked_alone"):
+        print(f"          {alone:,} passages were asked about alone, as their pack had no plain line of them")
     if cut := asked.get("cut_off"):
         print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
     if pairs:
@@ -312,6 +343,8 @@ def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
     from arhn_datasets.runs.refine import is_unfinished, work_folder
 
+    if options.plan or options.ingest:
+        return what_a_plan_keeps(options)
     named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
     unfinished = options.output is not None and is_unfinished(Path(options.output))

@@ -16,6 +16,7 @@ from arhn_datasets.annotators.client.contract import DEFAULTS
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator, registered
 from arhn_datasets.annotators.prompts import TASKS
+from arhn_datasets.cli.rounds import annotator_of_rounds
 from arhn_datasets.cli.running import not_negative, number, positive, whole
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.evidence.scores import SAME_AS_THE_LLM
@@ -212,6 +213,8 @@ def _told_ways(ways: Iterable[tuple[type[Decision], Mapping[str, Any], list[str]
 
 def _annotator_of(options: argparse.Namespace) -> Annotator:
     """The annotator that the arguments name and fit."""
+    if options.opened is not None:
+        return annotator_of_rounds(options)
     named = options.annotator
     if named is None and (options.endpoint or options.provider or urls_of_environment()):
         named = Endpoint.NAME

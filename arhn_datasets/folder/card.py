@@ -209,12 +209,17 @@ def _chart(content: CardContent) -> str:
 def _statuses_table(report: Report) -> str:
     lines = []
     for kind, counts, known in report.total.statuses():
-        whole, meanings = sum(counts.values()) or 1, sentences(f"statuses/{kind}")
+        whole, meanings = sum(counts.values()) or 1, _meanings(kind)
         for status in dict.fromkeys([*known, *counts]):
             if counts.get(status):
                 share = f"{counts[status] / whole:.1%}"
                 lines.append((kind, value_of(status), f"{counts[status]:,}", share, meanings.get(status, "")))
     return table(("evidence", "status", "number", "share", "meaning"), lines, right=(2, 3))
+
+
+def _meanings(kind: str) -> dict[str, str]:
+    """What the statuses of a kind mean, where a page says it."""
+    return sentences(f"statuses/{kind}") if is_there(f"statuses/{kind}") else {}
 
 
 def _changed_row(row: Row, kinds: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ COUNT_NAMES = ("rows", "positives", "negatives", "relabelled", "filtered", "drop
 MOST_SUBSETS = 50
 
 # The statuses that are counted: of each passage, then of each row.
-_JUDGEMENTS = {"verdicts": records.JUDGEMENT_STATUSES, "grades": records.JUDGEMENT_STATUSES}
+_JUDGEMENTS = {kind: records.KINDS[kind].statuses for kind in records.FURTHER_KINDS if records.KINDS[kind].statuses}
 _OF_PASSAGES = ("snippets", *_JUDGEMENTS)
 _STATUSES: Mapping[str, Sequence[str]] = {
     "snippets": records.SNIPPET_STATUSES,
@@ -62,19 +62,22 @@ class Counts:
     rankings: Mapping[str, int] = field(default_factory=dict)
     verdicts: Mapping[str, int] = field(default_factory=dict)
     grades: Mapping[str, int] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def errors(self) -> int:
         """Requests that failed and can be asked again."""
-        return sum(getattr(self, kind).get(records.ERROR, 0) for kind in _STATUSES)
+        return sum(counts.get(records.ERROR, 0) for _, counts, _ in self.statuses())
 
     def statuses(self) -> list[tuple[str, Mapping[str, int], Sequence[str]]]:
         """What is counted by status, as readers are told: its name, the counts, and the statuses that there are."""
-        return [("rows" if k == "decisions" else k, getattr(self, k), known) for k, known in _STATUSES.items()]
+        of = {**vars(self), **self.others}
+        return [("rows" if k == "decisions" else k, of.get(k, {}), known) for k, known in _STATUSES.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """The counts; verdicts, grades and what was dropped only where there is some."""
+        """The counts; those of evidence other than ARHN's, and what was dropped, only where there is some."""
         found = asdict(self)
+        found |= found.pop("others")
         return {name: value for name, value in found.items() if value or name not in (*_JUDGEMENTS, "dropped")}
 
 
@@ -364,8 +367,10 @@ def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
 def _counts(tally: Counter[str]) -> Counts:
     numbers: dict[str, Any] = {name: tally[name] for name in COUNT_NAMES}
     numbers["kept"] = tally["negatives"] - sum(tally[name] for name in ("relabelled", "filtered", "dropped"))
+    numbers["others"] = {}
     for kind in _STATUSES:
-        numbers[kind] = {status: tally[key] for status, key in _keys(kind).items() if tally[key]}
+        counts = {status: tally[key] for status, key in _keys(kind).items() if tally[key]}
+        (numbers if kind in Counts.__dataclass_fields__ else numbers["others"])[kind] = counts
     return Counts(**numbers)
 
 

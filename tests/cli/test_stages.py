@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from itertools import chain
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -29,7 +34,7 @@ REFUSED = [
     (["--evidence", "scores", *SCORED], "read by several rules: .*positive-aware.*--rule"),
     (["--evidence", "scores", "--rule", "positive-aware"], "--score-model ID_OR_FOLDER, --score-field NAME"),
     ([*AWARE, "--score-model", "m"], "one of .* was expected"),
-    ([*AWARE, "--score-kind", "bi-encoder"], "--score-kind is of"),
+    ([*AWARE, "--score-kind", "bi-encoder"], "--score-kind does not go with --score-field"),
     (
         ["--rule", "positive-aware"],
         "reads scores, and snippets, the default, would be .* Give --evidence scores",
@@ -121,7 +126,7 @@ def test_kinds_annotators_and_rules_are_those_of_their_folders():
         *("adaptive-margin", "ambiguous-sampling", "relabel", "positive-aware")
     ]
     for cls in chain(known_stages().values(), known_rules().values()):
-        names = {name.removeprefix("score_") for name in cls.OPTIONS}
+        names = {{"score_raw": "raw_scores"}.get(name, name.removeprefix("score_")) for name in cls.OPTIONS}
         assert names <= set(cls.__dataclass_fields__), cls
         assert all(isinstance(option, Option) and option.help for option in cls.OPTIONS.values())
 
@@ -194,3 +199,71 @@ def test_any_evidence_and_any_rule_fit_or_are_refused(kinds, rule):
     assert set(stages.rule.evidence_kinds) <= given_
     assert rule in (None, called(type(stages.rule)))
     assert ("ranks" in given_) == ("snippets" in given_)
+
+
+IMPORTS = """
+from dataclasses import dataclass
+import numpy as np
+from arhn_datasets.annotators.interface import GradeRequest
+from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.rows.options import Option
+from arhn_datasets.rules.rule import ABOVE, NOTHING, Decision, states_of
+"""
+STARS = """
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Stars(AnnotatedTransform):
+    NAME, ASKS = "stars", "grade"
+
+    async def annotate(self, row):
+        asked = self.configured
+        found = await self.each_passage(row, GradeRequest, asked.screened_grades, asked.grade, lambda reply, _: reply)
+        return {name: [{**one, "stars": one.pop("grade")} for one in values] for name, values in found.items()}
+"""
+FEW_STARS = """
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FewStars(Decision):
+    OPTIONS = {"most": Option(help="most stars of a negative", metavar="NUMBER"), **Decision.OPTIONS}
+    label, evidence_kinds = "FewStars", ("stars",)
+    most: int = 0
+
+    def judge(self, positives, negatives, names):
+        return states_of(positives.counts > 0), np.where(negatives.of("stars") > self.most, ABOVE, NOTHING)
+"""
+KIND = """    "stars": Kind(
+        type=pa.struct({"stars": _COUNT, "status": _TEXT, "detail": _TEXT}),
+        shown_as={"stars": "stars", "stars_status": "status", "stars_detail": "detail"},
+        stage="arhn.Stars()", reads="stars", statuses=JUDGEMENT_STATUSES, values=(0, 1, 2, 3),
+    ),
+"""
+
+
+def test_a_kind_of_evidence_is_an_entry_and_a_file_and_a_rule_is_a_file(tmp_path):
+    """In a copy of the package that has one more of each: asked for, read, counted, verified, with its option."""
+    package, copy = Path(arhn.__file__).parent, tmp_path / "arhn_datasets"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    if (package.parent / "dataset_cards").is_dir():
+        shutil.copytree(package.parent / "dataset_cards", tmp_path / "dataset_cards")
+    records = (copy / "rows" / "records.py").read_text(encoding="utf-8")
+    before, place, after = records.partition('}\n"""What stands on each passage')
+    (copy / "rows" / "records.py").write_text(f"{before}{KIND}{place}{after}", encoding="utf-8")
+    (copy / "evidence" / "stars.py").write_text(IMPORTS + STARS, encoding="utf-8")
+    (copy / "rules" / "few_stars.py").write_text(IMPORTS + FEW_STARS, encoding="utf-8")
+    code = (
+        "import sys; from arhn_datasets import cli; command = ['--annotator', 'lexical', '--output', 'out']; "
+        "command += [sys.argv[1], '--evidence', 'stars', '--most', '1']; "
+        "sys.exit(cli.refine_command(command) or cli.verify_command(['out']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(SAMPLE)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\nstars     judged 400 (100.0%)" in done.stdout
+    assert "out is what its run has written" in done.stdout
+    assert "1. **Stars.**" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["parameters"]["relabel"]["most"] == 1

@@ -161,7 +161,7 @@ class Replies:
         # Any thread may drop a store, and one that closes it inside sqlite at a fork leaves a lock there in the child.
         dropped = [connection for connection in (self._writer, self._reader) if connection is not None]
         self._writer = self._reader = None
-        if not dropped:
+        if not dropped or _closing is None:  # at the end of the interpreter
             return
         if not _closing.acquire(blocking=False):
             _dropped.extend(dropped)
