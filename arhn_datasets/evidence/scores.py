@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from arhn_datasets.annotators.client.contract import ConnectionOptions, base_url, documented, shown_url
 from arhn_datasets.annotators.client.scoring import BI_ENCODER, CROSS_ENCODER, ScoringInfo
+from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.annotators.scorer import Scorer, ServedModel, key_of_environment, scorer_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.score_models import Model, finite, load, model_of
@@ -275,6 +277,11 @@ class Scores(EvidenceStage, ConnectionOptions):
     def requests(self, rows: pa.Table) -> int:
         """About one a row of a server, none of a model in this process."""
         return rows.num_rows if self.awaits else 0
+
+    def kept_at(self, place: Callable[[Path], Path]) -> Scores:
+        """These scores with their store in the folder that ``place`` gives for it; none stays none."""
+        directory = directory_of(self.cache) if self.awaits else None
+        return self if directory is None else replace(self, cache=place(directory))
 
     def shared_by(self, processes: int) -> Scores:
         """These scores with one of ``processes`` parts of the server's limit, and with this process's key."""

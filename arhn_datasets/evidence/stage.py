@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyarrow as pa
@@ -89,6 +90,10 @@ class EvidenceStage(Transform):
     def statistics(self) -> dict[str, Any]:
         """What a server was asked that no annotator stands for; empty for none."""
         return {}
+
+    def kept_at(self: Stage, place: Callable[[Path], Path]) -> Stage:
+        """This stage with its store of what such a server replied in the folder that ``place`` gives for it."""
+        return self
 
     def shared_by(self: Stage, processes: int) -> Stage:
         """This stage in one of several processes that share such a server."""
