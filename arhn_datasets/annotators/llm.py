@@ -423,7 +423,7 @@ class Shared:
     models: WeakKeyDictionary[LLMAnnotator, dict[str, Any]] = field(default_factory=WeakKeyDictionary)
     stores: WeakKeyDictionary[LLMAnnotator, tuple[object, Replies | None]] = field(default_factory=WeakKeyDictionary)
     in_flight: dict[str, asyncio.Future[Completion]] = field(default_factory=dict)
-    lines: dict[str, asyncio.Future[str | EndpointError]] = field(default_factory=dict)
+    lines: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     """Of packs in flight."""
     thinking: WeakSet[LLMAnnotator] = field(default_factory=WeakSet)
     """Those whose model was seen to think."""
