@@ -68,9 +68,13 @@ class PackingAnnotator(LLMAnnotator):
         model = await self._model(ours)
         keys = [self._line_key(request, model, seed) for request in requests]
         wanted = dict(zip(keys, requests, strict=True))
+        planned = ours.planned.setdefault(self, set())
         said: dict[str, Said] = {}
         while missing := [key for key in wanted if key not in said]:
             said |= {key: line for key in missing if (line := self._kept(ours, key)) is not None}
+            for key in missing:
+                if planned and int(key[:15], 16) in planned:
+                    said.setdefault(key, NotYetAnsweredError("The pack of this passage has no reply yet."))
             theirs = {key: ours.lines[key] for key in missing if key in ours.lines and key not in said}
             mine = sorted(key for key in missing if key not in theirs and key not in said)
             loop = asyncio.get_running_loop()
@@ -79,6 +83,7 @@ class PackingAnnotator(LLMAnnotator):
             try:
                 await gathered(self._pack(ours, {key: wanted[key] for key in pack}, model, said) for pack in packs)
             except NotYetAnsweredError as error:  # what others have said is read in this round
+                planned |= {int(key[:15], 16) for key in mine if key not in said}
                 said |= {key: error for key in mine if key not in said}
             finally:
                 for key in mine:

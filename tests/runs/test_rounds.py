@@ -655,3 +655,19 @@ def test_packs_go_in_rounds(rows, plan, tmp_path):
         assert refined(rows, plan, *packed, "--ingest", written(replies_to(path), tmp_path / "4.jsonl")) == 0
     tables = [pq.read_table(tmp_path / name / "data" / "train-00000-of-00001.parquet") for name in ("live", "out")]
     assert tables[0].equals(tables[1])
+
+
+def test_passages_of_two_rows_are_planned_in_one_pack(plan, tmp_path):
+    """Rows of one query share passages: each is in one request of the plan, also when it is planned again."""
+    texts = [f"Metal {at} melts at {at * 7 + 100} degrees." for at in range(9)]
+    path = tmp_path / "rows.jsonl"
+    lines = [{"query_id": str(n), "query": "When?", "pos": [texts[n]], "neg": texts[2:]} for n in (0, 1)]
+    others = [
+        {"query_id": f"o{n}", "query": f"Of {n}?", "pos": [f"{n} is a number."], "neg": ["No."]} for n in range(600)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], *others, lines[1])), encoding="utf-8")
+    for _ in range(2):
+        assert refined(path, plan, "--passages-per-request", "4") == 0
+    (found,) = plan.glob("requests-*.jsonl")
+    prompts = [line["body"]["messages"][0]["content"] for line in requests_in(found)]
+    assert [sum(text in prompt for prompt in prompts) for text in texts] == [1] * 9
