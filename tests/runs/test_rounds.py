@@ -621,3 +621,53 @@ def test_a_damaged_output_stores_no_wrong_reply(seed, share, tmp_path_factory):
     stored = {one.key.hex(): json.loads(one.reply)["text"] for one in read_replies(folder)}
     assert {key: text for key, text in stored.items() if right[key] != text} == {}
     assert set(DAMAGE) >= {"swapped", "cut"}
+
+
+def test_packs_go_in_rounds(rows, plan, tmp_path):
+    """A pack is one request of a plan; what it gives no line of is asked alone in the round of the others' rankings."""
+    packed = ("--passages-per-request", "4")
+    with Emulator(model=MODEL) as server:
+        live = [str(rows), "--endpoint", server.url, "--api", "openai", "--model", MODEL, *packed]
+        assert cli.refine_command([*live, "--output", "live", "--cache", str(tmp_path / "other")]) == 0
+        background.close()
+    assert refined(rows, plan, *packed) == 0
+    lines = replies_to(plan / "requests-00001.jsonl")
+    assert len(lines) == 24
+    message = lines[0]["response"]["body"]["choices"][0]["message"]
+    message["content"], _, gone = message["content"].rpartition("\n")
+    assert gone.startswith("[4] ")
+    assert refined(rows, plan, *packed, "--ingest", written(lines[:20], tmp_path / "first.jsonl")) == 0
+    second = list(requests_in(plan / "requests-00002.jsonl"))
+    alone = [line for line in second if "<passage>" in line["body"]["messages"][0]["content"]]
+    assert len(alone) == 1
+    assert not any("\nPassages:\n" in line["body"]["messages"][0]["content"] for line in second), (
+        "none is planned again"
+    )
+    files = [written(lines[20:], tmp_path / "rest.jsonl")]
+    for number in (2, 3):
+        path = plan / f"requests-{number:05d}.jsonl"
+        if path.exists():
+            files.append(written(replies_to(path), tmp_path / f"{number}.jsonl"))
+        assert refined(rows, plan, *packed, "--ingest", *files) == 0
+        files = []
+    path = plan / "requests-00004.jsonl"
+    if path.exists():
+        assert refined(rows, plan, *packed, "--ingest", written(replies_to(path), tmp_path / "4.jsonl")) == 0
+    tables = [pq.read_table(tmp_path / name / "data" / "train-00000-of-00001.parquet") for name in ("live", "out")]
+    assert tables[0].equals(tables[1])
+
+
+def test_passages_of_two_rows_are_planned_in_one_pack(plan, tmp_path):
+    """Rows of one query share passages: each is in one request of the plan, also when it is planned again."""
+    texts = [f"Metal {at} melts at {at * 7 + 100} degrees." for at in range(9)]
+    path = tmp_path / "rows.jsonl"
+    lines = [{"query_id": str(n), "query": "When?", "pos": [texts[n]], "neg": texts[2:]} for n in (0, 1)]
+    others = [
+        {"query_id": f"o{n}", "query": f"Of {n}?", "pos": [f"{n} is a number."], "neg": ["No."]} for n in range(600)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (lines[0], *others, lines[1])), encoding="utf-8")
+    for _ in range(2):
+        assert refined(path, plan, "--passages-per-request", "4") == 0
+    (found,) = plan.glob("requests-*.jsonl")
+    prompts = [line["body"]["messages"][0]["content"] for line in requests_in(found)]
+    assert [sum(text in prompt for prompt in prompts) for text in texts] == [1] * 9
