@@ -594,10 +594,15 @@ def test_counts_of_tokens_that_do_not_fit_are_found():
     texts = [" ".join(["word"] * draw.randrange(50, 400)) + "!" * draw.randrange(9) for _ in range(200)]
     extents = [doubts.extent_of([text]) for text in texts]
     tokens = [round(1.3 * extent.pieces) + 20 + draw.randrange(-2, 3) for extent in extents]
-    assert doubts.oddly_counted(extents, tokens) == set()
+    found = doubts.counting(extents, tokens)
+    assert doubts.oddly_counted(found, extents, tokens) == set()
     one, other = tokens.index(min(tokens)), tokens.index(max(tokens))
     tokens[one], tokens[other] = tokens[other], tokens[one]
-    assert doubts.oddly_counted(extents, tokens) == {one, other}
+    assert doubts.oddly_counted(doubts.counting(extents, tokens), extents, tokens) == {one, other}
+    few = [one, other, 5, 6, 7, 8, 9, 10]  # are held against those of before
+    odd = doubts.oddly_counted(found, [extents[at] for at in few], [tokens[at] for at in few])
+    assert odd == {0, 1}
+    assert doubts.counting(extents[:9], tokens[:9]) is None
 
 
 @settings(max_examples=12)

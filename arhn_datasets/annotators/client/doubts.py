@@ -71,20 +71,38 @@ def _longest_growing(places: Sequence[Any]) -> set[int]:
     return kept
 
 
-def oddly_counted(extents: Sequence[Extent], tokens: Sequence[int]) -> set[int]:
-    """Which prompts cannot have the tokens that stand with their replies, as those of the others are counted."""
+class Counting(NamedTuple):
+    """How prompts were counted so far: weights of their extents, and the usual distance from what these give."""
+
+    weights: tuple[float, ...]
+    usual: float
+
+
+def counting(extents: Sequence[Extent], tokens: Sequence[int]) -> Counting | None:
+    """How the tokens follow from the extents of most of these prompts; None for too few of them."""
     if len(tokens) < FEWEST:
-        return set()
-    rows = [(1.0, *map(float, extent)) for extent in extents]
-    used, away = list(range(len(rows))), [0.0] * len(rows)
+        return None
+    used, weights, away = list(range(len(tokens))), [0.0], [0.0]
     for _ in range(3):  # each time without what is furthest away
-        weights = _fitted([rows[at] for at in used], [tokens[at] for at in used])
-        away = [abs(sum(map(mul, weights, row)) - counted) for row, counted in zip(rows, tokens, strict=True)]
+        weights = _fitted([(1.0, *map(float, extents[at])) for at in used], [tokens[at] for at in used])
+        away = _away(weights, extents, tokens)
         limit = sorted(away)[int(0.7 * len(away))]
         used = [at for at, distance in enumerate(away) if distance <= limit]
-    usual = max(0.5, median(away[at] for at in used))
-    odd = {at for at, distance in enumerate(away) if distance > ODD * usual}
-    return odd if len(odd) <= MOST_ODD * len(tokens) else set()
+    return Counting(tuple(weights), max(0.5, median(away[at] for at in used)))
+
+
+def oddly_counted(found: Counting | None, extents: Sequence[Extent], tokens: Sequence[int]) -> set[int]:
+    """Which prompts cannot have the tokens that stand with their replies; none where most are odd, or none is known."""
+    if found is None:
+        return set()
+    away = _away(found.weights, extents, tokens)
+    odd = {at for at, distance in enumerate(away) if distance > ODD * found.usual}
+    return odd if len(odd) <= max(2, MOST_ODD * len(tokens)) else set()
+
+
+def _away(weights: Sequence[float], extents: Sequence[Extent], tokens: Sequence[int]) -> list[float]:
+    rows = ((1.0, *extent) for extent in extents)
+    return [abs(sum(map(mul, weights, row)) - counted) for row, counted in zip(rows, tokens, strict=True)]
 
 
 def _fitted(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:

@@ -25,7 +25,7 @@ from arhn_datasets.annotators.client import planning
 from arhn_datasets.annotators.client.completions import is_cut, is_whole
 from arhn_datasets.annotators.client.contract import DEFAULTS, ChatRequest, Completion, parse_completion
 from arhn_datasets.annotators.client.cutting import Cutting
-from arhn_datasets.annotators.client.doubts import oddly_counted, out_of_order
+from arhn_datasets.annotators.client.doubts import Counting, Extent, counting, oddly_counted, out_of_order
 from arhn_datasets.annotators.client.planning import AGAIN, ANSWERED, CUT, FAILED, MEASURED, OUT, Plan, Planned
 from arhn_datasets.annotators.client.refusals import error_of, error_within, refused_option
 from arhn_datasets.annotators.client.store import Stored, insert, origin_of, reply_of
@@ -263,10 +263,20 @@ class Ingestion:
         keys = list(firsts)
         for at in out_of_order([(asked[key].file, asked[key].at) for key in keys]):
             doubted.setdefault(keys[at], OUT_OF_ORDER)
-        counted = [(key, tokens) for key in keys if (tokens := firsts[key].prompt_tokens)]
-        for at in oddly_counted([asked[key].extent for key, _ in counted], [tokens for _, tokens in counted]):
+        counted = [(key, count) for key in keys if (count := firsts[key].prompt_tokens)]
+        extents, tokens = [asked[key].extent for key, _ in counted], [count for _, count in counted]
+        for at in oddly_counted(self._counting(extents, tokens), extents, tokens):
             doubted.setdefault(counted[at][0], ODD_COUNT)
         return doubted
+
+    def _counting(self, extents: Sequence[Extent], tokens: Sequence[int]) -> Counting | None:
+        """How these are counted or, where they are few, those of before."""
+        found = counting(extents, tokens)
+        if found is not None:
+            self._plan.note("counting", json.dumps(found))
+            return found
+        noted = json.loads(self._plan.fact("counting") or "null")
+        return None if noted is None else Counting(tuple(noted[0]), noted[1])
 
     def _noted(self, line: Line, known: Planned, verdict: str | EndpointError | Completion) -> None:
         if isinstance(verdict, Completion):
