@@ -41,7 +41,8 @@ class Round(Engine):
                     if done is not None and not missing:
                         yield done, position
                         continue
-                    bar = bar or tqdm(unit=" rows", desc="plan", initial=position.rows - table.num_rows)
+                    if bar is None:
+                        bar = tqdm(unit=" rows", desc="plan", initial=position.rows - table.num_rows)
                     bar.update(table.num_rows)
                 if not missing:
                     return
