@@ -605,7 +605,7 @@ def test_counts_of_tokens_that_do_not_fit_are_found():
     assert doubts.counting(extents[:9], tokens[:9]) is None
 
 
-@settings(max_examples=12)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 10**6), share=st.sampled_from([0.05, 0.3]))
 def test_a_damaged_output_stores_no_wrong_reply(seed, share, tmp_path_factory):
     """Missing, doubled, exchanged, cut, failed in every form: what is stored is what the whole output says."""
@@ -626,3 +626,59 @@ def test_a_damaged_output_stores_no_wrong_reply(seed, share, tmp_path_factory):
     stored = {one.key.hex(): json.loads(one.reply)["text"] for one in read_replies(folder)}
     assert {key: text for key, text in stored.items() if right[key] != text} == {}
     assert set(DAMAGE) >= {"swapped", "cut"}
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.just(10**400) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["error", "message", "code"]), inner),
+    max_leaves=6,
+)
+PLACES = [
+    ("id",),
+    ("custom_id",),
+    ("response",),
+    ("error",),
+    ("response", "status_code"),
+    ("response", "body"),
+    ("response", "body", "model"),
+    ("response", "body", "choices"),
+    ("response", "body", "usage"),
+    ("response", "body", "error"),
+    ("response", "body", "choices", 0),
+    ("response", "body", "choices", 0, "message"),
+    ("response", "body", "choices", 0, "finish_reason"),
+    ("response", "body", "choices", 0, "message", "content"),
+    ("response", "body", "usage", "prompt_tokens"),
+    ("response", "body", "usage", "completion_tokens"),
+]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A plan of a row, and the lines of its output."""
+    folder = tmp_path_factory.mktemp("planned")
+    rows = folder / "rows.jsonl"
+    rows.write_text(SAMPLE.read_text(encoding="utf-8").splitlines(keepends=True)[0], encoding="utf-8")
+    cli.refine_command([str(rows), "--plan", str(folder / "plan"), "--model", MODEL, "--cache", str(folder)])
+    return folder, replies_to(folder / "plan" / "requests-00001.jsonl")
+
+
+@settings(max_examples=25)
+@given(place=st.sampled_from(PLACES), value=ODD, at=st.integers(0, 3))
+def test_whatever_stands_in_a_line_ends_nothing(place, value, at, planned, tmp_path_factory):
+    """Any value anywhere is taken or refused, never an error of ours, and no other text than the reply's is stored."""
+    folder, lines = planned
+    store = tmp_path_factory.getbasetemp() / "odd"
+    line = json.loads(json.dumps(lines[at]))
+    inner = line
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    written([line, lines[4]], folder / "o")
+    with Plan(folder / "plan") as plan:
+        Ingestion(plan, store).read([folder / "o"])
+    right = {one["custom_id"]: one["response"]["body"]["choices"][0]["message"]["content"] for one in lines}
+    stored = {one.key.hex(): json.loads(one.reply)["text"] for one in read_replies(store)}
+    if place[-1] not in ("content", "message", "response", "body") and not isinstance(place[-1], int):
+        assert all(right[key] == text for key, text in stored.items() if key == line.get("custom_id"))
+    assert stored[lines[4]["custom_id"]] == right[lines[4]["custom_id"]]

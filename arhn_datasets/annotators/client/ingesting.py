@@ -40,6 +40,7 @@ from arhn_datasets.errors import (
     RequestRejected,
 )
 
+MOST_TOKENS = 10**9
 TOGETHER = 50_000  # lines that are looked at together, so that a line out of order is seen
 _KEY = re.compile(r"[0-9a-f]{32}")
 _DATED = re.compile(r"[-@:](?:\d[\d.-]*|latest)")
@@ -47,7 +48,7 @@ _ENDED = re.compile(r"batch_(?:expired|cancelled|canceled)", re.IGNORECASE)
 
 CUT_JSON, UNKNOWN, NO_REPLY = "cut or broken JSON", "an id that was not planned", "no reply in the line"
 OTHER_MODEL, NO_REASON = "another model than planned", "no known reason of the end (finish_reason)"
-TOO_MANY = "more tokens than were asked for"
+TOO_MANY = "another number of tokens than can be"
 CONFLICT, OUT_OF_ORDER = "different replies under one id", "out of order, perhaps under the id of another request"
 ODD_COUNT = "a count of tokens that its prompt cannot have, perhaps under the id of another request"
 DOUBTS = (CONFLICT, OUT_OF_ORDER, ODD_COUNT)
@@ -103,6 +104,7 @@ class Ingestion:
             AccessDenied: not one request of the plan was answered, and all were refused.
             StoreError: the store cannot be used.
         """
+        self._directory.mkdir(parents=True, exist_ok=True)
         for path in paths:
             self.done.files += 1
             lines = self._lines(path)
@@ -235,7 +237,7 @@ class Ingestion:
             return EmptyReply("the server answered 200 with an empty text")
         if not is_whole(said.finish_reason):
             return NO_REASON
-        if said.completion_tokens is not None and said.completion_tokens > known.most + 1:
+        if not 0 <= (said.completion_tokens or 0) <= known.most + 1 or not 0 <= (said.prompt_tokens or 0) < MOST_TOKENS:
             return TOO_MANY
         if doubt and not _confirms(line, known):
             return doubt
@@ -263,7 +265,7 @@ class Ingestion:
         keys = list(firsts)
         for at in out_of_order([(asked[key].file, asked[key].at) for key in keys]):
             doubted.setdefault(keys[at], OUT_OF_ORDER)
-        counted = [(key, count) for key in keys if (count := firsts[key].prompt_tokens)]
+        counted = [(key, count) for key in keys if 0 < (count := firsts[key].prompt_tokens or 0) < MOST_TOKENS]
         extents, tokens = [asked[key].extent for key, _ in counted], [count for _, count in counted]
         for at in oddly_counted(self._counting(extents, tokens), extents, tokens):
             doubted.setdefault(counted[at][0], ODD_COUNT)
