@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ from arhn_datasets.annotators.client.planning import AGAIN, ANSWERED, FAILED, OU
 from arhn_datasets.annotators.client.request_files import FileLimits, check_file, requests_in
 from arhn_datasets.annotators.client.store_upkeep import read_replies
 from arhn_datasets.annotators.lexical import Lexical
+from arhn_datasets.cli import batching
 from arhn_datasets.errors import InputError, NotYetAnsweredError, OutputError
 from arhn_datasets.rows import background
 from arhn_datasets.testing import Emulator
@@ -353,6 +356,51 @@ def test_what_failed_is_planned_again_without_the_rows(rows, plan, tmp_path, cap
     assert len(list(requests_in(plan / "requests-00003.jsonl"))) == 16
 
 
+COMMAND = """#!{python}
+import sys
+from arhn_datasets import cli
+sys.exit(cli.{name}_command())
+"""
+FAKE_VLLM = """#!{python}
+import asyncio, json, sys
+from arhn_datasets.annotators.client.request_files import requests_in
+from arhn_datasets.annotators.lexical import Lexical
+from arhn_datasets.testing.batches import answered
+given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+async def answer():
+    with open(given["-o"], "w") as file:
+        async for line in answered(requests_in(given["-i"]), Lexical(threshold=0.3)):
+            file.write(json.dumps(line) + chr(10))
+asyncio.run(answer())
+"""
+
+
+@pytest.mark.exhaustive
+def test_the_script_of_the_page_walks_all_rounds(rows, tmp_path):
+    """As it is written, with a stand-in for vLLM; only its folders are others. A second job asks for nothing."""
+    page = (ROOT / "docs" / "rounds.md").read_text(encoding="utf-8")
+    script = page.partition("```python\n")[2].partition("```")[0].replace("/tmp/", f"{tmp_path}/job/")
+    (tmp_path / "rounds.py").write_text(script, encoding="utf-8")
+    commands = {"arhn-refine": "refine", "arhn-cache": "cache"}
+    made = {name: COMMAND.format(python=sys.executable, name=own) for name, own in commands.items()}
+    for name, text in {**made, "vllm": FAKE_VLLM.format(python=sys.executable)}.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755)
+    (tmp_path / "out").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    given = [sys.executable, str(tmp_path / "rounds.py"), str(rows), MODEL, str(tmp_path / "out")]
+    for number in (1, 2):
+        (tmp_path / "job").mkdir()
+        done = subprocess.run(given, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out" / "refined" / "run.json").exists()
+        assert len(list((tmp_path / "job" / "plan").glob("requests-*"))) == (2 if number == 1 else 0)
+        (tmp_path / "job").rename(tmp_path / f"job{number}")
+        (tmp_path / "out" / "refined").rename(tmp_path / f"refined{number}")
+
+
 ENDS = {
     "killed": signal.SIGKILL,
     "Ctrl-C": signal.SIGINT,
@@ -496,14 +544,44 @@ def test_an_expired_batch_is_planned_again(rows, plan, capsys):
     assert set(first[:32]).isdisjoint(planned)
 
 
-def test_a_provider_that_is_not_there_changes_nothing(rows, plan, capsys):
+def test_a_provider_that_is_not_there_changes_nothing(rows, plan, capsys, monkeypatch):
     """The command says so, and the same command submits later, once."""
+    monkeypatch.setattr(batching, "ConnectionOptions", partial(batching.ConnectionOptions, attempts=1))
     assert refined(rows, plan) == 0
     assert cli.batch_command(["submit", str(plan), "--url", "http://127.0.0.1:9", "--timeout", "1"]) == 1
     assert "does not answer" in capsys.readouterr().err
     with Emulator(model=MODEL) as server:
         assert cli.batch_command(["submit", str(plan), "--url", server.url]) == 0
     assert "submitted requests-00001.jsonl" in capsys.readouterr().out
+
+
+def test_a_batch_that_fails_or_is_cancelled_is_told_and_planned_again(rows, plan, capsys):
+    """The provider's words for the first; what was answered before the end of the second is taken."""
+    assert refined(rows, plan, "--lines", 40) == 0
+    with Emulator(model=MODEL, batch_seconds=0.3) as server:
+        good = (plan / "requests-00001.jsonl").read_bytes()
+        assert cli.batch_command(["submit", str(plan), "--url", server.url]) == 0
+        first, second = re.findall(r"as (batch_\d+)", capsys.readouterr().out)
+        asyncio.run(cancelled(server.url, second))
+        server._batches._files[server._batches._batches[first]["input_file_id"]] = {}, b"{}\n"
+        batch = server._batches._batches[first]
+        batch["status"], batch["errors"] = "failed", {"data": [{"message": "not parseable", "line": 3}]}
+        assert cli.batch_command(["collect", str(plan), "--wait", "--poll", "0.1"]) == 1
+    told = capsys.readouterr().out
+    assert "failed, 0 of 40 done: line 3: not parseable" in told
+    assert "requests-00002.jsonl  cancelled" in told
+    assert count(plan, AGAIN) == 72
+    assert good == (plan / "requests-00001.jsonl").read_bytes()
+
+
+async def cancelled(url, batch):
+    """Cancel a batch, as its owner does at the provider."""
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=10)
+    place = f"{url}/v1/batches/{batch}/cancel"
+    async with aiohttp.ClientSession(timeout=timeout) as session, session.post(place) as reply:
+        assert (await reply.json())["status"] == "cancelling"
 
 
 def test_a_batch_whose_answer_was_lost_is_not_made_twice(rows, plan, capsys):
