@@ -71,12 +71,13 @@ class EndpointError(AnnotatorError):
 class EndpointUnavailable(EndpointError):
     """No connection to the server (also 502, 503, 504 of a proxy), or no reply in time.
 
-    ``own`` tells that the server is there and this request was lost: a reply that did not come in time or broke off.
+    ``own`` tells that the server is there and this request was lost: a reply that did not come in time or broke off;
+    ``waited`` are the seconds after which it was given up, None where it was not.
     """
 
-    def __init__(self, message: str, *, own: bool = False) -> None:
+    def __init__(self, message: str, *, own: bool = False, waited: float | None = None) -> None:
         super().__init__(message)
-        self.own = own
+        self.own, self.waited = own, waited
 
 
 class EndpointOverloaded(EndpointError):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from arhn_datasets import annotators
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.extensions import modules_in, subclasses_of
 from arhn_datasets.rows.options import Option
 from arhn_datasets.rows.records import Passage
@@ -165,6 +166,13 @@ class Annotator(ABC):
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The answer snippet of one passage; a failure is a status, never an exception."""
 
+    async def packed_snippets(self, requests: Sequence[SnippetRequest], most: int, seed: int) -> list[Snippet]:
+        """The answer snippets of passages of one query, where up to ``most`` may be shown in one request.
+
+        By default each is asked for alone.
+        """
+        return await gathered((self.snippet(one) for one in requests), concurrently=self.awaits)
+
     @abstractmethod
     async def ranking(self, request: RankingRequest) -> Ranking:
         """The candidates in the order in which they answer the query; a failure is a status."""
@@ -243,6 +251,10 @@ class Annotator(ABC):
     def statistics(self) -> dict[str, Any]:
         """What was asked so far in this process, for the progress bar and ``run.json``; empty for none."""
         return {}
+
+    def told(self) -> list[str]:
+        """What this process has learnt of those whom it asks, a line each, for the summary."""
+        return []
 
     def description(self) -> dict[str, Any]:
         """What a reader of the card or of ``run.json`` has to know; at least ``annotator``, a name."""

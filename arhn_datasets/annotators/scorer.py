@@ -46,7 +46,7 @@ TOLD = 5  # causes of failures, each once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ServedModel:
     """What is asked of which model; all of it but the URLs and the model's name changes a score."""
 
     urls: tuple[str, ...]
@@ -71,7 +71,7 @@ class Answer:
 class Scorer:
     """The scores of one served model. Make and use it on the background loop."""
 
-    def __init__(self, asked: Asked, options: contract.ConnectionOptions) -> None:
+    def __init__(self, asked: ServedModel, options: contract.ConnectionOptions) -> None:
         self.counts = dict.fromkeys(PAIRS, 0)
         self.causes: Counter[str] = Counter()
         self._asked = asked
@@ -124,7 +124,7 @@ class Scorer:
         info = await self.info()
         query = (self._asked.query_prompt or "") + query
         sent = {text: (self._asked.passage_prompt or "") + text for text in texts}
-        await shared().turns.turn(1, MOST_UNDER_WAY)
+        await shared().turns.turn(1, lambda: MOST_UNDER_WAY)
         with shared().turns:
             found = await self._pairs(info, query, list(dict.fromkeys(sent.values())))
         return [found[sent[text]] for text in texts]
@@ -385,7 +385,7 @@ def _is_of_all(error: EndpointError) -> bool:
     return isinstance(error, EndpointOverloaded) or isinstance(error, RequestRejected) and error.advice is not None
 
 
-def scorer_of(asked: Asked, options: contract.ConnectionOptions) -> Scorer:
+def scorer_of(asked: ServedModel, options: contract.ConnectionOptions) -> Scorer:
     """The one scorer of this process for a model and a connection; call it on the background loop."""
     key = options.api_key
     if key is None:

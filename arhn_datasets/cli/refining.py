@@ -208,9 +208,9 @@ def _refined(options: argparse.Namespace) -> int:
 
         refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
         engine = on_ray(options.ray_address, options.ray_actors)
-        return _summary(refine(source, options.output, stages, opened=engine), options)
+        return _summary(refine(source, options.output, stages, opened=engine), stages, options)
     refuse(options, ("ray_address", "ray_actors"), "--engine ray")
-    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
+    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), stages, options)
 
 
 def _check_prices(options: argparse.Namespace) -> None:
@@ -234,7 +234,7 @@ def _round(source: Input, stages: Stages, options: argparse.Namespace) -> int:
         done = refine(source, options.output, stages, opened=one_round)
     except NotYetAnsweredError:
         return planned_round(options)
-    code = _summary(done, options)
+    code = _summary(done, stages, options)
     if done.report.total.errors or done.run["requests"].get("cut_off"):
         print(
             "In batch rounds, requests that failed or were cut off are only asked again by --replan.", file=sys.stderr
@@ -261,7 +261,7 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
     return DONE
 
 
-def _summary(done: Refinement, options: argparse.Namespace) -> int:
+def _summary(done: Refinement, stages: Stages, options: argparse.Namespace) -> int:
     from arhn_datasets.folder.reading import open_folder
     from arhn_datasets.folder.report import changed_rows, format_report, format_row
     from arhn_datasets.rows.records import DROPPED
@@ -274,7 +274,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     print(format_report(done.report))
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
-    _tell_requests(done.run["requests"])
+    _tell_requests(done.run["requests"], [line for one in stages.annotators for line in one.told()])
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     if bad := sum(done.run.source.bad_rows.values()):
@@ -292,13 +292,17 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     return max(_outcome(done.report, options.max_unread), _unscored(done.run["requests"].get("failed_pairs", 0)))
 
 
-def _tell_requests(asked: Mapping[str, int]) -> None:
+def _tell_requests(asked: Mapping[str, int], learnt: Sequence[str]) -> None:
     if not asked:
         return
     pairs = asked.get("pairs")
     stored = "" if pairs and not asked["stored"] else f", {asked['stored']:,} from the store"
     print(f"requests  {asked['replies']:,} replies{stored}, {asked['retries']:,} retries")
     print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+    for line in learnt:
+        print(f"          {line}")
+    if alone := asked.get("asked_alone"):
+        print(f"          {alone:,} passages were asked about alone, as their pack had no plain line of them")
     if cut := asked.get("cut_off"):
         print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
     if pairs:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from arhn_datasets.annotators.client.contract import ConnectionOptions, base_url, documented, shown_url
 from arhn_datasets.annotators.client.scoring import BI_ENCODER, CROSS_ENCODER, ScoringInfo
-from arhn_datasets.annotators.scorer import Asked, Scorer, key_of_environment, scorer_of
+from arhn_datasets.annotators.scorer import Scorer, ServedModel, key_of_environment, scorer_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.score_models import Model, finite, load, model_of
 from arhn_datasets.evidence.stage import EvidenceStage, check_source, check_urls
@@ -357,7 +357,7 @@ class Scores(EvidenceStage, ConnectionOptions):
     def _scorer(self) -> Scorer:
         """What asks the servers; on the background loop."""
         assert isinstance(self.endpoint, tuple)
-        asked = Asked(
+        asked = ServedModel(
             urls=self.endpoint,
             model=self.model,
             revision=self.revision,

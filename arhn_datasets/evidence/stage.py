@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -145,6 +146,11 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         """
         self.configured.check_gives(self.ASKS, self.NAME)
 
+    @property
+    def prompts_of(self) -> tuple[str, ...]:
+        """The prompts that an LLM is asked with, by their names in ``Prompts``."""
+        return (self.NAME,)
+
     def requests(self, rows: pa.Table) -> int | None:
         """One a passage."""
         return sum(int(lengths_in(rows, side.passages)[0].sum()) for side in LABELLED)
@@ -231,16 +237,23 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         screened: Callable[[Sequence[Asked], Sequence[Asked]], Awaitable[Sequence[Given | None]]],
         ask: Callable[[Asked], Awaitable[Given]],
         checked: Callable[[Given, records.Passage], Given],
+        packed: tuple[Callable[[Sequence[Asked]], Awaitable[Sequence[Given]]], int] | None = None,
     ) -> Row:
-        """What the annotator gives on each passage, checked; asked where ``screened`` does not say it."""
+        """What the annotator gives on each passage, checked; asked where ``screened`` does not say it.
+
+        ``packed`` is how it is asked about several passages together, and about how many, instead of by ``ask``.
+        """
         annotator, background, task = self.configured, background_of(row), self.task(row)
         positives, negatives = (list(passages_of(row, side.passages)) for side in LABELLED)
         passages, first = (*positives, *negatives), len(positives)
         requests = [request(query=row[QUERY], passage=one, task=task, background=background) for one in passages]
-        await annotator.turn(len(requests))
+        await annotator.turn(len(requests) if packed is None else math.ceil(len(requests) / packed[1]))
         known = await screened(requests[:first], requests[first:])
-        asked = (ask(one) for one, reply in zip(requests, known, strict=True) if reply is None)
-        replies = iter(await gathered(asked, concurrently=annotator.awaits))
+        asked = [one for one, reply in zip(requests, known, strict=True) if reply is None]
+        if packed is None:
+            replies = iter(await gathered(map(ask, asked), concurrently=annotator.awaits))
+        else:
+            replies = iter(await packed[0](asked))
         given = [next(replies) if one is None else one for one in known]
         found = [checked(reply, passage) for reply, passage in zip(given, passages, strict=True)]
         values = [dict(vars(reply)) for reply in found]

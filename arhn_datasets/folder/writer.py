@@ -332,7 +332,7 @@ def _described(evidence: Sequence[EvidenceStage]) -> dict[str, Any]:
 
 def _prompt_texts(evidence: Sequence[EvidenceStage]) -> dict[str, dict[str, str]]:
     """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts."""
-    asked = {one.NAME: one.configured for one in evidence if isinstance(one, AnnotatedTransform)}
+    asked = {name: one.configured for one in evidence if isinstance(one, AnnotatedTransform) for name in one.prompts_of}
     found = {stage: getattr(annotator, "prompts", None) for stage, annotator in asked.items()}
     known = {stage: prompts for stage, prompts in found.items() if isinstance(prompts, Prompts)}
     texts: dict[str, dict[str, str]] = {}

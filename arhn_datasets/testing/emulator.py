@@ -58,6 +58,9 @@ class Emulator:
         latency: The cost of a request; by default none.
         prefix_block: Tokens in a block of the prefix cache, 0 for no cache.
         max_concurrent_requests: Permits; above, 429.
+        declared: Whether the server says who it is and what it takes; without, ``/info`` and ``/metrics`` are 404, as
+            at an OpenAI-compatible server.
+        drops: Whether it ends the work for a client that is gone; many servers do not.
         max_input_tokens: Limit of a prompt.
         max_total_tokens: Limit of prompt and new tokens.
         payload_limit: Largest body in bytes.
@@ -87,6 +90,8 @@ class Emulator:
     latency: Latency = field(default_factory=Latency)
     prefix_block: int = 0
     max_concurrent_requests: int = 128
+    declared: bool = True
+    drops: bool = True
     max_input_tokens: int = 8191
     max_total_tokens: int = 8192
     payload_limit: int = 2_000_000
@@ -219,6 +224,7 @@ class Emulator:
             queued=len(batch.queue),
             running=len(batch.running),
             busy_seconds=batch.busy_seconds,
+            wasted_seconds=batch.wasted_seconds,
             span_seconds=batch.last - batch.first if batch.last is not None and batch.first is not None else 0.0,
             connections=len(self._server.connections),
         )

@@ -34,7 +34,7 @@ REFUSED = [
     (["--evidence", "scores", *SCORED], "read by several rules: .*positive-aware.*--rule"),
     (["--evidence", "scores", "--rule", "positive-aware"], "--score-model ID_OR_FOLDER, --score-field NAME"),
     ([*AWARE, "--score-model", "m"], "one of .* was expected"),
-    ([*AWARE, "--score-kind", "bi-encoder"], "--score-kind is of"),
+    ([*AWARE, "--score-kind", "bi-encoder"], "--score-kind does not go with --score-field"),
     (
         ["--rule", "positive-aware"],
         "reads scores, and snippets, the default, would be .* Give --evidence scores",
@@ -126,7 +126,7 @@ def test_kinds_annotators_and_rules_are_those_of_their_folders():
         *("adaptive-margin", "ambiguous-sampling", "relabel", "positive-aware")
     ]
     for cls in chain(known_stages().values(), known_rules().values()):
-        names = {name.removeprefix("score_") for name in cls.OPTIONS}
+        names = {{"score_raw": "raw_scores"}.get(name, name.removeprefix("score_")) for name in cls.OPTIONS}
         assert names <= set(cls.__dataclass_fields__), cls
         assert all(isinstance(option, Option) and option.help for option in cls.OPTIONS.values())
 
