@@ -19,6 +19,7 @@ NEAR = 2  # lines within which an exchange does not show which one is at its pla
 FEWEST = 40  # lines that tell how tokens are counted
 MOST_ODD = 0.25  # of them; with more, tokens follow from something else
 ODD = 16.0  # times the usual distance of the nearer ones: some seven standard deviations
+FAR = 0.25  # of its tokens, from what those of other prompts give
 _PIECES = re.compile(r"\w+|[^\w\s]")
 
 
@@ -37,8 +38,8 @@ def extent_of(texts: Sequence[str]) -> Extent:
     return Extent(len(text), wide, sum(1 for _ in _PIECES.finditer(text)))
 
 
-def out_of_order(places: Sequence[Any]) -> set[int]:
-    """Which of these different places are not where they are expected, in a sequence that else keeps its order."""
+def out_of_order(places: Sequence[Any]) -> set[int] | None:
+    """Which of these different places are not where they are expected; None in a sequence that keeps no order."""
     kept = _longest_growing(places)
     if len(kept) == len(places):
         return set()
@@ -51,7 +52,7 @@ def out_of_order(places: Sequence[Any]) -> set[int]:
                     moved.add(near)
         return moved
     elsewhere = {at for at, (one, other) in enumerate(zip(places, sorted(places), strict=True)) if one != other}
-    return elsewhere if len(elsewhere) <= (1 - AT_PLACE) * len(places) else set()
+    return elsewhere if len(elsewhere) <= (1 - AT_PLACE) * len(places) else None
 
 
 def _longest_growing(places: Sequence[Any]) -> set[int]:
@@ -96,7 +97,9 @@ def oddly_counted(found: Counting | None, extents: Sequence[Extent], tokens: Seq
     if found is None:
         return set()
     away = _away(found.weights, extents, tokens)
-    odd = {at for at, distance in enumerate(away) if distance > ODD * found.usual}
+    # Few prompts may be of another kind than those of before.
+    least = [0.0] * len(tokens) if len(tokens) >= FEWEST else [FAR * counted for counted in tokens]
+    odd = {at for at, distance in enumerate(away) if distance > max(ODD * found.usual, least[at])}
     return odd if len(odd) <= max(2, MOST_ODD * len(tokens)) else set()
 
 

@@ -263,8 +263,9 @@ class Ingestion:
                 doubted[line.key] = CONFLICT
         asked = {key: planned for key in firsts if (planned := self._plan.known(key)) is not None}
         keys = list(firsts)
-        for at in out_of_order([(asked[key].file, asked[key].at) for key in keys]):
-            doubted.setdefault(keys[at], OUT_OF_ORDER)
+        moved = out_of_order([(asked[key].file, asked[key].at) for key in keys])
+        if moved is not None:  # and counts of tokens, which now and then are odd, are not needed
+            return {**{keys[at]: OUT_OF_ORDER for at in moved}, **doubted}
         counted = [(key, count) for key in keys if 0 < (count := firsts[key].prompt_tokens or 0) < MOST_TOKENS]
         extents, tokens = [asked[key].extent for key, _ in counted], [count for _, count in counted]
         for at in oddly_counted(self._counting(extents, tokens), extents, tokens):
