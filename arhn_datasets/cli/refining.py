@@ -231,9 +231,15 @@ def _round(source: Input, stages: Stages, options: argparse.Namespace) -> int:
 
     refuse(options, ("batch_size", "ray_address", "ray_actors"), "a run that asks by itself, not with --plan")
     try:
-        return _summary(refine(source, options.output, stages, opened=one_round), stages, options)
+        done = refine(source, options.output, stages, opened=one_round)
     except NotYetAnsweredError:
         return planned_round(options)
+    code = _summary(done, stages, options)
+    if done.report.total.errors or done.run["requests"].get("cut_off"):
+        print(
+            "In batch rounds, requests that failed or were cut off are only asked again by --replan.", file=sys.stderr
+        )
+    return code
 
 
 def _renamed(named: Sequence[str]) -> dict[str, str]:
