@@ -17,6 +17,7 @@
     │       └── RequestRejected              4xx: this request was refused
     │           └── PromptTooLong            more tokens than the server takes
     ├── EndpointsDead                        no server has answered for too long: the run ends
+    ├── NotYetAnsweredError                  a request of a batch round has no reply yet
     ├── ClusterError                         a Ray cluster cannot be reached, or has ended the run
     ├── StoreError                           the store of replies cannot be used
     └── OutputError                          the result cannot be written or published there
@@ -117,6 +118,10 @@ class PromptTooLong(RequestRejected):
 
 class EndpointsDead(ArhnError):
     """No server has answered for longer than the run is to wait; what was replied so far is kept."""
+
+
+class NotYetAnsweredError(ArhnError):
+    """A request of a batch round has no reply yet: it is neither an error nor evidence."""
 
 
 class ClusterError(ArhnError):

@@ -35,6 +35,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
+PACKED = (1, 4, 8, 11)  # passages in a request
 SECTIONS = ("utilisation", "undeclared", "cpu", "paid_twice", "tokens", "store", "memory", "ray")
 MODES = ("row", "batched", "streaming", "num_proc")
 BATCH_ROWS = 64
@@ -108,7 +109,7 @@ def synthetic_rows(
         }
 
 
-def lexical_rows(count: int, seed: int = 0) -> list[Json]:
+def lexical_rows(count: int, seed: int = 0, sentences: tuple[int, int] = (4, 12)) -> list[Json]:
     """Rows in which the lexical baseline finds something: some passages have a sentence of the query's words."""
     texts, rows = Texts(seed), []
     for i in range(count):
@@ -116,7 +117,7 @@ def lexical_rows(count: int, seed: int = 0) -> list[Json]:
         answers = (0.9, *(0.3 if i % 3 else 0.0 for _ in range(PASSAGES - 1)))
         found = []
         for j, chance in enumerate(answers):
-            body = [texts.draw.choice(texts.sentences) for _ in range(texts.draw.randint(4, 12))]
+            body = [texts.draw.choice(texts.sentences) for _ in range(texts.draw.randint(*sentences))]
             shared = texts.draw.sample(words, texts.draw.randint(4, 8)) if texts.draw.random() < chance else []
             if shared:
                 noise = texts.draw.sample(texts.words, texts.draw.randint(4, 8))
@@ -824,6 +825,38 @@ def tokens_per_query(rows: int) -> Json:
     }
 
 
+def packed_tokens(rows: int) -> Json:
+    """Prompt tokens of the snippets as the server counts them, with so many passages in a request, without a cache."""
+    import datasets
+
+    import arhn_datasets as arhn
+    from arhn_datasets.testing import EmulatorProcess
+
+    datasets.disable_progress_bars()
+    samples = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
+    sets = {"the shipped sample": arhn.adapt_dataset(datasets.Dataset.from_json(str(samples)))}
+    for sentences in ((2, 6), (4, 9), (4, 12)):
+        made = datasets.Dataset.from_list(lexical_rows(rows, 6, sentences))
+        words = [len(one["text"].split()) for row in made for one in row["negative_passages"]]
+        sets[f"{PASSAGES} passages of {statistics.mean(words):.0f} words"] = made
+    found: Json = {}
+    with EmulatorProcess(max_input_tokens=32_000, max_total_tokens=33_000) as server:
+        for name, dataset in sets.items():
+            evidence, found[name] = [], {}
+            for most in PACKED:
+                server.reset_stats()
+                stage = arhn.Snippets(endpoint=server.url, cache="none", passages_per_request=most)
+                evidence.append(dataset.map(stage, batched=True)["negative_snippets"])
+                stats = server.stats
+                found[name][most] = {
+                    "prompt": stats.prompt_tokens / len(dataset),
+                    "completion": stats.generated_tokens / len(dataset),
+                    "requests": stats.requests / len(dataset),
+                    "equal": list(evidence[-1]) == list(evidence[0]),
+                }
+    return found
+
+
 def tree_cpu(root: int) -> dict[str, float]:
     """Processor seconds of a process, and of what descends from it: the actors, and whatever else Ray runs."""
     parents: dict[int, int] = {}
@@ -1048,6 +1081,24 @@ def show_tokens(found: Json) -> None:
     )
 
 
+def show_packed(found: Json) -> None:
+    lines = []
+    for name, sizes in found.items():
+        single = sizes[PACKED[0]]["prompt"]
+        for most, one in sizes.items():
+            good = "" if most != 8 else "<= 0.5: reached" if one["prompt"] <= single / 2 else "<= 0.5: MISSED"
+            amounts = (f"{one['requests']:.2f}", f"{one['prompt']:,.0f}", f"{one['completion']:,.0f}")
+            share = f"{one['prompt'] / single:.2f}"
+            lines.append(
+                (name if most == PACKED[0] else "", str(most), *amounts, share, good, "yes" if one["equal"] else "NO")
+            )
+    print_table(
+        "Snippets of a query by passages a request, without a prefix cache",
+        ("rows", "passages a request", "requests", "prompt tokens", "completion tokens", "of single", "target", "same"),
+        lines,
+    )
+
+
 def show_store(found: Json, replies: int) -> None:
     good = found["gets_per_s"] >= LEAST_LOOKUPS
     print_table(
@@ -1109,6 +1160,8 @@ def run(options: argparse.Namespace) -> Json:
     if "tokens" in wanted:
         result["tokens_per_query"] = tokens_per_query(options.token_rows)
         show_tokens(result["tokens_per_query"])
+        result["packed_tokens"] = packed_tokens(max(1, options.token_rows // 4))
+        show_packed(result["packed_tokens"])
     if "store" in wanted:
         what: Json = {"replies": options.replies, "lookups": min(options.replies, 200_000)}
         result["store"] = run_job("store", cache=folder(), **what)

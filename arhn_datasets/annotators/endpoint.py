@@ -13,9 +13,11 @@ from arhn_datasets.annotators.client.http import ChatTransport, HttpTransport
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, shared
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, model_options, shared
+from arhn_datasets.annotators.packing import PackingAnnotator
 from arhn_datasets.errors import ConfigurationError, EndpointError
 from arhn_datasets.rows import background
+from arhn_datasets.rows.options import Option
 
 if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
@@ -27,7 +29,7 @@ SIZE_AHEAD = 2.0  # ... also where the server may be asked twice as many in a mo
 
 @contract.documented
 @dataclass(frozen=True, eq=False)
-class Endpoint(LLMAnnotator, contract.ConnectionOptions):
+class Endpoint(PackingAnnotator, contract.ConnectionOptions):
     """An LLM behind a text-generation-inference or OpenAI-compatible chat server.
 
     Args:
@@ -44,13 +46,13 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
     NAME: ClassVar[str] = "tgi"
     SUMMARY: ClassVar[str] = "an LLM server, also an OpenAI-compatible one"
-    OPTIONS: ClassVar[Mapping[str, contract.Option]] = {
-        "endpoint": contract.Option(
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "endpoint": Option(
             help="an LLM server; repeatable; default: ARHN_ENDPOINT (with commas)", metavar="URL", repeatable=True
         ),
         **MODEL_OPTIONS,
-        "provider": contract.Option(help="an inference provider of the Hub instead of an endpoint", metavar="NAME"),
-        "constrained": contract.Option(help="hold the model to JSON, where the server can", switch=True),
+        "provider": Option(help="an inference provider of the Hub instead of an endpoint", metavar="NAME"),
+        "constrained": Option(help="hold the model to JSON, where the server can", switch=True),
         **contract.CONNECTION,
     }
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from arhn_datasets.annotators.scorer import PAIRS
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.writer import Refinement, RunWriter, check_output, configuration, describe_run
@@ -39,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = ".checkpoint.json"
 FORMAT = 3
-WAITING_ROWS, OWN_ROWS = 16, 64  # of a table, where the annotator waits for others, and where it works itself
+WAITING_ROWS, OWN_ROWS = 16, 64  # of a table, where a stage waits for others, and where none does
 # What is under way at most: as many rows as `Dataset.map` has, fewer where they are long.
 WINDOW_ROWS, WINDOW_BYTES = 1000, 64_000_000
-REFRESH_SECONDS = 0.5  # of the progress bar
+REFRESH_SECONDS, LINE_SECONDS = 0.5, 30.0  # of the progress bar; of a line each, where nobody watches it move
 ASKED = ("requests", "replies", "stored", "retries", "overloads", "failures")
-TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off")
+TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off", "asked_alone", *PAIRS)
 
 P = TypeVar("P")
 
@@ -54,12 +56,12 @@ class Engine:
 
     Args:
         prepared: The splits and the stages.
-        batch_size: Rows in a table; by default 16 where the annotator waits for others, and 64 where it does not.
+        batch_size: Rows in a table; by default 16 where a stage waits for others, and 64 where none does.
     """
 
     def __init__(self, prepared: Prepared, batch_size: int | None = None) -> None:
         self.splits, self.stages = prepared.splits, prepared.stages
-        self._rows = batch_size or (WAITING_ROWS if self.stages.annotator.awaits else OWN_ROWS)
+        self._rows = batch_size or (WAITING_ROWS if self.stages.awaits else OWN_ROWS)
 
     def relabelled(self, split: str, at: Position | None) -> Iterator[tuple[pa.Table, Position]]:
         """The relabelled rows of a split from ``at`` on, in their order, and the position behind each table.
@@ -70,7 +72,7 @@ class Engine:
 
     def statistics(self) -> Mapping[str, Any]:
         """What was asked so far."""
-        return self.stages.annotator.statistics()
+        return self.stages.statistics()
 
     def description(self) -> Mapping[str, Any]:
         """What ``run.json`` says of it."""
@@ -115,7 +117,7 @@ def refine(
             f"The output {target} lies in the input {inside}, so that the next run would read it as rows. Name a "
             "folder outside of it as --output, or the files of the input alone."
         )
-    stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
+    stages.check()
     prepared = prepare(source, stages, streamed=opened is None)
     with opened(prepared) if opened else nullcontext(Engine(prepared, batch_size)) as engine:
         try:
@@ -160,7 +162,14 @@ class _Work:
         writer, before, names = self._writer, self._before, list(self._prepared.splits)
         known = self._prepared.datasets.values()
         total = sum(map(len, known)) if len(known) == len(names) else None
-        shown = {"total": total, "initial": sum(writer.rows.values()), "unit": " rows", "desc": "refine"}
+        shown: dict[str, Any] = {
+            "total": total,
+            "initial": sum(writer.rows.values()),
+            "unit": " rows",
+            "desc": "refine",
+        }
+        if not _is_watched():
+            shown |= {"file": _Lines(), "mininterval": LINE_SECONDS}
         with writer, tqdm(**shown) as bar, live(bar, self._engine.statistics):
             for name in names[0 if before.split is None else names.index(before.split) :]:
                 for rows in self._write(name, before.position if before.split == name else None):
@@ -253,8 +262,26 @@ def live(bar: Any, statistics: Callable[[], Mapping[str, Any]]) -> Iterator[None
     def refresh() -> None:
         bar.set_postfix_str(format_statistics(statistics(), before, time.monotonic() - started))
 
-    with background.every(REFRESH_SECONDS, refresh, name="arhn-progress") if before else nullcontext():
+    seconds = REFRESH_SECONDS if _is_watched() else LINE_SECONDS
+    with background.every(seconds, refresh, name="arhn-progress") if before else nullcontext():
         yield
+
+
+def _is_watched() -> bool:
+    """Whether the bar moves on a terminal; the log of a job would have two lines a second."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class _Lines:
+    """Standard error for a bar that is not on a terminal: each of its states on a line of its own."""
+
+    def write(self, text: str) -> None:
+        if sys.stderr is not None and (line := text.strip()):
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        if sys.stderr is not None:
+            sys.stderr.flush()
 
 
 def format_statistics(now: Mapping[str, Any], before: Mapping[str, Any], seconds: float) -> str:
@@ -270,6 +297,8 @@ def format_statistics(now: Mapping[str, Any], before: Mapping[str, Any], seconds
         "in flight": now.get("in_flight", 0),
     }
     parts = [f"{since['replies']:,} replies", *(f"{count:,} {what}" for what, count in counts.items() if count)]
+    if now.get("loading"):
+        parts.append("loading the model")
     return ", ".join([*parts, "WAITING for the endpoint"] if now.get("waiting_for_servers") else parts)
 
 

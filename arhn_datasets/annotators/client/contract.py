@@ -26,7 +26,7 @@ from urllib.request import getproxies, proxy_bypass
 from arhn_datasets.annotators.client.completions import completed, loaded
 from arhn_datasets.annotators.client.refusals import OPTIONAL, encodable, error_within, excerpt, json_of, without
 from arhn_datasets.errors import ConfigurationError, EmptyReply
-from arhn_datasets.rows.options import check_choice, check_integer, check_seconds
+from arhn_datasets.rows.options import Option, check_choice, check_integer, check_seconds
 
 T = TypeVar("T")
 
@@ -53,17 +53,6 @@ _GAUGE = re.compile(
     re.MULTILINE,
 )
 _KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """An option as people read it; with a metavar, choices or as a switch it is one of the commands, too."""
-
-    help: str
-    metavar: str | None = None
-    choices: Sequence[str] | None = None
-    switch: bool = False
-    repeatable: bool = False
 
 
 def _check_key(name: str, value: str | None) -> None:
@@ -208,17 +197,20 @@ class ChatRequest:
     """A greedy chat request.
 
     ``schema`` is a JSON schema for constrained output, None for none; ``affinity`` names what the prompt shares with
-    others (the query), so that they can go to the replica that has its prefix.
+    others (the query), so that they can go to the replica that has its prefix; ``copied`` is what the reply may copy,
+    where that bounds it, and is not sent.
     """
 
     messages: tuple[Mapping[str, str], ...]
     max_tokens: int
     schema: Mapping[str, Any] | None = None
     affinity: str = ""
+    copied: Any = field(default=None, repr=False, compare=False)
 
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
-        return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
+        texts = [message["content"] for message in self.messages]
+        return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
 
     def characters(self) -> int:
         """Characters of the prompt."""

@@ -118,7 +118,8 @@ _PAUSE = re.compile(
     re.IGNORECASE,
 )
 WRONG_KEY = (
-    "The API key is missing or wrong: set ARHN_API_KEY, or pass api_key= or --api-key; no other token is ever sent."
+    "The API key is missing or wrong: set ARHN_API_KEY, or pass api_key= or --api-key (for a server of scores "
+    "ARHN_SCORE_API_KEY or --score-api-key); no other token is ever sent."
 )
 _NO_ROUTE = (
     "Perhaps there is no chat API: a text-generation-inference or OpenAI-compatible server was expected; check the URL "
