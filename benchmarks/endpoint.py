@@ -662,7 +662,7 @@ def paid_twice(requests: int) -> Json:
         if process.poll() is not None:
             raise RuntimeError("the map ended before it could be killed")
         os.kill(process.pid, signal.SIGSTOP)  # frozen, so that the count and the kill are of one moment
-        at_kill = server.stats
+        at_kill, unread = server.stats, in_sockets(server.url)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         while server.stats.in_flight:
@@ -687,7 +687,8 @@ def paid_twice(requests: int) -> Json:
         policy = second_policy(server, cache, min(50, rows))
     return {
         "extra_requests": extra,
-        "in_flight_at_kill": at_kill.in_flight,
+        "in_flight_at_kill": at_kill.in_flight + unread,
+        "unread_at_kill": unread,
         "needed": needed,
         "served_at_kill": at_kill.served,
         "stored_at_kill": kept,
@@ -696,6 +697,14 @@ def paid_twice(requests: int) -> Json:
         "repeated_rows": repeated,
         "second_policy": policy,
     }
+
+
+def in_sockets(url: str) -> int:
+    """Replies that wait in a socket for a client that does not run, and requests that the server has not yet read."""
+    port = int(url.rpartition(":")[2])
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    fields = (line.split() for line in lines)
+    return sum(f":{port:04X}" in one[1] + one[2] and int(one[4].split(":")[1], 16) > 0 for one in fields)
 
 
 def stored_replies(cache: str) -> int:
@@ -1043,7 +1052,8 @@ def show_paid_twice(found: Json) -> None:
             (
                 "kill -9 and a rerun",
                 str(found["extra_requests"]),
-                f"<= {found['in_flight_at_kill']} in flight at the kill: {verdict(good)}",
+                f"<= {found['in_flight_at_kill']} in flight at the kill, {found['unread_at_kill']} of them "
+                f"in a socket: {verdict(good)}",
             ),
             ("a third run", str(found["third_run"]), "0: " + verdict(not found["third_run"])),
             (
