@@ -17,6 +17,7 @@
     │       └── RequestRejected              4xx: this request was refused
     │           └── PromptTooLong            more tokens than the server takes
     ├── EndpointsDead                        no server has answered for too long: the run ends
+    ├── NotYetAnsweredError                  a request of a batch round has no reply yet
     ├── ClusterError                         a Ray cluster cannot be reached, or has ended the run
     ├── StoreError                           the store of replies cannot be used
     └── OutputError                          the result cannot be written or published there
@@ -70,12 +71,13 @@ class EndpointError(AnnotatorError):
 class EndpointUnavailable(EndpointError):
     """No connection to the server (also 502, 503, 504 of a proxy), or no reply in time.
 
-    ``own`` tells that the server is there and this request was lost: a reply that did not come in time or broke off.
+    ``own`` tells that the server is there and this request was lost: a reply that did not come in time or broke off;
+    ``waited`` are the seconds after which it was given up, None where it was not.
     """
 
-    def __init__(self, message: str, *, own: bool = False) -> None:
+    def __init__(self, message: str, *, own: bool = False, waited: float | None = None) -> None:
         super().__init__(message)
-        self.own = own
+        self.own, self.waited = own, waited
 
 
 class EndpointOverloaded(EndpointError):
@@ -116,6 +118,10 @@ class PromptTooLong(RequestRejected):
 
 class EndpointsDead(ArhnError):
     """No server has answered for longer than the run is to wait; what was replied so far is kept."""
+
+
+class NotYetAnsweredError(ArhnError):
+    """A request of a batch round has no reply yet: it is neither an error nor evidence."""
 
 
 class ClusterError(ArhnError):

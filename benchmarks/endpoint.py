@@ -2,11 +2,11 @@
 
 usage: endpoint.py [--json] [--quick] [--peers] [--only SECTION ...]
 
-Sections: utilisation (how busy the server is kept), cpu (processor time of the client for each request), paid_twice
-(requests asked again after kill -9), tokens (prompt tokens for each query), store (look-ups among stored replies) and
-memory (of a long map; only where it is named or in the full run with --memory-rows), ray (what Ray adds to a run; only
-where it is named). Every client runs in a process of its own. ``--peers`` makes an environment for each foreign client
-with venv and pip, and needs a package index.
+Sections: utilisation (how busy the server is kept), undeclared (how busy one that does not say what it takes), cpu
+(processor time of the client for each request), paid_twice (requests asked again after kill -9), tokens (prompt tokens
+for each query), store (look-ups among stored replies) and memory (of a long map; only where it is named or in the full
+run with --memory-rows), ray (what Ray adds to a run; only where it is named). Every client runs in a process of its
+own. ``--peers`` makes an environment for each foreign client with venv and pip, and needs a package index.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
-SECTIONS = ("utilisation", "cpu", "paid_twice", "tokens", "store", "memory", "ray")
+PACKED = (1, 4, 8, 11)  # passages in a request
+SECTIONS = ("utilisation", "undeclared", "cpu", "paid_twice", "tokens", "store", "memory", "ray")
 MODES = ("row", "batched", "streaming", "num_proc")
 BATCH_ROWS = 64
 SLOTS, PERMITS = 128, 256  # the size of the batch, and what may wait for it
@@ -46,7 +47,7 @@ ANSWER = "This very sentence is the one that answers it."
 SERVICE = {"overhead": 0.2, "prefill": 0.00025, "tail": 0.02, "tail_factor": 5.0}
 MODEL = "emulated/lexical"
 
-LEAST_UTILISATION = 0.95
+LEAST_UTILISATION, MOST_WASTED = 0.95, 0.03
 MOST_OVER_SINGLE = 1.5
 MOST_OVER_AIOHTTP, MOST_OVER_HUB = 2.0, 1 / 3
 LEAST_LOOKUPS = 20_000
@@ -108,7 +109,7 @@ def synthetic_rows(
         }
 
 
-def lexical_rows(count: int, seed: int = 0) -> list[Json]:
+def lexical_rows(count: int, seed: int = 0, sentences: tuple[int, int] = (4, 12)) -> list[Json]:
     """Rows in which the lexical baseline finds something: some passages have a sentence of the query's words."""
     texts, rows = Texts(seed), []
     for i in range(count):
@@ -116,7 +117,7 @@ def lexical_rows(count: int, seed: int = 0) -> list[Json]:
         answers = (0.9, *(0.3 if i % 3 else 0.0 for _ in range(PASSAGES - 1)))
         found = []
         for j, chance in enumerate(answers):
-            body = [texts.draw.choice(texts.sentences) for _ in range(texts.draw.randint(4, 12))]
+            body = [texts.draw.choice(texts.sentences) for _ in range(texts.draw.randint(*sentences))]
             shared = texts.draw.sample(words, texts.draw.randint(4, 8)) if texts.draw.random() < chance else []
             if shared:
                 noise = texts.draw.sample(texts.words, texts.draw.randint(4, 8))
@@ -172,6 +173,7 @@ def map_job(
     passages: int = PASSAGES,
     characters: int | None = None,
     concurrency: int | None = None,
+    timeout: float = 300.0,
     warm: int = 0,
     repeat: int = 1,
     answer: bool = True,
@@ -183,7 +185,8 @@ def map_job(
 
     datasets.disable_progress_bars()
     processes = 2 if mode == "num_proc" else 1
-    transform = arhn.Snippets(annotator=arhn.Endpoint(url, cache=cache, concurrency=concurrency, processes=processes))
+    annotator = arhn.Endpoint(url, cache=cache, concurrency=concurrency, timeout=timeout, processes=processes)
+    transform = arhn.Snippets(annotator=annotator)
     if warm:
         mapped(
             datasets.Dataset.from_list(list(synthetic_rows(warm, seed + 9000, passages, characters))), transform, mode
@@ -531,6 +534,46 @@ def utilisation(requests: int, permits: int, repeats: int, modes: Sequence[str])
     return found
 
 
+def undeclared(sizes: Sequence[int], service: float, concurrency: int | None) -> Json:
+    """Useful work of a server that says nothing of its slots, after the first 20 requests for each of them.
+
+    It queues, refuses nothing, and works on for a client that is gone. A request has 10 mean services of time. In the
+    last line each size is half as fast after 40 requests for each slot.
+    """
+    from arhn_datasets.testing import EmulatorProcess, Latency
+
+    found: Json = {}
+    for slots, slower in [*((slots, 0) for slots in sizes), (sizes[len(sizes) // 2], 40)]:
+        rows = round(max((60 + slower) * slots, 220) / PASSAGES)
+        requests = rows * PASSAGES
+        latency = Latency(overhead=service, tail=0.02, tail_factor=5.0, seed=slots, slower_after=slower * slots)
+        options: Json = {"reply": ANSWER, "slots": slots, "max_concurrent_requests": 10**6, "latency": latency}
+        with EmulatorProcess(**options, declared=False, drops=False) as server:
+            common: Json = {"cache": folder(), "characters": 200, "concurrency": concurrency, "answer": False}
+            process = start_job("map", url=server.url, mode="batched", rows=rows, timeout=10 * service * 1.08, **common)
+            seen, most, ends, since = [], 0, (20 * slots, requests - 3 * slots), time.monotonic()
+            while process.poll() is None:
+                time.sleep(0.02)
+                stats = server.stats
+                most = max(most, stats.running + stats.queued)
+                if len(seen) < 2 and stats.served >= ends[len(seen)]:
+                    seen.append((time.monotonic(), stats.busy_seconds - stats.wasted_seconds))
+                PROGRESS.show(f"undeclared, {slots} slots", stats.served, requests, since)
+            PROGRESS.clear()
+            job = json.loads(process.communicate()[0].strip().splitlines()[-1])
+            stats = server.stats
+        (start, before), (end, after) = seen
+        found[f"{slots}, slower" if slower else str(slots)] = {
+            "utilisation": (after - before) / (slots * (end - start)),
+            "most": most,
+            "timeouts": stats.cancelled,
+            "wasted": stats.wasted_seconds / stats.busy_seconds,
+            "wall": job["wall"],
+            "ideal_wall": (stats.busy_seconds - stats.wasted_seconds) / slots,
+        }
+    return found
+
+
 def ideal_utilisation(requests: int) -> float:
     """What no client can pass: every free slot is given the next request at once."""
     draw = random.Random(0)
@@ -773,6 +816,38 @@ def tokens_per_query(rows: int) -> Json:
     }
 
 
+def packed_tokens(rows: int) -> Json:
+    """Prompt tokens of the snippets as the server counts them, with so many passages in a request, without a cache."""
+    import datasets
+
+    import arhn_datasets as arhn
+    from arhn_datasets.testing import EmulatorProcess
+
+    datasets.disable_progress_bars()
+    samples = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
+    sets = {"the shipped sample": arhn.adapt_dataset(datasets.Dataset.from_json(str(samples)))}
+    for sentences in ((2, 6), (4, 9), (4, 12)):
+        made = datasets.Dataset.from_list(lexical_rows(rows, 6, sentences))
+        words = [len(one["text"].split()) for row in made for one in row["negative_passages"]]
+        sets[f"{PASSAGES} passages of {statistics.mean(words):.0f} words"] = made
+    found: Json = {}
+    with EmulatorProcess(max_input_tokens=32_000, max_total_tokens=33_000) as server:
+        for name, dataset in sets.items():
+            evidence, found[name] = [], {}
+            for most in PACKED:
+                server.reset_stats()
+                stage = arhn.Snippets(endpoint=server.url, cache="none", passages_per_request=most)
+                evidence.append(dataset.map(stage, batched=True)["negative_snippets"])
+                stats = server.stats
+                found[name][most] = {
+                    "prompt": stats.prompt_tokens / len(dataset),
+                    "completion": stats.generated_tokens / len(dataset),
+                    "requests": stats.requests / len(dataset),
+                    "equal": list(evidence[-1]) == list(evidence[0]),
+                }
+    return found
+
+
 def tree_cpu(root: int) -> dict[str, float]:
     """Processor seconds of a process, and of what descends from it: the actors, and whatever else Ray runs."""
     parents: dict[int, int] = {}
@@ -899,6 +974,22 @@ def show_utilisation(found: Json, ideal: float, permits: int) -> None:
     )
 
 
+def show_undeclared(found: Json, service: float) -> None:
+    lines = []
+    for slots, one in found.items():
+        good = one["utilisation"] >= LEAST_UTILISATION and not one["timeouts"] and one["wasted"] <= MOST_WASTED
+        cells = (f"{one['utilisation']:.3f}", "1.000", str(one["most"]), str(one["timeouts"]), f"{one['wasted']:.1%}")
+        target = f">= {LEAST_UTILISATION}, 0, <= {MOST_WASTED:.0%}: {verdict(good)}"
+        lines.append((slots, *cells, f"{one['wall']:.1f}", f"{one['ideal_wall']:.1f}", target))
+    head = ("slots", "utilisation", "ideal", "most at the server", "timeouts", "wasted", "wall s", "ideal s", "target")
+    print_table(
+        f"A server that says nothing: {1000 * service:.0f} ms of service, 2 % of the requests 5 times as long, a limit "
+        "of 10 services",
+        head,
+        lines,
+    )
+
+
 def show_cpu(found: Json) -> None:
     ms = found["ms"]
     lines = []
@@ -980,6 +1071,24 @@ def show_tokens(found: Json) -> None:
     )
 
 
+def show_packed(found: Json) -> None:
+    lines = []
+    for name, sizes in found.items():
+        single = sizes[PACKED[0]]["prompt"]
+        for most, one in sizes.items():
+            good = "" if most != 8 else "<= 0.5: reached" if one["prompt"] <= single / 2 else "<= 0.5: MISSED"
+            amounts = (f"{one['requests']:.2f}", f"{one['prompt']:,.0f}", f"{one['completion']:,.0f}")
+            share = f"{one['prompt'] / single:.2f}"
+            lines.append(
+                (name if most == PACKED[0] else "", str(most), *amounts, share, good, "yes" if one["equal"] else "NO")
+            )
+    print_table(
+        "Snippets of a query by passages a request, without a prefix cache",
+        ("rows", "passages a request", "requests", "prompt tokens", "completion tokens", "of single", "target", "same"),
+        lines,
+    )
+
+
 def show_store(found: Json, replies: int) -> None:
     good = found["gets_per_s"] >= LEAST_LOOKUPS
     print_table(
@@ -1027,6 +1136,9 @@ def run(options: argparse.Namespace) -> Json:
         show_utilisation(found, ideal, options.permits)
         result["utilisation"] = {mode: statistics.median(one["values"]) for mode, one in found.items()}
         result |= {"utilisation_ideal": ideal, "utilisation_details": found}
+    if "undeclared" in wanted:
+        result["undeclared"] = undeclared(options.slots or (2, 8, 32, 128), options.service, options.concurrency)
+        show_undeclared(result["undeclared"], options.service)
     if "cpu" in wanted:
         peers = peer_pythons(options.peer or list(PEERS), Path(options.peer_root)) if options.peers else {}
         found = cpu_per_request(options.cpu_requests, options.cpu_rounds, peers)
@@ -1038,6 +1150,8 @@ def run(options: argparse.Namespace) -> Json:
     if "tokens" in wanted:
         result["tokens_per_query"] = tokens_per_query(options.token_rows)
         show_tokens(result["tokens_per_query"])
+        result["packed_tokens"] = packed_tokens(max(1, options.token_rows // 4))
+        show_packed(result["packed_tokens"])
     if "store" in wanted:
         what: Json = {"replies": options.replies, "lookups": min(options.replies, 200_000)}
         result["store"] = run_job("store", cache=folder(), **what)
@@ -1061,6 +1175,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", action="append", choices=SECTIONS, help="only this section; repeatable")
     made.add_argument("--mode", dest="modes", action="append", choices=MODES, help="only this calling mode; repeatable")
     made.add_argument("--permits", type=int, default=PERMITS, help="max_concurrent_requests of the server")
+    made.add_argument(
+        "--slots", type=int, action="append", metavar="N", help="of a server that says nothing; repeatable"
+    )
+    made.add_argument("--service", type=float, default=0.3, metavar="SECONDS", help="that it takes for a request")
+    made.add_argument("--concurrency", type=int, metavar="N", help="a fixed one for it, for comparison")
     made.add_argument("--repeats", type=int, default=1, metavar="N", help="of each calling mode")
     made.add_argument("--memory-rows", type=int, metavar="N", help="rows of the long map, by default none")
     made.add_argument("--requests", type=int, metavar="N", help=argparse.SUPPRESS)

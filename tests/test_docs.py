@@ -30,6 +30,7 @@ PARSERS = [
     cli.refine_parser(),
     cli.push_parser(),
     cli.cache_parser(),
+    cli.batch_parser(),
     cli.export_parser(),
     cli.verify_parser(),
     cli.audit_parser(),

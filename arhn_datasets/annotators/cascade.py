@@ -130,6 +130,12 @@ class Cascade(interface.Annotator):
         """The strong annotator's snippet."""
         return await self.strong.snippet(request)
 
+    async def packed_snippets(
+        self, requests: Sequence[interface.SnippetRequest], most: int, seed: int
+    ) -> list[interface.Snippet]:
+        """The strong annotator's snippets."""
+        return await self.strong.packed_snippets(requests, most, seed)
+
     async def ranking(self, request: interface.RankingRequest) -> interface.Ranking:
         """The strong annotator's ranking: there is one only of rows in which it has found an answer in a negative."""
         return await self.strong.ranking(request)
@@ -149,6 +155,11 @@ class Cascade(interface.Annotator):
             replace(one, detail=shorten(f"screen: {first.verdict or first.status}. {one.detail or ''}"))
             for one, first in zip(found, screened, strict=True)
         )
+
+    def check_gives(self, method: str, kind: str) -> None:
+        """Both have to give it."""
+        self.cheap.check_gives(method, kind)
+        self.strong.check_gives(method, kind)
 
     async def grade(self, request: interface.GradeRequest) -> interface.Grade:
         """The strong annotator's grade."""
@@ -189,6 +200,10 @@ class Cascade(interface.Annotator):
             else:
                 total[name] = max(values) if shared and name in OF_THE_PROCESS else sum(values)
         return {**total, **self._asked}
+
+    def told(self) -> list[str]:
+        """What both have learnt."""
+        return [*self.cheap.told(), *self.strong.told()]
 
     def description(self) -> dict[str, Any]:
         """The strong annotator's facts, and the screen's with ``screen_`` before their names."""

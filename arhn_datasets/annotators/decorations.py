@@ -59,6 +59,13 @@ def answer_of(reply: str) -> str:
     return text
 
 
+def holds_thought(reply: str) -> bool:
+    """Whether ``reply`` holds a thought, closed or not."""
+    if not any(map(reply.__contains__, _MARKS)) and "[" not in reply:
+        return False
+    return bool(_THOUGHT.search(reply) or _CHANNEL.search(reply) or _BARE_CHANNEL.match(reply))
+
+
 def _plain(text: str) -> str:
     """``text`` without white space and special tokens at either end."""
     text = text.strip(_BLANK)

@@ -13,20 +13,23 @@ from arhn_datasets.annotators.client.http import ChatTransport, HttpTransport
 from arhn_datasets.annotators.client.hub import HubTransport
 from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, shared
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, model_options, shared
+from arhn_datasets.annotators.packing import PackingAnnotator
 from arhn_datasets.errors import ConfigurationError, EndpointError
 from arhn_datasets.rows import background
+from arhn_datasets.rows.options import Option
 
 if TYPE_CHECKING:
     from huggingface_hub import AsyncInferenceClient
 
 
-SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free
+SLOTS_AHEAD = 1.25  # requests under way for each slot, so that the next ones are ready when it is free ...
+SIZE_AHEAD = 2.0  # ... also where the server may be asked twice as many in a moment
 
 
 @contract.documented
 @dataclass(frozen=True, eq=False)
-class Endpoint(LLMAnnotator, contract.ConnectionOptions):
+class Endpoint(PackingAnnotator, contract.ConnectionOptions):
     """An LLM behind a text-generation-inference or OpenAI-compatible chat server.
 
     Args:
@@ -43,13 +46,13 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
     NAME: ClassVar[str] = "tgi"
     SUMMARY: ClassVar[str] = "an LLM server, also an OpenAI-compatible one"
-    OPTIONS: ClassVar[Mapping[str, contract.Option]] = {
-        "endpoint": contract.Option(
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "endpoint": Option(
             help="an LLM server; repeatable; default: ARHN_ENDPOINT (with commas)", metavar="URL", repeatable=True
         ),
         **MODEL_OPTIONS,
-        "provider": contract.Option(help="an inference provider of the Hub instead of an endpoint", metavar="NAME"),
-        "constrained": contract.Option(help="hold the model to JSON, where the server can", switch=True),
+        "provider": Option(help="an inference provider of the Hub instead of an endpoint", metavar="NAME"),
+        "constrained": Option(help="hold the model to JSON, where the server can", switch=True),
         **contract.CONNECTION,
     }
 
@@ -137,7 +140,7 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
                 await self.server()
             except EndpointError:  # nobody knows yet
                 return self.concurrency
-            return min(server.limit.ceiling for server in self._pool().servers)
+            return min(server.sizing.most for server in self._pool().servers)
 
         return background.run(read())
 
@@ -148,6 +151,14 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
             pool = self._pool()
             sent = sum(server.limit.in_flight for server in pool.servers)
             return {**asdict(pool.statistics), "in_flight": sent, **shared().counts}
+
+        return background.run(read())
+
+    def told(self) -> list[str]:
+        """How many requests each server that was asked has got at once, and why."""
+
+        async def read() -> list[str]:
+            return [server.sized() for server in self._pool().servers if server.sizing.latency is not None]
 
         return background.run(read())
 
@@ -179,7 +190,9 @@ class Endpoint(LLMAnnotator, contract.ConnectionOptions):
 
     def _most_under_way(self) -> int:
         slots = self._pool().slots
-        return super()._most_under_way() if slots is None else int(SLOTS_AHEAD * slots)
+        measured = any(server.sizing.measures for server in self._pool().servers)
+        ahead = SIZE_AHEAD if measured else SLOTS_AHEAD
+        return super()._most_under_way() if slots is None else int(ahead * slots) + 1
 
     def _pool(self) -> Pool:
         """The pool of all annotators with these servers and options."""

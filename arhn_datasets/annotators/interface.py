@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from arhn_datasets import annotators
-from arhn_datasets.annotators.client.contract import Option
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.extensions import modules_in, subclasses_of
+from arhn_datasets.rows.options import Option
 from arhn_datasets.rows.records import Passage
 
 
@@ -165,6 +166,13 @@ class Annotator(ABC):
     async def snippet(self, request: SnippetRequest) -> Snippet:
         """The answer snippet of one passage; a failure is a status, never an exception."""
 
+    async def packed_snippets(self, requests: Sequence[SnippetRequest], most: int, seed: int) -> list[Snippet]:
+        """The answer snippets of passages of one query, where up to ``most`` may be shown in one request.
+
+        By default each is asked for alone.
+        """
+        return await gathered((self.snippet(one) for one in requests), concurrently=self.awaits)
+
     @abstractmethod
     async def ranking(self, request: RankingRequest) -> Ranking:
         """The candidates in the order in which they answer the query; a failure is a status."""
@@ -175,7 +183,8 @@ class Annotator(ABC):
         Raises:
             ConfigurationError: this annotator gives none.
         """
-        self._cannot("verdicts", "arhn.Verdicts")
+        self.check_gives("verdicts", "verdicts")
+        raise NotImplementedError
 
     async def grade(self, request: GradeRequest) -> Grade:
         """How relevant a passage is, from 0 to 3; a failure is a status.
@@ -183,13 +192,20 @@ class Annotator(ABC):
         Raises:
             ConfigurationError: this annotator gives none.
         """
-        self._cannot("grade", "arhn.Grades")
+        self.check_gives("grade", "grades")
+        raise NotImplementedError
 
-    def _cannot(self, method: str, stage: str) -> NoReturn:
-        raise ConfigurationError(
-            f"{type(self).__name__} has no method {method}(), which {stage} asks; an annotator that has it was "
-            f"expected: arhn.Endpoint, arhn.Local or arhn.Lexical, or write {method}() into this class."
-        )
+    def check_gives(self, method: str, kind: str) -> None:
+        """Refuse a kind of evidence that this annotator cannot give, as it lacks the method that is asked for it.
+
+        Raises:
+            ConfigurationError: says what it lacks, and who has it.
+        """
+        if getattr(type(self), method) is getattr(Annotator, method):
+            raise ConfigurationError(
+                f"{type(self).__name__} has no method {method}(), so that it gives no {kind}; an annotator that has it "
+                f"was expected: arhn.Endpoint, arhn.Local or arhn.Lexical, or write {method}() into this class."
+            )
 
     def coverage(self, request: SnippetRequest) -> float | None:
         """The share of the query, from 0 to 1, that the passage covers, where this annotator measures it."""
@@ -235,6 +251,10 @@ class Annotator(ABC):
     def statistics(self) -> dict[str, Any]:
         """What was asked so far in this process, for the progress bar and ``run.json``; empty for none."""
         return {}
+
+    def told(self) -> list[str]:
+        """What this process has learnt of those whom it asks, a line each, for the summary."""
+        return []
 
     def description(self) -> dict[str, Any]:
         """What a reader of the card or of ``run.json`` has to know; at least ``annotator``, a name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import math
 import os
 from abc import abstractmethod
@@ -14,34 +13,45 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
-from arhn_datasets.annotators import interface, replies
+from arhn_datasets.annotators import interface, replies, reply_forms
 from arhn_datasets.annotators.client.completions import is_held_back
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.prompts import PROMPTS, Message, Prompts
+from arhn_datasets.annotators.reply_forms import (
+    GRADE_SCHEMA,
+    GRADE_TOKENS,
+    MAX_TOKENS,
+    SNIPPET_SCHEMA,
+    SNIPPET_TOKENS,
+    VERDICT_SCHEMA,
+    asking_for_json,
+    ranking_schema,
+    ranking_tokens,
+)
 from arhn_datasets.errors import AnnotatorError, ConfigurationError, EndpointError, PromptTooLong
 from arhn_datasets.rows import background
-from arhn_datasets.rows.records import ERROR, GRADES, UNPARSED, Passage, digest, shorten, text_of
+from arhn_datasets.rows.options import Option
+from arhn_datasets.rows.records import ERROR, UNPARSED, Passage, digest, shorten, text_of
 
 Given = TypeVar("Given", interface.Snippet, interface.Ranking, interface.Verdict, interface.Grade)
 
-MAX_GRAMMARS = 32  # TGI compiles more of them again and again, holding up every other request
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
-SNIPPET_TOKENS, GRADE_TOKENS = 384, 32
-_FROM_STORE = ("stored", "stored_prompt_tokens", "stored_completion_tokens")  # replies, and their tokens
-OF_THE_PROCESS = (*_FROM_STORE, "cut_off")
+FROM_STORE = ("stored", "stored_prompt_tokens", "stored_completion_tokens")  # replies, and their tokens
+OF_THE_PROCESS = (*FROM_STORE, "cut_off", "asked_alone")
 """What is counted once for all annotators of a process."""
 MOST_UNDER_WAY = 512
 AT_ONCE = 16  # new requests in one turn of the event loop, to the end of a row
-MAX_TOKENS = 1024  # TGI generates more than this in a second round that forgets its stop strings
 
 MODEL_OPTIONS: Mapping[str, Option] = {
     "model": Option(help="the model that has to answer; with --annotator local the id or folder", metavar="ID"),
     "model_revision": Option(help="its commit", metavar="SHA"),
     "max_tokens": Option(
-        help=f"most tokens of a snippet reply, up to {MAX_TOKENS}; default: {SNIPPET_TOKENS}", metavar="N"
+        help=f"most tokens of each snippet reply, up to {MAX_TOKENS}; default: {SNIPPET_TOKENS}, and less where the "
+        "passage is short",
+        metavar="N",
     ),
     "cache": Option(help="store of replies, kept between runs; default: ARHN_CACHE or user cache", metavar="DIR|none"),
 }
@@ -54,36 +64,32 @@ def model_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _object(**properties: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-SNIPPET_SCHEMA = _object(snippet={"type": "string"})
-# Without limits that depend on the candidates: one grammar for all requests.
-VERDICT_SCHEMA = _object(**dict.fromkeys(("better", "worse"), {"type": "array", "items": {"type": "integer"}}))
-GRADE_SCHEMA = _object(grade={"type": "integer", "enum": list(GRADES)})
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LLMAnnotator(interface.Annotator):
     """An LLM that is asked with the versioned prompts, greedily.
 
     Args:
         prompts: The prompts; their version and texts are part of the identity.
-        max_tokens: Most tokens of a snippet reply, up to 1024.
+        max_tokens: Most tokens of each snippet reply, up to 1024. By default 384, and less where the passage is short:
+            a copy is no longer than it. A reply that is cut there is asked for again with all 384.
         constrained: Ask for JSON of a given schema, where the server can hold the model to it. A server compiles and
             keeps few grammars, so all snippets share one and rankings of the same length another.
         cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
     """
 
     prompts: Prompts = PROMPTS
-    max_tokens: int = SNIPPET_TOKENS
+    max_tokens: int | None = None
     constrained: bool = False
     cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_tokens <= MAX_TOKENS:
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_TOKENS:
             raise ConfigurationError(f"max_tokens is {self.max_tokens}; a number from 1 to {MAX_TOKENS} was expected.")
+
+    @property
+    def snippet_tokens(self) -> int:
+        """Most tokens of a snippet reply, whatever the passage."""
+        return SNIPPET_TOKENS if self.max_tokens is None else self.max_tokens
 
     @abstractmethod
     async def model_identity(self) -> dict[str, Any]:
@@ -114,7 +120,7 @@ class LLMAnnotator(interface.Annotator):
 
     async def turn(self, requests: int) -> None:
         """Wait until the model should be asked more."""
-        await shared().turns.turn(requests, self._most_under_way())
+        await shared().turns.turn(requests, self._most_under_way)
 
     def samples(self) -> bool:
         """Whether the model is known to reply greedily in no way."""
@@ -133,8 +139,9 @@ class LLMAnnotator(interface.Annotator):
             lambda reply, share: (replies.parse_snippet(reply, cut(share)),),
             (interface.Snippet(status=ERROR),),
             ("the passage", [text_of(request.passage)]),
-            self.max_tokens,
+            self.snippet_tokens,
             SNIPPET_SCHEMA,
+            lambda share: reply_forms.Copied((cut(share),), partial(reply_forms.rambles, passage=cut(share))),
         )
         return given
 
@@ -188,17 +195,19 @@ class LLMAnnotator(interface.Annotator):
         shown: tuple[str, Sequence[str]],
         max_tokens: int,
         schema: Mapping[str, Any] | None,
+        copied: Callable[[float], reply_forms.Copied] | None = None,
     ) -> tuple[Given, ...]:
         """What the reply to ``messages(share)`` gives, for the largest share of the texts that the server takes.
 
         ``read`` makes evidence of a reply, ``failed`` is that of a request that failed; ``shown`` are the texts in
-        words, for the detail of what was read in part, and themselves.
+        words, for the detail of what was read in part, and themselves; ``copied`` is what bounds the reply.
         """
         (named, texts), share = shown, 1.0
         try:
             while True:
                 try:
-                    reply = await self._reply(messages(share), max_tokens, request.query, schema)
+                    what = copied and copied(share)
+                    reply = await self._reply(messages(share), max_tokens, request.query, schema, what)
                     break
                 except PromptTooLong as error:
                     # A little less than what fits, because the instructions stay; half where nothing is known.
@@ -208,9 +217,8 @@ class LLMAnnotator(interface.Annotator):
         except EndpointError as error:
             detail = shorten(f"{type(error).__name__}: {error}")
             return tuple(replace(one, detail=detail) for one in failed)
-        cut = _cut_off(reply, max_tokens)
+        cut = counted_cut(reply, max_tokens)
         if cut:
-            shared().counts["cut_off"] += 1
             given = tuple(replace(one, status=UNPARSED, detail=shorten(f"{cut}: {reply.text}")) for one in failed)
         else:
             given = read(reply.text, share)
@@ -220,20 +228,27 @@ class LLMAnnotator(interface.Annotator):
         return tuple(replace(one, detail=shorten(f"{said} {one.detail or ''}")) for one in given)
 
     async def _reply(
-        self, messages: Sequence[Message], max_tokens: int, affinity: str, schema: Mapping[str, Any] | None
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        affinity: str,
+        schema: Mapping[str, Any] | None,
+        copied: reply_forms.Copied | None = None,
     ) -> Completion:
-        """The stored reply to this very request, else a new one; identical requests in flight are asked once."""
+        """The stored reply to this very request, else a new one; identical requests in flight are asked once.
+
+        The key holds ``max_tokens``, and not the lower limit that what is ``copied`` sets.
+        """
         ours = shared()
         with ours.turns:
-            model = ours.models.get(self)
-            if model is None:
-                model = ours.models[self] = await self.known_model()
+            model = await self._model(ours)
             schema = schema if self.constrained else None
             request = ChatRequest(
-                messages=tuple(messages if schema is None else _asking_for_json(messages, schema)),
+                messages=tuple(messages if schema is None else asking_for_json(messages, schema)),
                 max_tokens=max_tokens,
                 schema=schema,
                 affinity=affinity,
+                copied=copied,
             )
             key = digest(["chat", 1, model, list(request.messages), max_tokens, "greedy", schema])
             while (asked := ours.in_flight.get(key)) is not None:
@@ -251,25 +266,47 @@ class LLMAnnotator(interface.Annotator):
                 raise
             finally:
                 asked.cancel()  # whoever asked was cancelled; else it is over
-                del ours.in_flight[key]
+                del ours.in_flight[key], asked  # an error would hold this frame, and this frame the error
+
+    async def _model(self, ours: Shared) -> dict[str, Any]:
+        model = ours.models.get(self)
+        if model is None:
+            model = ours.models[self] = await self.known_model()
+        return model
 
     async def _ask(self, ours: Shared, key: str, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
         store = self._store(ours)
-        kept = None if store is None else store.get(_kept_under(key, self.samples()))
+        kept = None if store is None else store.get(kept_under(key, self.samples()))
         if kept is not None and isinstance(kept.get("text"), str):
             # Another version of this package may have stored more of a reply, or one that was cut off.
             known = Completion(**{name: kept[name] for name in Completion.__dataclass_fields__ if name in kept})
             if not _cut_off(known, request.max_tokens) and not is_held_back(known.finish_reason):
-                for name, count in zip(_FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
+                for name, count in zip(FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
                     ours.counts[name] += count or 0
                 return known
-        completion = await self.complete(request)
+        completion = await self._completed(ours, request, model)
         if store is not None and completion.text.strip() and not _cut_off(completion, request.max_tokens):
             reply = {name: value for name, value in vars(completion).items() if name != "sampled"}
-            under = _kept_under(key, completion.sampled)
+            under = kept_under(key, completion.sampled)
             store.put(under, reply, model=model["model"], revision=model.get("revision"))
             await store.keep_up()
         return completion
+
+    async def _completed(self, ours: Shared, request: ChatRequest, model: Mapping[str, Any]) -> Completion:
+        """A new reply, first with the limit that what is copied sets; a model that thinks has no such limit."""
+        copied: reply_forms.Copied | None = request.copied
+        thinks = self in ours.thinking or reply_forms.reasons(str(model["model"]))
+        if copied is None or self.max_tokens is not None or thinks:
+            return await self.complete(request)
+        limit = copied.limit(request.max_tokens, escaped=request.schema is not None)
+        completion = await self.complete(replace(request, max_tokens=limit))
+        if reply_forms.has_thought(completion):
+            ours.thinking.add(self)
+        if limit == request.max_tokens or not _cut_off(completion, limit):
+            return completion
+        if self not in ours.thinking and copied.hopeless(completion.text):
+            return replace(completion, finish_reason="length")  # also where the server did not say so
+        return await self.complete(request)
 
     def kept_at(self, place: Callable[[Path], Path]) -> interface.Annotator:
         """The same annotator with its store of replies in the folder that ``place`` gives for it; none stays none."""
@@ -287,7 +324,7 @@ class LLMAnnotator(interface.Annotator):
         return found[1]
 
     def _stage_identity(self, stage: str) -> dict[str, Any]:
-        limit = {"max_tokens": self.max_tokens} if stage == "snippets" else {}
+        limit = {"max_tokens": self.snippet_tokens} if stage == "snippets" else {}
         return {
             "prompts": self.prompts.hash_of(stage),
             "parser": replies.VERSION,
@@ -299,9 +336,7 @@ class LLMAnnotator(interface.Annotator):
     def _prompt_description(self) -> dict[str, Any]:
         return {
             "prompts_version": self.prompts.version,
-            "snippet_prompt_hash": self.prompts.hash_of("snippets"),
-            "ranking_prompt_hash": self.prompts.hash_of("ranks"),
-            "max_tokens": self.max_tokens,
+            "max_tokens": self.snippet_tokens,
             "constrained": self.constrained,
         }
 
@@ -316,14 +351,14 @@ class Turns:
     def __init__(self) -> None:
         self._under_way = 0
         self._left = AT_ONCE
-        self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], int, Callable[[], int]]] = deque()
         self._scheduled = False
         self._frozen = False
 
-    async def turn(self, requests: int, most: int) -> None:
-        """Wait, in order, until fewer than ``most`` requests are under way; so many more are about to follow."""
+    async def turn(self, requests: int, most: Callable[[], int]) -> None:
+        """Wait, in order, until fewer than ``most()`` requests are under way; so many more are about to follow."""
         self._schedule()
-        if self._left > 0 and not self._waiting and self._under_way < most:
+        if self._left > 0 and not self._waiting and self._under_way < most():
             self._left -= requests
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -356,7 +391,7 @@ class Turns:
         while self._waiting and self._left > 0:
             turn, requests, most = self._waiting[0]
             if not turn.done():
-                if self._under_way >= most:
+                if self._under_way >= most():
                     return  # a request that ends comes back here
                 self._left -= requests
                 turn.set_result(None)
@@ -388,6 +423,10 @@ class Shared:
     models: WeakKeyDictionary[LLMAnnotator, dict[str, Any]] = field(default_factory=WeakKeyDictionary)
     stores: WeakKeyDictionary[LLMAnnotator, tuple[object, Replies | None]] = field(default_factory=WeakKeyDictionary)
     in_flight: dict[str, asyncio.Future[Completion]] = field(default_factory=dict)
+    lines: dict[str, asyncio.Future[str | EndpointError]] = field(default_factory=dict)
+    """Of packs in flight."""
+    thinking: WeakSet[LLMAnnotator] = field(default_factory=WeakSet)
+    """Those whose model was seen to think."""
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OF_THE_PROCESS, 0))
 
 
@@ -396,21 +435,20 @@ def shared() -> Shared:
     return background.resource("LLM annotators", Shared)
 
 
-def _kept_under(key: str, sampled: bool) -> str:
+def kept_under(key: str, sampled: bool) -> str:
     """The key of a stored reply: that of its request, which says greedy, or another one where it is none."""
     return digest([key, "sampled"]) if sampled else key
 
 
-def ranking_schema(candidates: int) -> Mapping[str, Any] | None:
-    """The schema of a ranking of so many candidates, None where it would be one grammar too many for a server."""
-    if candidates > MAX_GRAMMARS - 1:
-        return None
-    items = {"type": "integer", "enum": list(range(1, candidates + 1))}
-    return _object(ranking={"type": "array", "items": items, "minItems": candidates, "maxItems": candidates})
-
-
 def _cut_off(reply: Completion, most: int) -> str | None:
     return replies.cut_off(reply.finish_reason, reply.completion_tokens, most)
+
+
+def counted_cut(reply: Completion, most: int) -> str | None:
+    """Why a reply that is used holds no evidence, which is counted; None where it is whole."""
+    cut = _cut_off(reply, most)
+    shared().counts["cut_off"] += cut is not None
+    return cut
 
 
 def cut_passage(passage: Passage, share: float) -> Passage:
@@ -421,18 +459,3 @@ def cut_passage(passage: Passage, share: float) -> Passage:
 
 def _cut(texts: Sequence[str], share: float) -> list[str]:
     return [text[: math.ceil(share * len(text))] for text in texts]
-
-
-def _asking_for_json(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
-    """The messages with the form of the reply said at their end."""
-    form = {name: _FORMS[name] for name in schema["properties"]}
-    *before, last = messages
-    return [*before, {**last, "content": f"{last['content']}\nReply as JSON in this form: {json.dumps(form)}"}]
-
-
-_FORMS: Mapping[str, Any] = {"snippet": "...", "ranking": [2, 1, 3], "better": [2, 5], "worse": [1], "grade": 2}
-
-
-def ranking_tokens(candidates: int) -> int:
-    """Room for a ranking of so many candidates: ``[12] > `` takes up to 6 tokens."""
-    return min(MAX_TOKENS, 32 + 8 * candidates)

@@ -11,13 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from arhn_datasets.annotators.client.contract import ChatRequest, Completion, Option
+from arhn_datasets.annotators.client.contract import ChatRequest, Completion
 from arhn_datasets.annotators.client.refusals import excerpt
 from arhn_datasets.annotators.generation import GENERATORS, Asked, LocalStatistics, imported
-from arhn_datasets.annotators.llm import MODEL_OPTIONS, LLMAnnotator, model_options, shared
+from arhn_datasets.annotators.llm import MODEL_OPTIONS, model_options, shared
+from arhn_datasets.annotators.packing import PackingAnnotator
 from arhn_datasets.errors import AnnotatorError, ArhnError, ConfigurationError, MissingDependencyError
 from arhn_datasets.rows import background
-from arhn_datasets.rows.options import check_choice, check_integer
+from arhn_datasets.rows.options import Option, check_choice, check_integer
 from arhn_datasets.rows.records import digest
 
 TAIL_BYTES = 1 << 20
@@ -34,7 +35,7 @@ OF_THE_MACHINE = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Local(LLMAnnotator):
+class Local(PackingAnnotator):
     """A causal LLM in this process, by transformers or by vLLM.
 
     Requests that arrive while a batch is generated wait for the next one, so calling row by row fills batches as well.

@@ -36,6 +36,8 @@ _NO_LETTER = re.compile(r"[\W_]+")
 _WRAPPERS = "\"'`*“”‘’«»‹›„「」『』 \t\r\n"
 _OUTER = f"{_WRAPPERS}.…()[]{{}}"
 _TAG = re.compile(r"</?[a-z_]\w*>", re.IGNORECASE)
+# A reply in which there is nothing to unwrap, as most are.
+_BARE = re.compile(rf"[^\W\d_][^\n:：<\-–—]*[^\n:：<\-–—{re.escape(_WRAPPERS)}]")
 # What leads to an answer, word by word: whatever else stands before it may say that it is none.
 _LEAD_WORDS = (
     "a above according after all an and answer answering answers are as based because below best by candidate "
@@ -319,7 +321,7 @@ def parse_grade(reply: str) -> Grade:
 
 
 def _worded(text: str) -> bool:
-    return any(character.isalnum() for character in text)
+    return text[:1].isalnum() or any(map(str.isalnum, text))
 
 
 def _json(text: str, opening: str, **options: Any) -> Any:
@@ -344,12 +346,14 @@ def _json_text(said: str) -> str:
 
 
 def _unwrapped(said: str) -> str:
+    if _BARE.fullmatch(said):
+        return said
     text = said
     for tag in _TAGS:
         text = text.replace(tag, "")
     text = _BULLET.sub("", text.strip().lstrip("> ")).strip(_WRAPPERS)
     label = _LABEL.match(text)
-    if label and _LEAD_WORD.search(label[1]) and _leads(f"{label[1]}:"):  # "16:38 metres" has no lead
+    if label and _LEAD_WORD.search(label[1]) and leads(f"{label[1]}:"):  # "16:38 metres" has no lead
         text = text[label.end() :]
     first, _, rest = text.partition("\n")
     if first.rstrip(" *").endswith(":") and _worded(rest):
@@ -369,7 +373,7 @@ def _identifiers(said: str) -> list[int] | None:
     else:
         lines = [line for line in text.splitlines() if _worded(line)]
         given = max((chain for line in lines if (chain := _chain_of(line))), key=len, default=[])
-        if not all(_leads(before) for before, line in zip(lines, lines[1:], strict=False) if _chain_of(line)):
+        if not all(leads(before) for before, line in zip(lines, lines[1:], strict=False) if _chain_of(line)):
             return None
     if not given:
         return None
@@ -394,7 +398,7 @@ def _orders(text: str) -> Iterator[list[int]]:
     yield mentioned
 
 
-def _leads(line: str) -> bool:
+def leads(line: str) -> bool:
     """Whether a line that ends with a colon leads to an answer, as far as its words are known."""
     text = line.strip(" \t*_`>•-#")
     return not text.endswith((":", "：")) or all(word.lower() in _LEADS for word in _LEAD_WORD.findall(text))
@@ -412,7 +416,7 @@ def _chain_of(line: str) -> list[int] | None:
     if start < 0:
         return None
     label = line[:start].strip(" \t*_`>•-")
-    if label and not (label.endswith(":") and _leads(label)):
+    if label and not (label.endswith(":") and leads(label)):
         return None
     chain = line[start:].strip(" \t*_`.")
     return _numbers(chain) if _CHAIN.fullmatch(chain) else None
@@ -425,7 +429,7 @@ def _numbers(text: str) -> list[int]:
 def _groups(said: str) -> dict[str, list[int]] | None:
     """The two lists of a reply to a prompt for verdicts, None where it is anything else."""
     text = said
-    value = _json_object(text)
+    value = json_object(text)
     if value:
         two = value.keys() == {records.BETTER, records.WORSE} and all(map(_is_numbers, value.values()))
         return value if two else None
@@ -445,7 +449,7 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(number) is int for number in value)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
     """The object that a reply is, an empty one where it is none or says a name twice."""
     pairs = _json(text, "{", object_pairs_hook=list) or []
     value = dict(pairs) if all(isinstance(pair, tuple) for pair in pairs) else {}
@@ -454,5 +458,5 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _json_value(text: str, named: re.Pattern[str]) -> Any:
     """The one value in the object that a reply is, under a name that says what it is; None where it is none."""
-    value = _json_object(text)
+    value = json_object(text)
     return next((one for name, one in value.items() if len(value) == 1 and named.search(name)), None)

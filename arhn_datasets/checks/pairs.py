@@ -267,7 +267,7 @@ def _qualities(
     """How the snippets of some passages compare with their answers; NaN where no answer is known."""
     qualities = {name: np.full(len(at), np.nan) for name in QUALITIES}
     asked = [i for i, known in enumerate(answers) if known]
-    if not asked:
+    if not asked or side.snippets not in table.column_names:  # the run asked for no snippets
         return qualities
     place = at[asked]
     snippets = _along(table, side.snippets, arrow.lengths_in(table, side.passages)[0], place).to_pylist()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from arhn_datasets.annotators.client import store_upkeep
 from arhn_datasets.annotators.client.store import FILE_NAME, directory_of
+from arhn_datasets.cli.rounds import add_ingesting, add_planning, ingest_alone, plan_again
 from arhn_datasets.cli.running import DONE, command_parser, guarded, not_negative
 from arhn_datasets.errors import ConfigurationError
 
@@ -44,6 +45,16 @@ def cache_parser() -> argparse.ArgumentParser:
     action("import", "add the replies of an exported file").add_argument("file", metavar="FILE.jsonl", type=Path)
     merge = action("merge", "add the replies of other stores")
     merge.add_argument("folders", nargs="+", metavar="DIR", type=Path, help="folder of another store")
+    plan = action("plan", "write the requests of a plan that failed again, from its own files and without the rows")
+    plan.add_argument("plan", metavar="DIR", type=Path, help="folder that arhn-refine ROWS --plan DIR has written")
+    plan.add_argument(
+        "--price-per-million", type=not_negative, nargs=2, metavar=("IN", "OUT"), help="tokens in and out"
+    )
+    add_planning(plan)
+    ingest = action("ingest", "read output and error files of batches, without the rows")
+    ingest.add_argument("files", nargs="+", metavar="FILE", type=Path, help="JSONL, or Parquet with a response column")
+    ingest.add_argument("--plan", metavar="DIR", type=Path, help="folder of their requests; default: the last one")
+    add_ingesting(ingest)
     return parser
 
 
@@ -57,6 +68,10 @@ def _cache(options: argparse.Namespace) -> int:
         _prune(options, folder)
     elif options.action == "export":
         print(f"exported {store_upkeep.export_file(folder, options.file):,} replies to {options.file}")
+    elif options.action == "plan":
+        plan_again(options)
+    elif options.action == "ingest":
+        ingest_alone(folder, options)
     elif options.action == "import":
         _print_added(options.file, folder, *store_upkeep.import_file(folder, options.file))
     else:

@@ -8,18 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arhn_datasets.annotators.client.contract import DEFAULTS
 from arhn_datasets.annotators.client.store import directory_of
-from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
-from arhn_datasets.annotators.interface import Annotator, registered
-from arhn_datasets.annotators.prompts import TASKS
+from arhn_datasets.cli.rounds import add_rounds, plan_of, planned_round, what_a_plan_keeps
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative, positive, share, whole
-from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.cli.stages import add_stage_options, configured_stages, keeps_replies, refuse, unread_evidence
+from arhn_datasets.errors import ConfigurationError, NotYetAnsweredError
 from arhn_datasets.inputs.bad_rows import FILE as BAD_ROWS
 from arhn_datasets.inputs.bad_rows import ON_BAD_ROW, STOP
 from arhn_datasets.rows.records import ERROR
-from arhn_datasets.rules.arhn import POLICIES, REFERENCES, TIES, UNSUPPORTED
-from arhn_datasets.rules.rule import GUARDS
 
 if TYPE_CHECKING:
     from arhn_datasets.folder.report import Report
@@ -31,22 +27,23 @@ ENGINES = ("process", "ray")
 ESTIMATED_ROWS = 32
 MAX_UNREAD = 0.5
 CAUSES_TOLD = 5
-# The options that a stage has under the same name.
-OF_RANKING = ("rank_by", "window", "stride", "permutations", "seed")
-OF_POLICY = ("policy", "reference", "unsupported", "ties")
-OF_GUARDS = ("min_negatives", "on_shortage", "max_relabelled", "on_excess")
-MOST_PERMUTATIONS = 100  # each asks for all windows of every row again
 BASELINE_WARNING = (
     "Warning: the lexical annotator is a baseline, not an LLM. It measures word overlap and cannot tell an answer "
     "from a passage about the same subject."
 )
+UNREAD_WARNING = (
+    "Warning: the rule ({rule}) does not read {kinds}. What they cost is paid, and they decide nothing; they stay in "
+    "the rows, for another rule or an evaluation."
+)
+CUT_PAIRS = {
+    "cut_pairs": "are longer than the model of the scores reads: their score is that of their beginning",
+    "perhaps_cut_pairs": "are long, and the server does not say how much it reads: their score may be in part",
+}
 CUT_OFF_ADVICE = (
     "they count for nothing and are not stored, so a rerun asks again. Expected were whole replies: give snippets more "
     "room with --max-tokens, take a model that does not think or switch its thinking off, or hold it to JSON with "
     "--constrained."
 )
-_TYPES = {"SECONDS": not_negative, "N": positive}  # of the options of annotators
-_ANYWHERE = ("cache",)  # harmless beside an annotator that has nothing to store
 
 
 def refine_command(arguments: Sequence[str] | None = None) -> int:
@@ -97,10 +94,9 @@ def refine_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="DIR", help="folder to write, laid out as a Hub dataset")
     _add_source(parser)
-    _add_annotator(parser)
-    _add_ranking(parser)
-    _add_policy(parser)
+    add_stage_options(parser)
     _add_run(parser)
+    add_rounds(parser)
     return parser
 
 
@@ -132,65 +128,6 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--num-shards", type=positive, metavar="N", help="of so many")
 
 
-def _add_annotator(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("annotator")
-    known = registered()
-    summaries = "; ".join(f"{name}, {cls.SUMMARY}" for name, cls in known.items())
-    default = f"default: {Endpoint.NAME} if an endpoint is given"
-    group.add_argument("--annotator", choices=tuple(known), help=f"who gives the evidence: {summaries}; {default}")
-    options = {name: option for cls in reversed(known.values()) for name, option in cls.OPTIONS.items()}
-    # The parser has no defaults: they would hide what was given.
-    for name, option in options.items():
-        if option.switch:
-            group.add_argument(_flag(name), action="store_true", help=option.help)
-        elif option.metavar or option.choices:
-            usual = DEFAULTS.get(name)
-            group.add_argument(
-                _flag(name),
-                action="append" if option.repeatable else "store",
-                type=_TYPES.get(option.metavar or "", str),
-                metavar=option.metavar,
-                choices=option.choices,
-                help=option.help if usual is None else f"{option.help}; default: {usual:g}",
-            )
-    group.add_argument(
-        "--task",
-        action="append",
-        default=[],
-        metavar="TASK|SUBSET=TASK",
-        help=f"prompts for all rows or for a subset, one of {', '.join(TASKS)}; repeatable; default: by subset",
-    )
-
-
-def _add_ranking(parser: argparse.ArgumentParser) -> None:
-    ranking = parser.add_argument_group("ranking")
-    ranking.add_argument("--rank-by", choices=("snippet", "passage"), default="snippet")
-    ranking.add_argument("--window", type=positive, default=20, metavar="N", help="most candidates in a request")
-    ranking.add_argument("--stride", type=positive, default=10, metavar="N", help="shift of the next window")
-    ranking.add_argument(
-        "--permutations",
-        type=whole(1, MOST_PERMUTATIONS),
-        default=1,
-        metavar="K",
-        help=f"rankings of each set, up to {MOST_PERMUTATIONS}",
-    )
-    ranking.add_argument("--seed", type=int, default=0, help="of the shown orders")
-
-
-def _add_policy(parser: argparse.ArgumentParser) -> None:
-    policy = parser.add_argument_group("policy")
-    policy.add_argument("--policy", choices=POLICIES, default="relabel+filter")
-    policy.add_argument("--reference", choices=REFERENCES, default="best", help="with several positives")
-    policy.add_argument("--unsupported", choices=UNSUPPORTED, default="filter", help="where no positive answers")
-    policy.add_argument("--ties", choices=TIES, default="above", help="negatives with the reference's very words")
-    policy.add_argument("--min-negatives", type=int, default=1, metavar="N", help="fewest that a row has left")
-    policy.add_argument(
-        "--on-shortage", choices=GUARDS, default="drop", help="what becomes of a row with fewer; default: drop"
-    )
-    policy.add_argument("--max-relabelled", type=int, metavar="N", help="most new positives in a row")
-    policy.add_argument("--on-excess", choices=GUARDS, default="keep", help="what becomes of a row with more")
-
-
 def _add_run(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--batch-size", type=positive, metavar="N", help="rows that go through the stages together")
@@ -214,7 +151,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=not_negative,
         nargs=2,
         metavar=("IN", "OUT"),
-        help="tokens in and out, instead of hours",
+        help="tokens in and out, instead of hours; also of what --plan writes",
     )
     run.add_argument(
         "--max-unread",
@@ -227,84 +164,22 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--show", type=whole(0), default=0, metavar="N", help="print N changed rows at the end")
 
 
-def configured_stages(options: argparse.Namespace) -> Stages:
-    """The transforms that the arguments of ``arhn-refine`` name.
-
-    Raises:
-        ConfigurationError: the arguments do not fit each other.
-    """
-    from arhn_datasets.evidence.ranks import Ranks
-    from arhn_datasets.evidence.snippets import Snippets
-    from arhn_datasets.rules.arhn import Relabel
-    from arhn_datasets.runs.preparing import Stages
-
-    annotator, tasks, given = _annotator_of(options), _tasks_of(options.task), vars(options)
-    return Stages(
-        snippets=Snippets(annotator=annotator, tasks=tasks),
-        ranks=Ranks(annotator=annotator, tasks=tasks, **{name: given[name] for name in OF_RANKING}),
-        relabel=Relabel(**{name: given[name] for name in (*OF_POLICY, *OF_GUARDS)}),
-    )
-
-
-def _annotator_of(options: argparse.Namespace) -> Annotator:
-    """The annotator that the arguments name and fit."""
-    named = options.annotator
-    if named is None and (options.endpoint or options.provider or urls_of_environment()):
-        named = Endpoint.NAME
-    if named is None:
-        raise ConfigurationError(
-            "No annotator was named. Choose one: --endpoint URL (an LLM server; or set ARHN_ENDPOINT), "
-            "--annotator local --model ID (a transformers model in this process), or --annotator lexical "
-            "(a word-overlap baseline that needs no LLM)."
-        )
-    known = registered()
-    given = {name: vars(options).get(name) for cls in known.values() for name in cls.OPTIONS}
-    elsewhere: dict[str, list[str]] = {}
-    for name in given:
-        if name not in known[named].OPTIONS and name not in _ANYWHERE:
-            takers = " or ".join(other for other, cls in known.items() if name in cls.OPTIONS)
-            elsewhere.setdefault(takers, []).append(name)
-    for takers, names in elsewhere.items():
-        _refuse(options, names, f"--annotator {takers}, not with --annotator {named}")
-    return known[named].from_options(given)
-
-
-def _tasks_of(named: Sequence[str]) -> str | Mapping[str, str] | None:
-    """The task for all rows, or for each subset, that ``--task`` names."""
-    for_all = [task for task in named if "=" not in task]
-    by_subset = dict(task.rsplit("=", 1) for task in named if "=" in task)
-    if len(for_all) > 1 or (for_all and by_subset):
-        raise ConfigurationError(f"--task got {list(named)}; expected one task for all rows, or SUBSET=TASK for each.")
-    return for_all[0] if for_all else by_subset or None
-
-
-def _refuse(options: argparse.Namespace, names: Sequence[str], place: str) -> None:
-    """Refuse those of ``names`` that were given and would have no effect, as they go with ``place``."""
-    values = {name: vars(options).get(name) for name in names}
-    given = [name for name, value in values.items() if value is not None and value is not False]  # 0 is a value
-    if given:
-        goes, it = ("goes", "it") if len(given) == 1 else ("go", "them")
-        raise ConfigurationError(f"{', '.join(map(_flag, given))} {goes} with {place}; leave {it} out.")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _refine(options: argparse.Namespace) -> int:
+    with plan_of(options):
+        return _refined(options)
+
+
+def _refined(options: argparse.Namespace) -> int:
     from arhn_datasets.inputs.files import piped
     from arhn_datasets.inputs.sources import Input, Shard
     from arhn_datasets.runs.refine import refine
 
-    if not options.estimate:
-        _refuse(options, ("estimate_rows", "price_per_hour", "price_per_million"), "--estimate")
-    if options.price_per_hour is not None and options.price_per_million is not None:
-        raise ConfigurationError(
-            "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
-        )
+    _check_prices(options)
     stages = configured_stages(options)
-    if stages.annotator.baseline:
+    if any(annotator.baseline for annotator in stages.annotators):
         print(BASELINE_WARNING, file=sys.stderr)
+    if unread := unread_evidence(stages):
+        print(UNREAD_WARNING.format(rule=stages.rule.label, kinds=" and ".join(unread)), file=sys.stderr)
     shard = (options.shard_index, options.num_shards)
     if None in shard and shard != (None, None):
         raise ConfigurationError("--shard-index I and --num-shards N go together; give both, or neither.")
@@ -324,16 +199,41 @@ def _refine(options: argparse.Namespace) -> int:
     )
     if options.estimate:
         return _estimate(source, stages, options)
+    if options.opened is not None:
+        return _round(source, stages, options)
     if not options.output:
         raise ConfigurationError("--output DIR is missing: the folder to write.")
     if options.engine == "ray":
         from arhn_datasets.runs.ray import on_ray
 
-        _refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
+        refuse(options, ("batch_size",), "--engine process, for that of Ray cuts its blocks itself")
         engine = on_ray(options.ray_address, options.ray_actors)
-        return _summary(refine(source, options.output, stages, opened=engine), options)
-    _refuse(options, ("ray_address", "ray_actors"), "--engine ray")
-    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), options)
+        return _summary(refine(source, options.output, stages, opened=engine), stages, options)
+    refuse(options, ("ray_address", "ray_actors"), "--engine ray")
+    return _summary(refine(source, options.output, stages, batch_size=options.batch_size), stages, options)
+
+
+def _check_prices(options: argparse.Namespace) -> None:
+    if not options.estimate:
+        refuse(options, ("estimate_rows", "price_per_hour"), "--estimate")
+        if options.opened is None:
+            refuse(options, ("price_per_million",), "--estimate or --plan")
+    if options.price_per_hour is not None and options.price_per_million is not None:
+        raise ConfigurationError(
+            "There are --price-per-hour and --price-per-million, and a run is paid by one of them; leave the other out."
+        )
+
+
+def _round(source: Input, stages: Stages, options: argparse.Namespace) -> int:
+    """Write the refined folder, where every reply is there, or else plan what is missing."""
+    from arhn_datasets.runs.refine import refine
+    from arhn_datasets.runs.rounds import one_round
+
+    refuse(options, ("batch_size", "ray_address", "ray_actors"), "a run that asks by itself, not with --plan")
+    try:
+        return _summary(refine(source, options.output, stages, opened=one_round), stages, options)
+    except NotYetAnsweredError:
+        return planned_round(options)
 
 
 def _renamed(named: Sequence[str]) -> dict[str, str]:
@@ -355,7 +255,7 @@ def _estimate(source: Input, stages: Stages, options: argparse.Namespace) -> int
     return DONE
 
 
-def _summary(done: Refinement, options: argparse.Namespace) -> int:
+def _summary(done: Refinement, stages: Stages, options: argparse.Namespace) -> int:
     from arhn_datasets.folder.reading import open_folder
     from arhn_datasets.folder.report import changed_rows, format_report, format_row
     from arhn_datasets.rows.records import DROPPED
@@ -368,12 +268,7 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     print(format_report(done.report))
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
-    if asked := done.run["requests"]:
-        told = f"{asked['replies']:,} replies, {asked['stored']:,} from the store, {asked['retries']:,} retries"
-        print(f"requests  {told}")
-        print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
-        if cut := asked.get("cut_off"):
-            print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
+    _tell_requests(done.run["requests"], [line for one in stages.annotators for line in one.told()])
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     if bad := sum(done.run.source.bad_rows.values()):
@@ -383,12 +278,43 @@ def _summary(done: Refinement, options: argparse.Namespace) -> int:
     print(f'written   {done.path}   load_dataset("{done.path}"{", " + repr(DROPPED) if everything else ""}) loads it')
     if everything:
         print(
-            f"A guard dropped every row, so that none is left to train on: each would have fewer than "
-            f"{options.min_negatives} negatives, or more new positives than --max-relabelled. --on-shortage and "
-            "--on-excess say what else becomes of them.",
+            f"A guard dropped every row, so that none is left to train on: min_negatives is "
+            f"{done.run.relabel['min_negatives']}, and the decision of each row says why. --on-shortage says what else "
+            "becomes of rows with fewer.",
             file=sys.stderr,
         )
-    return _outcome(done.report, options.max_unread)
+    return max(_outcome(done.report, options.max_unread), _unscored(done.run["requests"].get("failed_pairs", 0)))
+
+
+def _tell_requests(asked: Mapping[str, int], learnt: Sequence[str]) -> None:
+    if not asked:
+        return
+    pairs = asked.get("pairs")
+    stored = "" if pairs and not asked["stored"] else f", {asked['stored']:,} from the store"
+    print(f"requests  {asked['replies']:,} replies{stored}, {asked['retries']:,} retries")
+    print(f"          {asked['prompt_tokens']:,} tokens in, {asked['completion_tokens']:,} out")
+    for line in learnt:
+        print(f"          {line}")
+    if alone := asked.get("asked_alone"):
+        print(f"          {alone:,} passages were asked about alone, as their pack had no plain line of them")
+    if cut := asked.get("cut_off"):
+        print(f"warning   replies that were cut off: {cut:,}; {CUT_OFF_ADVICE}")
+    if pairs:
+        print(f"scores    {pairs:,} pairs, {asked['stored_pairs']:,} from the store")
+    for name, said in CUT_PAIRS.items():
+        if cut := asked.get(name):
+            print(f"          {cut:,} passages {said}")
+
+
+def _unscored(failed: int) -> int:
+    """Tell of passages that a server of scores has failed on; the exit code."""
+    if failed:
+        print(
+            f"{failed:,} passages have no score, for their requests failed, as the warnings above say; the rule has "
+            "left them where they were. Run the same command again: only these are asked anew.",
+            file=sys.stderr,
+        )
+    return FAILED if failed else DONE
 
 
 def _outcome(report: Report, most: float) -> int:
@@ -410,19 +336,20 @@ def _outcome(report: Report, most: float) -> int:
             "chat template, or --constrained, or it may be too small for these prompts.",
             file=sys.stderr,
         )
-    unanswered = total.errors == sum(total.snippets.values()) + total.rankings.get(ERROR, 0)
-    return FAILED if report.unread > most or total.errors and unanswered else DONE
+    return FAILED if report.unread > most or total.errors and total.errors == report.asked else DONE
 
 
 def what_is_kept(options: argparse.Namespace) -> str:
     """What an interrupted run tells: where its replies are, and how to go on."""
     from arhn_datasets.runs.refine import is_unfinished, work_folder
 
+    if options.plan or options.ingest:
+        return what_a_plan_keeps(options)
     named = directory_of(options.cache)
     nothing = f"Nothing was written to {options.output}."
     unfinished = options.output is not None and is_unfinished(Path(options.output))
     if unfinished:
         nothing += f" What is finished of it is kept in {work_folder(Path(options.output))}."
-    if options.annotator == "lexical" or named is None:
+    if not keeps_replies(options) or named is None:
         return f"{nothing} Run the same command to {'go on from there' if unfinished else 'start again'}."
     return f"{nothing} Every reply so far is kept in {named}; run the same command again and only the rest is asked."

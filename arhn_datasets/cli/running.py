@@ -131,6 +131,17 @@ def not_negative(text: str) -> float:
     return value
 
 
+def number(text: str) -> int | float:
+    """The type of an argument: a finite number, a whole one where it is written so."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text) if re.fullmatch("[-+]?[0-9]{1,99}", text) else value
+
+
 def share(text: str) -> float:
     """The type of an argument: a number from 0 to 1."""
     try:

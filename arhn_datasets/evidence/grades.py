@@ -33,6 +33,7 @@ class Grades(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "grades"
+    ASKS: ClassVar[str] = "grade"
     VERSION: ClassVar[int] = 2
 
     async def annotate(self, row: Row) -> Row:

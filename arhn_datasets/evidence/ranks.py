@@ -23,8 +23,19 @@ from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, unparsed
 from arhn_datasets.rows import records
 from arhn_datasets.rows.background import gathered
-from arhn_datasets.rows.options import check_choice, check_integer
-from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, Side, digest, passages_of, shorten
+from arhn_datasets.rows.options import Option, check_choice, check_integer
+from arhn_datasets.rows.records import (
+    LABELLED,
+    NEGATIVE,
+    POSITIVE,
+    QUERY,
+    RANKING,
+    Row,
+    Side,
+    digest,
+    passages_of,
+    shorten,
+)
 
 RANK_BY = ("snippet", "passage")
 
@@ -50,7 +61,16 @@ class Ranks(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "ranks"
+    ASKS: ClassVar[str] = "ranking"
     ORDER: ClassVar[int] = 1
+    FOLLOWS: ClassVar[str] = "snippets"
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "rank_by": Option(help="what of the candidates is ranked", choices=RANK_BY),
+        "window": Option(help="most candidates in a request", metavar="N"),
+        "stride": Option(help="shift of the next window", metavar="N"),
+        "permutations": Option(help="rankings of each set", metavar="K"),
+        "seed": Option(help="of the shown orders", metavar="NUMBER"),
+    }
 
     rank_by: str = "snippet"
     window: int = 20
@@ -84,6 +104,14 @@ class Ranks(AnnotatedTransform):
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """The ranks, and :data:`~arhn_datasets.rows.records.RANKING_TYPE`."""
         return {**super().types(schema), records.RANKING: records.RANKING_TYPE}
+
+    def requests(self, rows: pa.Table) -> int | None:
+        """One a window of each permutation of a row that was ranked."""
+        if RANKING not in rows.column_names:
+            return None
+        rankings = rows.column(RANKING).to_pylist()
+        sizes = [one["candidates"] for one in rankings if one and one["status"] != records.SKIPPED]
+        return self.permutations * sum(len(windows(size, self.window, self.stride)) for size in sizes)
 
     def _advice(self, missing: Sequence[str]) -> str:
         if {QUERY, POSITIVE.passages, NEGATIVE.passages}.isdisjoint(missing):

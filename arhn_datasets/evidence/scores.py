@@ -1,64 +1,78 @@
 """Scores of passages, by a bi-encoder or a cross-encoder, or those that the rows came with: evidence without an LLM.
 
-After the stage stand the models of sentence-transformers: which one it is exactly, and how it is asked.
+The models of sentence-transformers are asked by :mod:`arhn_datasets.evidence.score_models`, those behind a server by
+:mod:`arhn_datasets.annotators.scorer`.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import count
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from arhn_datasets.annotators.local import hash_of_folder
-from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
-from arhn_datasets.evidence.stage import check_source
-from arhn_datasets.rows import records
-from arhn_datasets.rows.options import check_choice, check_integer
+from arhn_datasets.annotators.client.contract import ConnectionOptions, base_url, documented, shown_url
+from arhn_datasets.annotators.client.scoring import BI_ENCODER, CROSS_ENCODER, ScoringInfo
+from arhn_datasets.annotators.scorer import Scorer, ServedModel, key_of_environment, scorer_of
+from arhn_datasets.errors import ConfigurationError, SchemaError
+from arhn_datasets.evidence.score_models import Model, finite, load, model_of
+from arhn_datasets.evidence.stage import EvidenceStage, check_source, check_urls
+from arhn_datasets.rows import background, records
+from arhn_datasets.rows.options import Option, check_choice, check_integer
 from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, passages_of, text_of
-from arhn_datasets.rows.stage import Transform
 
-BI_ENCODER, CROSS_ENCODER = "bi-encoder", "cross-encoder"
 MODEL_KINDS = (BI_ENCODER, CROSS_ENCODER)
-PAIRS_AT_ONCE = 8192
 SIMILARITIES = ("cosine", "dot")
 REPLACE, MEAN, RRF = "replace", "mean", "rrf"
 FUSIONS = (REPLACE, MEAN, RRF)
 DTYPES = ("float32", "float16", "bfloat16")
+SAME_AS_THE_LLM = ("timeout", "give_up_after", "cache")
+"""The options of the connection to an LLM that a command gives to the server of scores as well."""
+_OF_AN_ENDPOINT = {"score_endpoint", "score_api_key", "score_raw", "score_field", "score_columns"}
+_WITH_AN_ENDPOINT = {f"score_{name}" for name in ("model", "api_key", "raw", "revision", "kind", "similarity")}
+_WITH_AN_ENDPOINT |= {"score_query_prompt", "score_passage_prompt"}
+_CALLED = {"score_raw": "raw_scores"}
 _COLUMNS = tuple(side.scores for side in LABELLED)
-Texts = tuple[list[str], list[str]]
-"""The distinct queries and passages of some rows, in the order in which they came."""
-
 RRF_K = 60  # Cormack et al., SIGIR 2009
 
 
-@dataclass(frozen=True, eq=False)
-class Scores(Transform):
+@documented
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(EvidenceStage, ConnectionOptions):
     """Adds ``positive_scores`` and ``negative_scores``, aligned with the passage lists: higher is more relevant.
 
-    The scores come from one of three: a ``model`` of sentence-transformers; ``columns`` that the rows have; a ``field``
-    of the passages, such as the ``score`` that ``arhn.adapt`` makes of FlagEmbedding's ``pos_scores`` and
-    ``neg_scores``. A score that is null or not a finite number becomes null.
+    The scores come from one of four: a ``model`` of sentence-transformers; a model behind an ``endpoint``; ``columns``
+    that the rows have; a ``field`` of the passages, such as the ``score`` that ``arhn.adapt`` makes of FlagEmbedding's
+    ``pos_scores`` and ``neg_scores``. A score that is null or not a finite number becomes null.
 
     A model is asked about all rows of a call at once, each text only once, so map it in batches:
     ``ds.map(arhn.Scores("intfloat/e5-base-v2", query_prompt="query: ", passage_prompt="passage: "), batched=True)``.
     A cosine is from -1 to 1, what a cross-encoder gives depends on it.
 
+    A server (``endpoint``) is asked as that of an LLM: the same limits, retries, waiting and store of replies, which
+    holds the score of each pair. It gives what the model gives here, within 1e-3, if it has the same files: a reranker
+    of text-embeddings-inference the sigmoid of its logit, as a cross-encoder of sentence-transformers does unless its
+    files name another activation (then ``raw_scores=True``); other servers of ``/v1/rerank`` on a scale of their own.
+    Vectors are compared here. A reply that is not exactly one finite number for each text that was sent gives no score;
+    a passage whose request fails has null, a warning tells why, and the next run asks again. What is longer than the
+    model reads is cut, as it is here, and counted (:meth:`statistics`).
+
     Args:
-        model: Hub id or folder of a bi-encoder or a cross-encoder.
-        revision: Commit sha, branch or tag on the Hub.
-        kind: ``"bi-encoder"`` or ``"cross-encoder"``; by default what the files of the model say.
-        similarity: Of a bi-encoder, ``"cosine"`` or ``"dot"``; by default the model's own.
+        model: Hub id or folder of a bi-encoder or a cross-encoder. With ``endpoint`` the model that has to answer
+            there, by default the one that the server names.
+        endpoint: URL of a server of a reranker or an embedding model, or several of the same model:
+            text-embeddings-inference, or one with ``/v1/rerank`` (vLLM, llama-server, Infinity, Cohere) or
+            ``/v1/embeddings``.
+        revision: Commit sha, branch or tag on the Hub; of a served model its commit sha.
+        kind: ``"bi-encoder"`` or ``"cross-encoder"``; by default what the files of the model say, or the server.
+        similarity: Of a bi-encoder, ``"cosine"`` or ``"dot"``; by default the model's own, and of a served one the
+            cosine.
         query_prompt: Text in front of each query; by default the model's own prompt for queries, ``""`` for none. A
-            cross-encoder has none of its own.
+            cross-encoder has none of its own, and of servers only text-embeddings-inference knows the model's.
         passage_prompt: The same for passages.
         separator: Between title and text.
         batch_size: Texts, or pairs, that go through the model together.
@@ -69,6 +83,9 @@ class Scores(Transform):
         fuse: What becomes of scores that are there already: ``"replace"``, or the ``"mean"`` of old and new, or
             ``"rrf"``, reciprocal rank fusion (``1 / (60 + rank)``, summed) within the row. A passage that has only one
             of both keeps no score.
+        raw_scores: Of a reranker behind text-embeddings-inference, the logits and not their sigmoid.
+        cache: Folder of the store of scores from a server, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's
+            cache.
 
     Raises:
         ConfigurationError: a value is out of range, not one source is named, or the model gives several scores.
@@ -78,6 +95,32 @@ class Scores(Transform):
 
     NAME: ClassVar[str] = "scores"
     OPTIONAL: ClassVar[tuple[str, ...]] = (records.QUERY_ID, records.DECISION, POSITIVE.scores, NEGATIVE.scores)
+    SOURCES: ClassVar[Mapping[str, Option]] = {
+        "score_endpoint": Option(help="a server of a reranker or embedding model", metavar="URL", repeatable=True),
+        "score_model": Option(
+            help="a bi-encoder or cross-encoder in this process; with --score-endpoint the one to ask for there",
+            metavar="ID_OR_FOLDER",
+        ),
+        "score_field": Option(help="instead, a field of the passages with scores of their own", metavar="NAME"),
+        "score_columns": Option(help="instead, the columns with scores of both sides", metavar="POSITIVE,NEGATIVE"),
+    }
+    """Whose scores a command can name; one of them."""
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        **SOURCES,
+        "score_api_key": Option(
+            help="sent to --score-endpoint alone; default: ARHN_SCORE_API_KEY, and never the key of the LLM",
+            metavar="KEY",
+        ),
+        "score_raw": Option(help="of a reranker behind text-embeddings-inference, the logits", switch=True),
+        "score_revision": Option(help="commit, branch or tag of the model", metavar="SHA"),
+        "score_kind": Option(help="by default what the files of the model say, or the server", choices=MODEL_KINDS),
+        "score_similarity": Option(help="of a bi-encoder; by default the model's own", choices=SIMILARITIES),
+        "score_query_prompt": Option(help="text in front of each query; by default the model's own", metavar="TEXT"),
+        "score_passage_prompt": Option(help="the same for passages", metavar="TEXT"),
+        "score_batch_size": Option(help="texts or pairs that go through the model together", metavar="N"),
+        "score_device": Option(help="by default a GPU where there is one", metavar="NAME"),
+        "score_dtype": Option(help="by default as the model is loaded", choices=DTYPES),
+    }
 
     model: str | None = None
     _: KW_ONLY
@@ -93,13 +136,52 @@ class Scores(Transform):
     columns: tuple[str, str] | None = None
     field: str | None = None
     fuse: str = REPLACE
+    endpoint: str | tuple[str, ...] | None = None
+    raw_scores: bool = False
+    cache: str | os.PathLike[str] | None = None
+
+    @classmethod
+    def from_options(cls, given: Mapping[str, Any], annotator: object = None, tasks: object = None) -> Scores:
+        """The scores that the options of a command name; ``given`` has None for what was not given.
+
+        Raises:
+            ConfigurationError: not one source is named, or an option does not go with it.
+        """
+        options = {name: given[name] for name in cls.OPTIONS if given.get(name) not in (None, False, [])}
+        flags = {name: f"--{name.replace('_', '-')}" for name in cls.OPTIONS}
+        named = [name for name in cls.SOURCES if name in options]
+        if named[:2] == ["score_endpoint", "score_model"]:
+            named.remove("score_model")  # the one to ask for there
+        if len(named) != 1:
+            found = f"got {' and '.join(flags[name] for name in named)}" if named else "says not whose scores these are"
+            sources = ", ".join(f"{flags[name]} {option.metavar}" for name, option in cls.SOURCES.items())
+            raise ConfigurationError(f"--evidence scores {found}; one of {sources} was expected.")
+        goes = {"score_endpoint": _WITH_AN_ENDPOINT, "score_model": set(cls.OPTIONS) - _OF_AN_ENDPOINT}
+        if others := [flags[name] for name in options if name not in {*named, *goes.get(named[0], ())}]:
+            raise ConfigurationError(f"{', '.join(others)} does not go with {flags[named[0]]}; leave one of both out.")
+        known = {_CALLED.get(name, name.removeprefix("score_")): value for name, value in options.items()}
+        if named == ["score_columns"]:
+            known["columns"] = tuple(known["columns"].split(","))
+        if named == ["score_endpoint"]:
+            # An empty key is none: that of the LLM, in ARHN_API_KEY, is for another server.
+            known.setdefault("api_key", os.environ.get("ARHN_SCORE_API_KEY", ""))
+            known |= {name: given[name] for name in SAME_AS_THE_LLM if given.get(name) is not None}
+        return cls(**known)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether each process that works on it needs a GPU of its own, where there are some."""
+        return self.model is not None and self.endpoint is None
 
     def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.model, self.columns, self.field)) != 1:
+        local = self.model if self.endpoint is None else None
+        if sum(given is not None for given in (local, self.endpoint, self.columns, self.field)) != 1:
             raise ConfigurationError(
-                "arhn.Scores takes one of a model, columns= and field=; for example "
-                'arhn.Scores("intfloat/e5-base-v2") or arhn.Scores(field="score").'
+                "arhn.Scores takes one of a model, endpoint=, columns= and field=; for example "
+                'arhn.Scores("intfloat/e5-base-v2"), arhn.Scores(endpoint="http://localhost:8080") or '
+                'arhn.Scores(field="score").'
             )
+        self._check_served()
         if self.model is not None and not isinstance(self.model, (str, os.PathLike)):
             raise ConfigurationError(
                 f"model is a {type(self.model).__name__}; a Hub id or a folder was expected, which every process can "
@@ -120,6 +202,26 @@ class Scores(Transform):
             raise ConfigurationError("A cross-encoder has no similarity; leave it out, or name a bi-encoder.")
         check_integer("batch_size", self.batch_size, least=1)
 
+    def _check_served(self) -> None:
+        check_urls(self.endpoint)
+        self.check_connection()
+        if self.endpoint is not None:
+            urls = (self.endpoint,) if isinstance(self.endpoint, str) else tuple(self.endpoint)
+            if not urls:
+                raise ConfigurationError("endpoint is empty; the URL of a server was expected, or several.")
+            object.__setattr__(self, "endpoint", tuple(base_url(url) for url in urls))
+        elsewhere = ("device", "dtype") if self.endpoint is not None else ("raw_scores",)
+        if given := [name for name in elsewhere if getattr(self, name)]:
+            place = "a model in this process" if self.endpoint is not None else "a reranker behind endpoint="
+            raise ConfigurationError(f"{given[0]} is for {place}; leave it out.")
+
+    def __repr__(self) -> str:
+        given = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        if isinstance(self.endpoint, tuple):
+            given["endpoint"] = tuple(map(shown_url, self.endpoint))  # without a password
+        given.pop("api_key", None)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
     @property
     def required(self) -> tuple[str, ...]:
         """The canonical columns, and those with the scores."""
@@ -132,17 +234,53 @@ class Scores(Transform):
             return {"columns": list(self.columns), **fused}
         if self.field is not None:
             return {"field": self.field, **fused}
-        model = self._exact_model()
+        model = self._exact_model() if self.endpoint is None else self._served_model()
         options = {
             name: getattr(self, name)
             for name in ("similarity", "query_prompt", "passage_prompt", "separator", "dtype")
             if name != "similarity" or model.kind == BI_ENCODER
         }
-        return {**model.identity(), **options, **fused}
+        served = {} if self.endpoint is None else {"served": model.path, "raw_scores": self.raw_scores}
+        return {**model.identity(), **options, **served, **fused}
 
     def description(self) -> dict[str, Any]:
         """Where the scores are from, for the card."""
         return {"annotator": "passage scores", "baseline": False, **self.identity()}
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a server is asked."""
+        return self.endpoint is not None
+
+    def statistics(self) -> dict[str, Any]:
+        """Requests and retries so far in this process, and pairs: all, from the store, cut, and without a score.
+
+        Empty where no server is asked.
+        """
+
+        async def read() -> dict[str, Any]:
+            return self._scorer().statistics()
+
+        return background.run(read()) if self.awaits else {}
+
+    def causes(self) -> Mapping[str, int]:
+        """Why pairs have no score, in the server's words, and how many so far in this process."""
+
+        async def read() -> Mapping[str, int]:
+            return dict(self._scorer().causes)
+
+        return background.run(read()) if self.awaits else {}
+
+    def requests(self, rows: pa.Table) -> int:
+        """About one a row of a server, none of a model in this process."""
+        return rows.num_rows if self.awaits else 0
+
+    def shared_by(self, processes: int) -> Scores:
+        """These scores with one of ``processes`` parts of the server's limit, and with this process's key."""
+        if not isinstance(self.endpoint, tuple):
+            return self
+        key = key_of_environment(self.endpoint) if self.api_key is None else self.api_key
+        return replace(self, processes=self.processes * processes, api_key=key)
 
     def types(self, schema: pa.Schema | None) -> Mapping[str, pa.DataType | None]:
         """Lists of doubles."""
@@ -155,8 +293,11 @@ class Scores(Transform):
             SchemaError: a row was relabelled, or lacks its scores, or the query that a model reads.
         """
         for row in rows:
-            check_source(self.NAME, row, asks=self.model is not None)
-        scored = self._by_model(rows) if self.model is not None else [self._of_row(row) for row in rows]
+            check_source(self.NAME, row, asks=self.awaits or self.model is not None)
+        if self.awaits:
+            scored = await background.gathered(self._by_server(row) for row in rows)
+        else:
+            scored = self._by_model(rows) if self.model is not None else [self._of_row(row) for row in rows]
         return [self._fused(row, scores) for row, scores in zip(rows, scored, strict=True)]
 
     def _advice(self, missing: Sequence[str]) -> str:
@@ -205,6 +346,41 @@ class Scores(Transform):
         scores = iter(loaded.scores(self, (list(queries), list(passages)), pairs))
         return [{side.scores: [next(scores) for _ in row[side.passages]] for side in LABELLED} for row in rows]
 
+    async def _by_server(self, row: Row) -> Row:
+        passages = {
+            side: [text_of(one, self.separator) for one in passages_of(row, side.passages)] for side in LABELLED
+        }
+        texts = [text for side in LABELLED for text in passages[side]]
+        scores = iter(await self._scorer().scores(row[QUERY], texts) if texts else ())
+        return {side.scores: [next(scores) for _ in passages[side]] for side in LABELLED}
+
+    def _scorer(self) -> Scorer:
+        """What asks the servers; on the background loop."""
+        assert isinstance(self.endpoint, tuple)
+        asked = ServedModel(
+            urls=self.endpoint,
+            model=self.model,
+            revision=self.revision,
+            kind=self.kind,
+            raw=self.raw_scores,
+            similarity=self.similarity,
+            query_prompt=self.query_prompt,
+            passage_prompt=self.passage_prompt,
+            cache=None if self.cache is None else os.fspath(self.cache),
+        )
+        return scorer_of(asked, ConnectionOptions(**self.connection()))
+
+    def _served_model(self) -> Model:
+        """The model as configured, or as the server names it."""
+        if self.model is not None and self.revision is not None and self.kind is not None:
+            return Model("named", self.model, self.revision, self.revision, self.kind)
+
+        async def read() -> ScoringInfo:
+            return await self._scorer().info()
+
+        info = background.run(read())
+        return Model(info.api, info.model, info.revision, info.revision, info.kind)
+
     def _fused(self, row: Row, new: Row) -> Row:
         if self.fuse == REPLACE or any(row.get(column) is None for column in _COLUMNS):
             return new
@@ -247,168 +423,3 @@ def _reciprocal_ranks(scores: Mapping[str, Sequence[float | None]]) -> dict[str,
         column: [None if score is None else 1.0 / (RRF_K + rank[score]) for score in values]
         for column, values in scores.items()
     }
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model, and which one it is exactly."""
-
-    path: str
-    name: str
-    revision: str | None
-    commit: str
-    kind: str
-
-    def identity(self) -> dict[str, Any]:
-        """What changes the scores."""
-        return {"model": self.name, "revision": self.commit, "kind": self.kind}
-
-
-def finite(value: float | None) -> float | None:
-    """The value, None where it is no finite number."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-class LoadedModel:
-    """A loaded model."""
-
-    def __init__(self, found: Model, device: str | None, dtype: str | None) -> None:
-        library = _library()
-        options: dict[str, Any] = {"device": device, "revision": found.revision}
-        if dtype is not None:
-            options["model_kwargs"] = {"torch_dtype": dtype}
-        self._crosses = found.kind == CROSS_ENCODER
-        make = library.CrossEncoder if self._crosses else library.SentenceTransformer
-        self._model: Any = make(found.path, **options)
-        if self._crosses and getattr(self._model, "num_labels", 1) != 1:
-            raise ConfigurationError(
-                f"{found.name} is a cross-encoder with {self._model.num_labels} labels; one with a single score was "
-                "expected."
-            )
-
-    def scores(self, options: Scores, texts: Texts, pairs: Sequence[tuple[int, int]]) -> list[float | None]:
-        """The score of each pair of a query and a passage, by their numbers in the texts."""
-        if not pairs:
-            return []
-        values = self._crossed(options, texts, pairs) if self._crosses else self._compared(options, texts, pairs)
-        return [finite(value) for value in values]
-
-    def _crossed(self, options: Scores, texts: Texts, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        queries, passages = texts
-        before, within = options.query_prompt or "", options.passage_prompt or ""
-        distinct = {pair: at for at, pair in enumerate(dict.fromkeys(pairs))}
-        asked = [(f"{before}{queries[query]}", f"{within}{passages[passage]}") for query, passage in distinct]
-        found = self._model.predict(asked, batch_size=options.batch_size, show_progress_bar=False)
-        values: list[float] = found.astype("float64").reshape(len(asked)).tolist()
-        return [values[distinct[pair]] for pair in pairs]
-
-    def _compared(self, options: Scores, texts: Texts, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        import torch
-
-        queries = self._encode("query", texts[0], options.query_prompt, options.batch_size)
-        passages = self._encode("document", texts[1], options.passage_prompt, options.batch_size)
-        values: list[float] = []
-        for start in range(0, len(pairs), PAIRS_AT_ONCE):  # the vectors of each pair stand beside each other
-            places = torch.tensor(pairs[start : start + PAIRS_AT_ONCE], device=queries.device)
-            compared = self._similarity(options.similarity)(queries[places[:, 0]], passages[places[:, 1]])
-            values += compared.double().cpu().tolist()
-        return values
-
-    def _encode(self, role: str, texts: list[str], prompt: str | None, batch_size: int) -> Any:
-        options = {"batch_size": batch_size, "convert_to_tensor": True, "show_progress_bar": False}
-        encode = getattr(self._model, f"encode_{role}", None)
-        if encode is not None:
-            return encode(texts, prompt=prompt, **options)
-        if prompt is None:  # sentence-transformers before 5.0 does not know of the two roles
-            names = ("query",) if role == "query" else ("document", "passage", "corpus")
-            prompt = next((self._model.prompts[name] for name in names if name in self._model.prompts), None)
-        return self._model.encode(texts, prompt=prompt, **options)
-
-    def _similarity(self, name: str | None) -> Any:
-        if name is None:
-            return self._model.similarity_pairwise
-        from sentence_transformers import util
-
-        return util.pairwise_cos_sim if name == "cosine" else util.pairwise_dot_score
-
-
-_PARENT = os.getpid()
-
-
-@lru_cache(maxsize=2)
-def load(found: Model, device: str | None, dtype: str | None, process: int) -> LoadedModel:
-    """The model of a process, whose two last are kept."""
-    if process != _PARENT:
-        # A forked worker of num_proc has none of its parent's threads: a parallel region would wait for them for ever.
-        import torch
-
-        torch.set_num_threads(1)
-    return LoadedModel(found, device, dtype)
-
-
-def model_of(model: str, revision: str | None, kind: str | None) -> Model:
-    """Which model a folder or a name of the Hub stands for."""
-    folder = Path(model)
-    if folder.is_dir():
-        files: dict[str, Path | None] = {name: folder / name for name in _TELLING}
-        commit = "files-" + hash_of_folder(folder)
-        return Model(model, folder.resolve().name, None, commit, kind or _kind_of(files))
-    return _find_published(model, revision, kind)
-
-
-@lru_cache(maxsize=16)
-def _find_published(model: str, revision: str | None, kind: str | None) -> Model:
-    """A model of the Hub at the commit that the files are of, which is the one to be loaded."""
-    _library()
-    from transformers.utils import cached_file
-
-    try:
-        quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-        paths = {name: cached_file(model, name, revision=revision, **quiet) for name in _TELLING}
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"The model {model!r}{f' at {revision}' if revision else ''} cannot be found: "
-            f"{' '.join(str(error).split())[:300]} Name a folder, or the id of a model on the Hub."
-        ) from error
-    files = {name: None if path is None else Path(path) for name, path in paths.items()}
-    there = [path for path in files.values() if path is not None]
-    if not there:
-        raise ConfigurationError(
-            f"There is no folder {model!r}, and no such model on the Hub or in its cache that sentence-transformers "
-            "could load. Check the name, and HF_HUB_OFFLINE."
-        )
-    commits = [path.parts[path.parts.index("snapshots") + 1] for path in there if "snapshots" in path.parts]
-    commit = commits[0] if commits else revision
-    return Model(model, model, commit, str(commit), kind or _kind_of(files))
-
-
-_TELLING = ("config_sentence_transformers.json", "config.json", "modules.json")
-
-
-def _kind_of(files: Mapping[str, Path | None]) -> str:
-    """What the files of a model say that it is."""
-    said = {name: _json(path) for name, path in files.items()}
-    type = said["config_sentence_transformers.json"].get("model_type")
-    if type is not None:
-        return CROSS_ENCODER if type == "CrossEncoder" else BI_ENCODER
-    architectures = said["config.json"].get("architectures") or []
-    crosses = any(str(name).endswith("ForSequenceClassification") for name in architectures)
-    return CROSS_ENCODER if crosses and not said["modules.json"] else BI_ENCODER
-
-
-def _json(path: Path | None) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {"": found}
-
-
-def _library() -> Any:
-    try:
-        import sentence_transformers
-    except ImportError as error:
-        raise MissingDependencyError.of(
-            error.name or "sentence_transformers", "train", "Scoring passages with a model"
-        ) from error
-    return sentence_transformers

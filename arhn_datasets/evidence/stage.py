@@ -1,29 +1,37 @@
-"""What the annotated stages share: whose evidence it is, which task a row has, and what no option and no row may be."""
+"""What the stages of evidence share: whose it is, which task a row has, and what no option and no row may be."""
 
 from __future__ import annotations
 
+import math
 import os
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import pyarrow as pa
+
+from arhn_datasets import evidence
 from arhn_datasets.annotators.client.contract import ConnectionOptions, documented, shown_url
 from arhn_datasets.annotators.endpoint import Endpoint, urls_of_environment
 from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.annotators.prompts import SUBSET_TASKS, check_tasks, task_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows import records
+from arhn_datasets.rows.arrow import lengths_in
 from arhn_datasets.rows.background import gathered
+from arhn_datasets.rows.extensions import modules_in, subclasses_of
+from arhn_datasets.rows.options import Option
 from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, QUERY_ID, SUBSET, Row, passages_of, shorten
 from arhn_datasets.rows.stage import Transform
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from huggingface_hub import AsyncInferenceClient
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
+Stage = TypeVar("Stage", bound="EvidenceStage")
 Self = TypeVar("Self", bound="AnnotatedTransform")
 
 THREE_WAYS = """No annotator is configured. There are three ways:
@@ -33,9 +41,50 @@ THREE_WAYS = """No annotator is configured. There are three ways:
                        or arhn.Lexical() for the baseline that needs no LLM"""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvidenceStage(Transform):
+    """A stage that gives the kind of evidence of its name."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
+    """The options of a command that go with it."""
+
+    FOLLOWS: ClassVar[str] = ""
+    """The kind of evidence that it is made of, with which a command asks for it; empty where it is asked for itself."""
+
+    @classmethod
+    @abstractmethod
+    def from_options(cls: type[Stage], given: Mapping[str, Any], annotator: Annotator | None, tasks: Any) -> Stage:
+        """The stage that the options of a command name; ``given`` has None for what was not given.
+
+        Raises:
+            ConfigurationError: a value is out of range, or nobody is named who gives such evidence.
+        """
+
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """Columns that are not null in rows about which nothing is asked; none where every row is asked about."""
+        return ()
+
+    def requests(self, rows: pa.Table) -> int | None:
+        """How many requests rows need; None where only evidence tells that these rows do not have yet."""
+        return 0
+
+    def statistics(self) -> dict[str, Any]:
+        """What a server was asked that no annotator stands for; empty for none."""
+        return {}
+
+    def shared_by(self: Stage, processes: int) -> Stage:
+        """This stage in one of several processes that share such a server."""
+        return self
+
+    def description(self) -> dict[str, Any]:
+        """Whose evidence it is, for the card; at least ``annotator``, a name."""
+        return {"annotator": self.NAME, "baseline": False}
+
+
 @documented
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class AnnotatedTransform(Transform, ConnectionOptions):
+class AnnotatedTransform(EvidenceStage, ConnectionOptions):
     """A transform that asks an annotator.
 
     Args:
@@ -46,6 +95,7 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         revision: Its commit sha; by default the one that the server names.
         cache: Folder of the store of replies, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's cache.
         client: Instead of ``endpoint``, a ``huggingface_hub.AsyncInferenceClient`` of yours.
+        reuse: Leave rows alone that have this evidence already, and ask about the others.
         tasks: A task for all rows (``"question"``, ``"claim"``, ``"argument"``, ``"title"``), or a mapping from
             ``subset`` to task that goes before the built-in one.
 
@@ -60,11 +110,12 @@ class AnnotatedTransform(Transform, ConnectionOptions):
     cache: str | os.PathLike[str] | None = None
     client: AsyncInferenceClient | None = field(default=None, repr=False)
     tasks: str | Mapping[str, str] | None = None
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
         check_annotator("annotator", self.annotator)
-        _check_urls(self.endpoint)
+        check_urls(self.endpoint)
         self.check_connection()
         if sum(given is not None for given in (self.annotator, self.endpoint, self.client)) > 1:
             raise ConfigurationError(
@@ -76,6 +127,37 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         self._given()  # refuses wrong values here rather than in the first row
 
     OPTIONAL: ClassVar[tuple[str, ...]] = (QUERY_ID, SUBSET, records.DECISION)
+    ASKS: ClassVar[str]
+    """The method of the annotator that is asked."""
+
+    @classmethod
+    def from_options(cls: type[Self], given: Mapping[str, Any], annotator: Annotator | None, tasks: Any) -> Self:
+        """The stage with this annotator, which has to give such evidence."""
+        options = {name: given[name] for name in cls.OPTIONS if given.get(name) is not None}
+        stage = cls(annotator=annotator, tasks=tasks, **options)
+        stage.check_annotator_gives()
+        return stage
+
+    def check_annotator_gives(self) -> None:
+        """Refuse an annotator that lacks what this stage asks, before anything is asked.
+
+        Raises:
+            ConfigurationError: says what it lacks, and who has it.
+        """
+        self.configured.check_gives(self.ASKS, self.NAME)
+
+    @property
+    def prompts_of(self) -> tuple[str, ...]:
+        """The prompts that an LLM is asked with, by their names in ``Prompts``."""
+        return (self.NAME,)
+
+    def requests(self, rows: pa.Table) -> int | None:
+        """One a passage."""
+        return sum(int(lengths_in(rows, side.passages)[0].sum()) for side in LABELLED)
+
+    def description(self) -> dict[str, Any]:
+        """The annotator's."""
+        return self.configured.description()
 
     def __repr__(self) -> str:
         who = self._given() or "the environment's"
@@ -121,6 +203,15 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         tasks = self.tasks if isinstance(self.tasks, str) else {**SUBSET_TASKS, **(self.tasks or {})}
         return {"annotator": self.configured.identity(self.NAME), "tasks": tasks}
 
+    @property
+    def known_by(self) -> tuple[str, ...]:
+        """With ``reuse`` the columns of its own."""
+        return tuple(self.types(None)) if self.reuse else ()
+
+    def _inputs(self, columns: Iterable[str]) -> list[str]:
+        found = list(columns)
+        return list(dict.fromkeys([*super()._inputs(found), *(name for name in self.known_by if name in found)]))
+
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The evidence on each row; all requests of all rows are under way together.
 
@@ -129,7 +220,11 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         """
         for row in rows:
             check_source(self.NAME, row)
-        return await gathered((self.annotate(row) for row in rows), concurrently=self.awaits)
+        return await gathered((self._given_on(row) for row in rows), concurrently=self.awaits)
+
+    async def _given_on(self, row: Row) -> Row:
+        known = {column: row.get(column) for column in self.known_by}
+        return await self.annotate(row) if not known or None in known.values() else known
 
     @abstractmethod
     async def annotate(self, row: Row) -> Row:
@@ -142,16 +237,23 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         screened: Callable[[Sequence[Asked], Sequence[Asked]], Awaitable[Sequence[Given | None]]],
         ask: Callable[[Asked], Awaitable[Given]],
         checked: Callable[[Given, records.Passage], Given],
+        packed: tuple[Callable[[Sequence[Asked]], Awaitable[Sequence[Given]]], int] | None = None,
     ) -> Row:
-        """What the annotator gives on each passage, checked; asked where ``screened`` does not say it."""
+        """What the annotator gives on each passage, checked; asked where ``screened`` does not say it.
+
+        ``packed`` is how it is asked about several passages together, and about how many, instead of by ``ask``.
+        """
         annotator, background, task = self.configured, background_of(row), self.task(row)
         positives, negatives = (list(passages_of(row, side.passages)) for side in LABELLED)
         passages, first = (*positives, *negatives), len(positives)
         requests = [request(query=row[QUERY], passage=one, task=task, background=background) for one in passages]
-        await annotator.turn(len(requests))
+        await annotator.turn(len(requests) if packed is None else math.ceil(len(requests) / packed[1]))
         known = await screened(requests[:first], requests[first:])
-        asked = (ask(one) for one, reply in zip(requests, known, strict=True) if reply is None)
-        replies = iter(await gathered(asked, concurrently=annotator.awaits))
+        asked = [one for one, reply in zip(requests, known, strict=True) if reply is None]
+        if packed is None:
+            replies = iter(await gathered(map(ask, asked), concurrently=annotator.awaits))
+        else:
+            replies = iter(await packed[0](asked))
         given = [next(replies) if one is None else one for one in known]
         found = [checked(reply, passage) for reply, passage in zip(given, passages, strict=True)]
         values = [dict(vars(reply)) for reply in found]
@@ -177,7 +279,15 @@ class AnnotatedTransform(Transform, ConnectionOptions):
         return endpoint
 
 
-def _check_urls(given: object) -> None:
+@cache
+def known_stages() -> Mapping[str, type[EvidenceStage]]:
+    """The stage of each kind of evidence, of the files of this folder, in the order of the table of kinds."""
+    names = [module.__name__ for module in modules_in(evidence)]
+    found = {cls.NAME: cls for cls in subclasses_of(EvidenceStage) if cls.__module__ in names and vars(cls).get("NAME")}
+    return {kind: found[kind] for kind in records.EVIDENCE_KINDS if kind in found}
+
+
+def check_urls(given: object) -> None:
     """Refuse what the annotator behind ``endpoint`` could only stumble over."""
     urls = given if isinstance(given, (list, tuple)) else (given,)
     if given is None or all(isinstance(url, str) for url in urls):

@@ -8,17 +8,20 @@ and a reply that cannot be read are recorded as such, and the passages concerned
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import pyarrow as pa
 
 from arhn_datasets.annotators.cascade import Cascade
 from arhn_datasets.annotators.interface import Annotator, Verdict, VerdictRequest
 from arhn_datasets.annotators.prompts import one_line
 from arhn_datasets.evidence.stage import AnnotatedTransform, background_of, check_annotator, unparsed
 from arhn_datasets.rows import records
+from arhn_datasets.rows.arrow import lengths_in
 from arhn_datasets.rows.background import gathered
-from arhn_datasets.rows.options import check_integer
+from arhn_datasets.rows.options import Option, check_integer
 from arhn_datasets.rows.records import LABELLED, NEGATIVE, POSITIVE, QUERY, Row, digest, passages_of, text_of
 
 
@@ -44,7 +47,12 @@ class Verdicts(AnnotatedTransform):
     """
 
     NAME: ClassVar[str] = "verdicts"
+    ASKS: ClassVar[str] = "verdicts"
     VERSION: ClassVar[int] = 2
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "window": Option(help="most candidates in a request", metavar="N"),
+        "seed": Option(help="of the shown orders", metavar="NUMBER"),
+    }
 
     screen: Annotator | None = None
     window: int = 20
@@ -64,6 +72,16 @@ class Verdicts(AnnotatedTransform):
             return found
         made: dict[Any, Annotator] = self.__dict__.setdefault("_cascades", {})  # no field: it is not pickled
         return made.setdefault(id(found), Cascade(self.screen, found))
+
+    def asking(self, annotator: Annotator) -> Verdicts:
+        """The same stage with another annotator, which is behind the screen already."""
+        return super().asking(annotator).with_options(screen=None)
+
+    def requests(self, rows: pa.Table) -> int | None:
+        """One a window of the negatives of a row that has a positive."""
+        positives, negatives = (lengths_in(rows, side.passages)[0].tolist() for side in LABELLED)
+        pairs = zip(positives, negatives, strict=True)
+        return sum(-(-int(shown) // self.window) for references, shown in pairs if references)
 
     def identity(self) -> dict[str, Any]:
         """The annotator's identity and every option of the verdicts."""

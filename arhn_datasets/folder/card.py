@@ -5,6 +5,7 @@ All of its prose stands in ``dataset_cards/``; here it is chosen and filled.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -14,7 +15,19 @@ from typing import Any
 
 from arhn_datasets.folder.readme import PUBLISHED, CardContent, rendered, stated_metadata
 from arhn_datasets.folder.report import COUNT_NAMES, Report, passages_to_show
-from arhn_datasets.rows.records import GROUNDED, NEGATIVE, QUERY, SUBSET, Passage, Row, shorten
+from arhn_datasets.rows.records import (
+    EVIDENCE_KINDS,
+    GROUNDED,
+    KINDS,
+    NEGATIVE,
+    QUERY,
+    RANKING,
+    SUBSET,
+    Passage,
+    Row,
+    shorten,
+)
+from arhn_datasets.rules.rule import known_rules
 
 CHANGED_ROWS = 5  # that the card shows
 NAME_CHARACTERS, QUERY_CHARACTERS, SNIPPET_CHARACTERS, AROUND_CHARACTERS = 100, 300, 320, 90
@@ -35,7 +48,8 @@ def render_card(content: CardContent) -> str:
         for name, value in values.items()
         if value is not None
     ]
-    title = facts.pretty_name or said("top", "title", source=run["source"]["name"])
+    kinds, other = _evidence_of(parameters), _other(parameters["relabel"])
+    title = facts.pretty_name or said("top", f"title{other}", source=run["source"]["name"])
     page = filled(
         "card",
         title=inline(title),
@@ -44,22 +58,23 @@ def render_card(content: CardContent) -> str:
         source_sentence=f"{said('source', 'source', source=_source_link(run['source']))}.",
         version=inline(run["versions"]["arhn_datasets"]),
         summary=said("top", _with_dropped("summary", content.report), **_totals(content.report)),
-        ranks_sentence=said("ranks", _ranked_by(parameters)),
-        policy_sentence=_policy(parameters["relabel"]),
+        method=said("top", f"method{other}", rule=value_of(parameters["relabel"].get("rule", "Relabel"))),
+        idea=said("top", f"idea{other}"),
+        steps=_steps(kinds, parameters),
         chart=_chart(content),
         counts=counts_table(content.report),
         dropped=f" {said('top', 'dropped')}" if content.report.total.dropped else "",
         statuses=_statuses_table(content.report),
-        changed="\n\n".join(_changed_row(row) for row in content.changed) or said("changed", "none"),
+        changed="\n\n".join(_changed_row(row, kinds) for row in content.changed) or said("changed", "none"),
         load=_load(content),
         columns_title="Configurations" if published else "Columns",
         columns_anchor="configurations" if published else "columns",
-        columns=f"{filled(f'sections/columns-{content.layout}', configurations=_configurations(content))}\n",
+        columns=f"{_columns(content, kinds)}\n",
         annotator_sentence=_annotator(annotator),
         annotator=table(("annotator", ""), asked, right=()),
         parameters=table(("stage", "parameter", "value"), given, right=()),
         prompts=_prompts(run.get("prompts") or {}),
-        limits=_limits(content),
+        limits=_limits(content, kinds),
         source_bullets=_source_bullets(content),
         citation=f"\n{fenced(facts.citation, 'bibtex')}\n" if facts.citation else "",
     )
@@ -119,24 +134,57 @@ def _optional(name: str, key: str, values: Mapping[str, Any]) -> str:
     return f" {said(name, key, **{key: value_of(values[key])})}" if values.get(key) else ""
 
 
-def _ranked_by(parameters: Mapping[str, Any]) -> str:
-    relabel = parameters["relabel"]
-    if "rule" in relabel or relabel.get("evidence", "snippets") != "snippets":
-        return "other-evidence"
-    if relabel["policy"] == "filter" and "ranks" not in parameters:
-        return "none"
-    return "passage" if parameters.get("ranks", {}).get("rank_by") == "passage" else "snippet"
+def _evidence_of(parameters: Mapping[str, Any]) -> list[str]:
+    """The kinds of evidence of a run, in the order of its stages; with snippets go ranks, asked for or not."""
+    kinds = [kind for kind in parameters if kind in EVIDENCE_KINDS]
+    if not kinds and "rule" not in parameters["relabel"]:  # the rows of a map, whose stages nobody has named
+        kinds = [parameters["relabel"].get("evidence", "snippets")]
+    if "snippets" in kinds and "ranks" not in kinds:
+        kinds.insert(kinds.index("snippets") + 1, "ranks")
+    return kinds
+
+
+def _other(relabel: Mapping[str, Any]) -> str:
+    """The end of the names of sentences where the rule is not that of ARHN over snippets."""
+    return "" if "rule" not in relabel and relabel.get("evidence", "snippets") == "snippets" else "-other"
+
+
+def _steps(kinds: Sequence[str], parameters: Mapping[str, Any]) -> str:
+    """What was done, in order."""
+    ranked = "none" if "ranks" not in parameters and parameters["relabel"].get("policy") == "filter" else "snippet"
+    if parameters.get("ranks", {}).get("rank_by") == "passage":
+        ranked = "passage"
+    known, ranks = sentences("sentences/evidence"), said("ranks", ranked)
+    steps = [said("evidence", k if k in known else "other", ranks=ranks, kind=inline(k).capitalize()) for k in kinds]
+    steps.append(f"**Relabelling.** {_policy(parameters['relabel'])}")
+    return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1))
+
+
+def _columns(content: CardContent, kinds: Sequence[str]) -> str:
+    known, ranking = sentences("sentences/columns"), RANKING if "ranks" in kinds else None
+    lines = [f"| `*_{kind}` | {known.get(kind, known['other'])} |" for kind in kinds]
+    lines += [f"| `{ranking}` | {known[ranking]} |"] if ranking else []
+    values = {"evidence": "\n".join(lines), "configurations": _configurations(content)}
+    return filled(f"sections/columns-{content.layout}", **values)
 
 
 def _policy(relabel: Mapping[str, Any]) -> str:
     """What moved a passage: a rule or a policy, by the page of its name."""
     if "rule" in relabel:
         page = f"rules/{relabel['rule']}"
-        options = ", ".join(f"{name} {value_of(value)}" for name, value in relabel.items() if name != "rule")
+        options = ", ".join(
+            f"{name} {value_of(value)}" for name, value in relabel.items() if name != "rule" and value is not None
+        )
         return filled(page if is_there(page) else "rules/other", rule=value_of(relabel["rule"]), options=options)
     policy, evidence = relabel["policy"], relabel.get("evidence", "snippets")
     if evidence != "snippets":
-        return said("policy", "other-evidence", policy=value_of(policy), evidence=value_of(evidence))
+        known = sentences("sentences/policy")
+        if f"above-{evidence}" not in known or f"{policy}-by" not in known:
+            return said("policy", "other-evidence", policy=value_of(policy), evidence=value_of(evidence))
+        which = "best" if relabel.get("reference") == "best" else "worst"
+        values = {"threshold": value_of(relabel.get("threshold")), "which": which}
+        above, below = (said("policy", f"{place}-{evidence}", **values) for place in ("above", "below"))
+        return said("policy", f"{policy}-by", above=above, below=below)
     if not is_there(f"policies/{policy}"):
         return said("policy", "other", policy=value_of(policy))
     ties = "above" if relabel.get("ties", "above") == "above" else "below"
@@ -161,7 +209,7 @@ def _chart(content: CardContent) -> str:
 def _statuses_table(report: Report) -> str:
     lines = []
     for kind, counts, known in report.total.statuses():
-        whole, meanings = sum(counts.values()) or 1, sentences(f"statuses/{kind}")
+        whole, meanings = sum(counts.values()) or 1, _meanings(kind)
         for status in dict.fromkeys([*known, *counts]):
             if counts.get(status):
                 share = f"{counts[status] / whole:.1%}"
@@ -169,21 +217,29 @@ def _statuses_table(report: Report) -> str:
     return table(("evidence", "status", "number", "share", "meaning"), lines, right=(2, 3))
 
 
-def _changed_row(row: Row) -> str:
+def _meanings(kind: str) -> dict[str, str]:
+    """What the statuses of a kind mean, where a page says it."""
+    return sentences(f"statuses/{kind}") if is_there(f"statuses/{kind}") else {}
+
+
+def _changed_row(row: Row, kinds: Sequence[str]) -> str:
     passages = list(passages_to_show(row))
-    lines = []
-    for side, passage, snippet, rank, before in passages[:SHOWN_PASSAGES]:
+    lines, others = [], [kind for kind in kinds if kind != "snippets"]  # the snippet stands in the text
+    for side, passage, given, before in passages[:SHOWN_PASSAGES]:
         docid, title = (shorten(str(passage.get(name) or ""), NAME_CHARACTERS) for name in ("docid", "title"))
         after = side.label if side.label == before else f"**{side.label}**"
         heading = f"<b>{escaped(docid)}</b> {escaped(title)}".strip()
-        lines.append((heading, before, after, "" if rank is None else str(rank), _excerpt(passage, snippet)))
+        said_of = (inline(given[kind]) if kind in given else "" for kind in others)
+        lines.append((heading, before, after, *said_of, _excerpt(passage, given.get("snippets"))))
     subset, left = row.get(SUBSET), len(passages) - len(lines)
+    names = [next(iter(KINDS[kind].shown_as)) for kind in others]
+    excerpt = said("changed", "excerpt-snippets" if len(others) < len(kinds) else "excerpt")
     shown = "" if subset is None else said("changed", "subset", subset=value_of(shorten(str(subset), NAME_CHARACTERS)))
     return filled(
         "sections/changed-row",
         query=inline(shorten(row[QUERY], QUERY_CHARACTERS)),
         subset=f" {shown}" if shown else "",
-        passages=table(("passage", "before", "after", "rank", "text, its snippet marked"), lines, right=(3,)),
+        passages=table(("passage", "before", "after", *names, excerpt), lines, right=range(3, 3 + len(names))),
         kept=f"{len(row[NEGATIVE.passages]):,}",
         more=said("changed", "more", number=f"{left:,}") if left > 0 else "",
     )
@@ -211,6 +267,7 @@ def _load(content: CardContent) -> str:
     published = content.layout == PUBLISHED
     splits = {f"{name}_split": next(iter(config.splits)) for name, config in configs.items()}
     values = {**splits, "repository": repository, "split": splits["default_split"], "dropped": ""}
+    values["again"] = _again(content.run["parameters"]["relabel"])
     if "dropped" in configs:
         joined = f" {said('load', 'joined')}" if published else ""
         values["dropped"] = f"\n{said('load', 'dropped', repository=repository)}{joined}\n"
@@ -221,6 +278,15 @@ def _load(content: CardContent) -> str:
         listed = "\n".join(f"- `{name}`: {row}" for name, row in formats.items())
         shown.append(filled(f"formats/{page}", **values, formats=listed, format=next(iter(formats))))
     return "\n\n".join([*shown, filled("sections/load-verify", **values)]) + "\n"
+
+
+def _again(relabel: Mapping[str, Any]) -> str:
+    """The code of a rule over the same evidence."""
+    if "rule" in relabel:
+        return f"arhn.{relabel['rule']}()" if relabel["rule"] in known_rules() else "the_rule"
+    evidence = relabel.get("evidence", "snippets")
+    by = "" if evidence == "snippets" else f"evidence={json.dumps(evidence)}, "
+    return f'arhn.relabel.with_options({by}policy="filter")'
 
 
 def _configurations(content: CardContent) -> str:
@@ -263,17 +329,20 @@ def _prompts(prompts: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     folded = []
     for task, text in prompts.items():
-        named = {title: text[name] for name, title in (("snippet", "Snippets"), ("ranking", "Ranks")) if text.get(name)}
-        texts = "\n\n".join(f"{title}:\n\n{fenced(prompt, 'text')}" for title, prompt in named.items())
+        named = {name: prompt for name, prompt in text.items() if name not in ("version", "hash")}
+        texts = "\n\n".join(
+            f"{inline(name).capitalize()}:\n\n{fenced(prompt, 'text')}" for name, prompt in named.items()
+        )
         folded.append(filled("sections/prompts", task=inline(task), texts=texts))
     shown = table(("task", "version", "hash of the prompts"), hashes, right=())
     return "\n\n".join(["**Prompts**", shown, *folded]) + "\n\n"
 
 
-def _limits(content: CardContent) -> str:
+def _limits(content: CardContent, kinds: Sequence[str]) -> str:
     errors = content.report.total.errors
+    own = next((kind for kind in kinds if [kind] == list(kinds) and kind in sentences("sentences/limits")), "model")
     limits = [
-        said("limits", "baseline" if content.run["annotator"].get("baseline") else "model"),
+        said("limits", "baseline" if content.run["annotator"].get("baseline") else own),
         audit_sentence(content.run.get("audit")),
         said("limits", "source"),
         *([said("limits", "errors", number=f"{errors:,}")] if errors else []),

@@ -27,7 +27,7 @@ COUNT_NAMES = ("rows", "positives", "negatives", "relabelled", "filtered", "drop
 MOST_SUBSETS = 50
 
 # The statuses that are counted: of each passage, then of each row.
-_JUDGEMENTS = {"verdicts": records.JUDGEMENT_STATUSES, "grades": records.JUDGEMENT_STATUSES}
+_JUDGEMENTS = {kind: records.KINDS[kind].statuses for kind in records.FURTHER_KINDS if records.KINDS[kind].statuses}
 _OF_PASSAGES = ("snippets", *_JUDGEMENTS)
 _STATUSES: Mapping[str, Sequence[str]] = {
     "snippets": records.SNIPPET_STATUSES,
@@ -62,19 +62,22 @@ class Counts:
     rankings: Mapping[str, int] = field(default_factory=dict)
     verdicts: Mapping[str, int] = field(default_factory=dict)
     grades: Mapping[str, int] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def errors(self) -> int:
         """Requests that failed and can be asked again."""
-        return sum(getattr(self, kind).get(records.ERROR, 0) for kind in _STATUSES)
+        return sum(counts.get(records.ERROR, 0) for _, counts, _ in self.statuses())
 
     def statuses(self) -> list[tuple[str, Mapping[str, int], Sequence[str]]]:
         """What is counted by status, as readers are told: its name, the counts, and the statuses that there are."""
-        return [("rows" if k == "decisions" else k, getattr(self, k), known) for k, known in _STATUSES.items()]
+        of = {**vars(self), **self.others}
+        return [("rows" if k == "decisions" else k, of.get(k, {}), known) for k, known in _STATUSES.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """The counts; verdicts, grades and what was dropped only where there is some."""
+        """The counts; those of evidence other than ARHN's, and what was dropped, only where there is some."""
         found = asdict(self)
+        found |= found.pop("others")
         return {name: value for name, value in found.items() if value or name not in (*_JUDGEMENTS, "dropped")}
 
 
@@ -108,12 +111,20 @@ class Report:
     causes: Sequence[Cause] = ()
 
     @property
+    def asked(self) -> int:
+        """The passages and rankings that were asked about."""
+        return sum(
+            number
+            for name, counts, _ in self.total.statuses()
+            for status, number in counts.items()
+            if name != "rows" and status != records.SKIPPED
+        )
+
+    @property
     def unread(self) -> float:
-        """The share of the requests that gave no readable reply."""
+        """The share of them on which there is no readable reply."""
         asked = [counts for name, counts, _ in self.total.statuses() if name != "rows"]
-        unread = sum(counts.get(status, 0) for counts in asked for status in UNREAD)
-        skipped = sum(counts.get(records.SKIPPED, 0) for counts in asked)
-        return unread / max(1, sum(sum(counts.values()) for counts in asked) - skipped)
+        return sum(counts.get(status, 0) for counts in asked for status in UNREAD) / max(1, self.asked)
 
     def to_json(self) -> dict[str, Any]:
         """The counts as JSON, the total under ``"all"``."""
@@ -213,11 +224,7 @@ def format_report(report: Report) -> str:
     """The report as a table for a terminal."""
     lines = [(name, *(f"{getattr(counts, column):,}" for column in report.names)) for name, counts in report.rows()]
     table = format_table(("subset", *report.names), lines)
-    statuses = [
-        f"{label:<9} {_shares(counts, known)}"
-        for label, counts, known in report.total.statuses()
-        if counts or label not in _JUDGEMENTS
-    ]
+    statuses = [f"{label:<9} {_shares(counts, known)}" for label, counts, known in report.total.statuses() if counts]
     return "\n".join([table, "", *statuses])
 
 
@@ -287,27 +294,44 @@ def changed_rows(tables: Iterable[pa.Table], most: int) -> list[Row]:
     return found.rows()
 
 
-def passages_to_show(row: Row) -> Iterator[tuple[Side, Passage, Mapping[str, Any] | None, int | None, str]]:
-    """The positives and the filtered passages of a row: side, passage, snippet, rank, and the label in the source."""
+def passages_to_show(row: Row) -> Iterator[tuple[Side, Passage, Mapping[str, Any], str]]:
+    """The positives and the filtered passages of a row: side, passage, evidence, and the label in the source.
+
+    The evidence is the snippet, and of every other kind what it says in a word or a number, where it says anything.
+    """
     for side in (records.POSITIVE, records.FILTERED):
         none = [None] * len(row[side.passages])
-        snippets, ranks = (row.get(column) or none for column in (side.snippets, side.ranks))
-        for passage, snippet, rank, origin in zip(row[side.passages], snippets, ranks, row[side.origins], strict=True):
-            yield side, passage, snippet, rank, origin["label"]
+        values = [row.get(side.column(kind)) or none for kind in records.EVIDENCE_KINDS]
+        for at, (passage, origin) in enumerate(zip(row[side.passages], row[side.origins], strict=True)):
+            found = {kind: of[at] for kind, of in zip(records.EVIDENCE_KINDS, values, strict=True)}
+            given = {kind: _in_short(kind, value) for kind, value in found.items() if value is not None}
+            yield side, passage, given, origin["label"]
+
+
+def _in_short(kind: str, value: Any) -> Any:
+    """What evidence says: the field that rules read, or how it went where it says nothing; a snippet as it is."""
+    read = records.KINDS[kind].reads
+    if read is None:
+        return f"{value:.3f}" if isinstance(value, float) else value
+    if read == "status":
+        return value
+    return value["status"] if value[read] is None else value[read]
 
 
 def format_row(row: Row, width: int = 100) -> str:
-    """A changed row for a reader: the query, the positive, and each passage that moved with its snippet."""
+    """A changed row for a reader: the query, the positive, and each passage that moved with its evidence."""
     lines = [f"query      {shorten(row[QUERY], width)}"]
-    for side, passage, snippet, rank, before in passages_to_show(row):
+    for side, passage, given, before in passages_to_show(row):
         moved = "+ now pos" if side is records.POSITIVE else "- left"
         label = moved if side.label != before else "positive"
-        said = shorten(passage.get("text") or "", width)  # of a rule that looks at other evidence
-        if snippet is not None:
+        said = shorten(passage.get("text") or "", width)
+        if (snippet := given.get("snippets")) is not None:
             grounded = snippet["status"] == records.GROUNDED
             said = f"“{shorten(snippet['snippet'], width)}”" if grounded else f"({snippet['status']})"
-            said = f"rank {rank} {said}" if rank and side is records.POSITIVE else said
-        lines.append(f"{label:<10} [{passage['docid']}] {said}")
+        names = {kind: next(iter(records.KINDS[kind].shown_as)) for kind in given if given[kind] is not snippet}
+        shown = [f"{name} {given[kind]}" for kind, name in names.items()]
+        by = f"{', '.join(shown)}: " if shown else ""
+        lines.append(f"{label:<10} [{passage['docid']}] {by}{said}")
     lines.append(f"{'kept':<10} {len(row[NEGATIVE.passages])} negatives")
     return "\n".join(lines)
 
@@ -343,8 +367,10 @@ def _add(tallies: Sequence[Counter[str]], key: str, numbers: Any) -> None:
 def _counts(tally: Counter[str]) -> Counts:
     numbers: dict[str, Any] = {name: tally[name] for name in COUNT_NAMES}
     numbers["kept"] = tally["negatives"] - sum(tally[name] for name in ("relabelled", "filtered", "dropped"))
+    numbers["others"] = {}
     for kind in _STATUSES:
-        numbers[kind] = {status: tally[key] for status, key in _keys(kind).items() if tally[key]}
+        counts = {status: tally[key] for status, key in _keys(kind).items() if tally[key]}
+        (numbers if kind in Counts.__dataclass_fields__ else numbers["others"])[kind] = counts
     return Counts(**numbers)
 
 

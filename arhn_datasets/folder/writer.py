@@ -31,8 +31,7 @@ import pyarrow.compute as pc
 
 from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import OutputError, SchemaError
-from arhn_datasets.evidence.scores import Scores
-from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.evidence.stage import AnnotatedTransform, EvidenceStage
 from arhn_datasets.folder.card import CHANGED_ROWS, render_card
 from arhn_datasets.folder.parquet import Shards, common_schema, conformed, features_of
 from arhn_datasets.folder.reading import CARD_FILE, DATA, DROPPED, EVIDENCE, describe_files, read_rows
@@ -293,8 +292,7 @@ def describe_run(
     requests: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``run.json``: everything needed to repeat the run, and nothing secret."""
-    annotator = next((found.configured for found in transforms if isinstance(found, AnnotatedTransform)), None)
-    described = annotator or next((found for found in transforms if isinstance(found, Scores)), None)
+    evidence = [found for found in transforms if isinstance(found, EvidenceStage)]
     return {
         "format": RUN_FORMAT,
         "id": uuid.uuid4().hex,
@@ -305,9 +303,9 @@ def describe_run(
             **{name: version(name) for name in VERSIONED},
         },
         "source": dict(provenance),
-        "annotator": {"annotator": "not recorded"} if described is None else described.description(),
+        "annotator": _described(evidence),
         **configuration(transforms),
-        "prompts": _prompt_texts(annotator),
+        "prompts": _prompt_texts(evidence),
         "counts": report.to_json(),
         "causes": [asdict(cause) for cause in report.causes],
         "durations_seconds": {stage: round(seconds, 3) for stage, seconds in durations.items()},
@@ -326,16 +324,24 @@ def configuration(transforms: Sequence[Transform]) -> dict[str, Any]:
     return {"identity": annotators, "parameters": parameters}
 
 
-def _prompt_texts(annotator: Any) -> dict[str, dict[str, str]]:
+def _described(evidence: Sequence[EvidenceStage]) -> dict[str, Any]:
+    """Who was asked; where nobody was, whose the evidence is."""
+    found = sorted(evidence, key=lambda one: not isinstance(one, AnnotatedTransform))
+    return found[0].description() if found else {"annotator": "not recorded"}
+
+
+def _prompt_texts(evidence: Sequence[EvidenceStage]) -> dict[str, dict[str, str]]:
     """What an LLM was asked in each task, with places for what differs; nothing where there are no prompts."""
-    prompts, texts = getattr(annotator, "prompts", None), {}
-    if not isinstance(prompts, Prompts):
-        return {}
-    for task in prompts.tasks:
-        snippet = prompts.snippet_messages("{query}", {"title": "", "text": "{passage}"}, task)
-        ranking = prompts.ranking_messages("{query}", ["{snippet}", "{snippet}"], task)
-        text = {"snippet": snippet[0]["content"], "ranking": ranking[0]["content"]}
-        texts[task] = {"version": prompts.version, "hash": digest(text)[:16], **text}
+    asked = {name: one.configured for one in evidence if isinstance(one, AnnotatedTransform) for name in one.prompts_of}
+    found = {stage: getattr(annotator, "prompts", None) for stage, annotator in asked.items()}
+    known = {stage: prompts for stage, prompts in found.items() if isinstance(prompts, Prompts)}
+    texts: dict[str, dict[str, str]] = {}
+    for task in (task for prompts in list(known.values())[:1] for task in prompts.tasks):
+        text: dict[str, str] = {}
+        for stage, prompts in known.items():
+            text |= prompts.example_of(stage, task)
+        version = next(iter(known.values())).version
+        texts[task] = {"version": version, "hash": digest(text)[:16], **text}
     return texts
 
 

@@ -31,6 +31,7 @@ from arhn_datasets.inputs import bad_rows
 from arhn_datasets.inputs import passages as flat
 from arhn_datasets.inputs.bad_rows import STOP, BadRow, OnBadRow, halved
 from arhn_datasets.inputs.canonical import canonical_columns, canonical_rows, mixes_subsets, sort_out
+from arhn_datasets.inputs.columns import check_label_names
 from arhn_datasets.inputs.corpora import GivenRows, dataset_of_ids, parts_of, tables_of_ids, tables_of_parts
 from arhn_datasets.inputs.forms import CANONICAL, MADE, Reading, reading_of
 from arhn_datasets.inputs.grouping import alike, grouped, names_of, refuse_lists_of_passages
@@ -296,6 +297,8 @@ def _adapted_dataset(
     names = tuple(rows.column_names if isinstance(rows, Dataset) else rows[0])
     reading, came = reading_of(names, threshold), rows
     if isinstance(rows, Dataset):
+        for name in reading.consumed if threshold is None else ():
+            check_label_names(rows.features.get(name), name)
         rows = _with_known_fields(rows, reading)
     if reading.ids and (corpus is not None or reading.sides is None):
         of_ids = rows if isinstance(rows, Dataset) else dataset_of_ids(rows, reading)

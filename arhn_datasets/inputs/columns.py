@@ -232,6 +232,28 @@ def labels_of(values: Values, column: str, documents: FlatPassages, beside: str,
     return pc.fill_null(numbers, 0.0)  # where no document stands
 
 
+def check_label_names(feature: Any, column: str) -> None:
+    """Refuse classes with names (``datasets.ClassLabel``) of which the first does not say that it is the negative.
+
+    Their numbers are places in a list that anybody may have written in any order.
+
+    Raises:
+        SchemaError: the first class may be that of the positives.
+    """
+    while not hasattr(feature, "names") and hasattr(feature, "feature"):
+        feature = feature.feature
+    names = getattr(feature, "names", None)
+    if names and names[0] != "0" and not _NEGATIVE_NAME.match(names[0]):
+        raise SchemaError(
+            f"Column {column!r} holds the classes {names}, whose numbers do not say which of them is positive: "
+            f"{names[0]!r} is 0, and 0 is read as a negative. Give labels that are 0 for negatives, as with "
+            f"ds.cast_column({column!r}, Value('int64')) where the first class is theirs."
+        )
+
+
+_NEGATIVE_NAME = re.compile(r"(?i)neg|no(?!rmal)|ir?rel|un|in(?:correct|valid)|dis|fals|wrong|bad|non|low|contra")
+
+
 def _are_floats(values: Values) -> bool:
     """Whether numbers are no integers by their type, whatever their values are; of texts, as they are written."""
     if not isinstance(values, list):

@@ -19,6 +19,8 @@ from concurrent.futures import TimeoutError as FutureTimeout  # another one than
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from arhn_datasets.errors import NotYetAnsweredError
+
 T = TypeVar("T")
 Act = Callable[[], None]
 
@@ -83,7 +85,8 @@ async def wait(coroutine: Coroutine[Any, Any, T]) -> T:
 async def gathered(awaitables: Iterable[Awaitable[T]], *, concurrently: bool = True) -> list[T]:
     """The results in order: of all at once on a loop, or one after the other where nothing waits.
 
-    The first error ends the others: what is left of a call that fails must neither ask on nor be waited for.
+    The first error ends the others: what is left of a call that fails must neither ask on nor be waited for. But where
+    a reply of a batch round is not there yet, the others go on, because their requests are planned as well.
     """
     if not concurrently:
         return [await awaitable for awaitable in awaitables]
@@ -92,7 +95,13 @@ async def gathered(awaitables: Iterable[Awaitable[T]], *, concurrently: bool = T
         return [await listed[0]]
     tasks = [asyncio.ensure_future(awaitable) for awaitable in listed]
     try:
-        return list(await asyncio.gather(*tasks))
+        try:
+            return list(await asyncio.gather(*tasks))
+        except NotYetAnsweredError:
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, BaseException) and not isinstance(result, NotYetAnsweredError):
+                    raise result from None
+            raise
     except BaseException:
         for task in tasks:
             task.cancel()

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from arhn_datasets.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """An option as people read it; with a metavar, choices or as a switch it is one of the commands, too."""
+
+    help: str
+    metavar: str | None = None
+    choices: Sequence[str] | None = None
+    switch: bool = False
+    repeatable: bool = False
+    with_evidence: Collection[str] = ()
+    """The kinds of evidence with which alone it has an effect; none for any."""
 
 
 def check_integer(name: str, value: object, least: int | None = None, *, optional: bool = False) -> None:

@@ -5,14 +5,16 @@ What a stage gives is a pure function of rows or of columns. How `datasets` come
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from arhn_datasets.errors import SchemaError
+from arhn_datasets.errors import NotYetAnsweredError, SchemaError
 from arhn_datasets.rows import background, map_hooks
 from arhn_datasets.rows.records import QUERY, Row
 
@@ -80,6 +82,23 @@ class Transform(map_hooks.MapCallable):
         if not self.awaits:
             return self.transformed(rows, owned=False)
         return self._write(rows, await self.apply(self._read(rows)), owned=False)
+
+    async def answered(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """The rows of a table whose replies are all there, as :meth:`on_loop` gives them, and the others as they were.
+
+        For batch rounds, in which every row asks by itself.
+        """
+        if not self.awaits:
+            return self.transformed(table, owned=False), table.slice(table.num_rows)
+        rows = self._read(table)
+        found = await asyncio.gather(*(self.apply([row]) for row in rows), return_exceptions=True)
+        whole = [one for one in found if not isinstance(one, BaseException)]
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, NotYetAnsweredError):
+                raise one
+        there = pa.array([not isinstance(one, BaseException) for one in found], pa.bool_())
+        done = self._write(table.filter(there), [row for one in whole for row in one], owned=False)
+        return done, table.filter(pc.invert(there))
 
     @property
     def _called(self) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from arhn_datasets.rows.arrow import Codes, Numbers
-from arhn_datasets.rows.options import check_numbers, check_share
+from arhn_datasets.rows.options import Option, check_numbers, check_share
 from arhn_datasets.rules.by_score import ScoreRule, share_of
 from arhn_datasets.rules.moves import Evidence, Names
 from arhn_datasets.rules.rule import ABOVE, NOTHING
@@ -44,6 +45,12 @@ class AdaptiveMargin(ScoreRule):
         SchemaError: the rows have no scores, or they do not fit the passages.
     """
 
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "margin": Option(help="share of the positive's score that a negative may reach", metavar="NUMBER"),
+        "slope": Option(help="how much it falls for a unit of the score under --certain", metavar="NUMBER"),
+        "certain": Option(help="the positive's score from which on it does not fall", metavar="NUMBER"),
+        **ScoreRule.OPTIONS,
+    }
     label = "AdaptiveMargin"
 
     margin: float = 0.95

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from arhn_datasets.rows.arrow import Codes, Numbers
-from arhn_datasets.rows.options import check_integer, check_numbers
+from arhn_datasets.rows.options import Option, check_integer, check_numbers
 from arhn_datasets.rows.records import QUERY_ID
 from arhn_datasets.rules.by_score import ScoreRule, beyond
 from arhn_datasets.rules.moves import Evidence, Names
@@ -44,6 +44,13 @@ class AmbiguousSampling(ScoreRule):
     """
 
     OPTIONAL: ClassVar[tuple[str, ...]] = (*Decision.OPTIONAL, QUERY_ID)
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "a": Option(help="how sharp the peak of the probabilities is", metavar="NUMBER"),
+        "b": Option(help="where the peak is, from the positive's score on", metavar="NUMBER"),
+        "num_hard_negatives": Option(help="how many negatives are drawn", metavar="NUMBER"),
+        "seed": Option(help="of the sample", metavar="NUMBER"),
+        **ScoreRule.OPTIONS,
+    }
     label = "SimANS"
 
     a: float = 1.0

@@ -6,15 +6,15 @@ whatever failed stays where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.rows.arrow import Codes, Numbers, extremes
-from arhn_datasets.rows.options import check_choices, check_integer
+from arhn_datasets.rows.options import Option, check_choices, check_integer
 from arhn_datasets.rows.records import GRADES, Side
 from arhn_datasets.rules import rule
 from arhn_datasets.rules.moves import Evidence, Names
@@ -118,6 +118,19 @@ class Relabel(Decision):
         ConfigurationError: a value is out of range.
         SchemaError: the rows have no evidence columns, or they do not fit the passages.
     """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "policy": Option(help="which moves are made", choices=POLICIES),
+        "reference": Option(help="with several positives", choices=REFERENCES, with_evidence=("snippets", "grades")),
+        "unsupported": Option(help="where no positive answers", choices=UNSUPPORTED, with_evidence=("snippets",)),
+        "ties": Option(help="negatives level with the reference", choices=TIES, with_evidence=("snippets", "grades")),
+        "threshold": Option(
+            help="the lowest grade of a passage that answers", metavar="NUMBER", with_evidence=("grades",)
+        ),
+        "max_matches": Option(help="a row with more negatives that answer is dropped", metavar="NUMBER"),
+        **Decision.OPTIONS,
+    }
+    WAYS: ClassVar[Sequence[Mapping[str, Any]]] = tuple({"evidence": kind} for kind in _JUDGES)
 
     policy: str = "relabel+filter"
     reference: str = "best"

@@ -14,12 +14,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from arhn_datasets.rows.arrow import Codes, Integers, Mask, Numbers, extremes, starts_of, within
-from arhn_datasets.rows.options import check_choices
+from arhn_datasets.rows.options import Option, check_choices
 from arhn_datasets.rules.moves import Evidence, Names
 from arhn_datasets.rules.rule import Decision, states_of
 
@@ -47,6 +47,11 @@ REFERENCE_SCORES: Mapping[str, Callable[[Numbers, Integers, int], Numbers]] = {
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreRule(Decision):
     """A rule that compares the scores of the negatives with that of the positives."""
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "reference": Option(help="with several positives", choices=tuple(REFERENCE_SCORES)),
+        **{name: Decision.OPTIONS[name] for name in ("min_negatives", "on_shortage")},  # nothing becomes a positive
+    }
 
     evidence_kinds = ("scores",)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from arhn_datasets.rows.arrow import Codes, Numbers
-from arhn_datasets.rows.options import check_choices, check_integer, check_numbers, check_share
+from arhn_datasets.rows.options import Option, check_choices, check_integer, check_numbers, check_share
 from arhn_datasets.rules.by_score import ScoreRule, beyond, share_of
 from arhn_datasets.rules.moves import Evidence, Names
 from arhn_datasets.rules.rule import ABOVE, BELOW, NOTHING
@@ -48,6 +49,15 @@ class PositiveAware(ScoreRule):
         ConfigurationError: a value is out of range.
         SchemaError: the rows have no scores, or they do not fit the passages.
     """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "method": Option(help="what the limit of a negative's score is", choices=METHODS),
+        "threshold": Option(help=f"the limit of {TOPK_ABS}", metavar="NUMBER"),
+        "absolute_margin": Option(help=f"of {TOPK_MARGIN_POS}", metavar="NUMBER"),
+        "percentage_margin": Option(help=f"of {TOPK_PERC_POS}, from 0 to 1", metavar="NUMBER"),
+        "top_k": Option(help="of the negatives that remain, only the best", metavar="NUMBER"),
+        **ScoreRule.OPTIONS,
+    }
 
     method: str = TOPK_PERC_POS
     threshold: float = 0.7

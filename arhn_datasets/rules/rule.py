@@ -7,6 +7,7 @@ evidence on the passages of all rows to one code a negative. It is one file of t
 from __future__ import annotations
 
 import inspect
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -21,7 +22,7 @@ from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.rows import records
 from arhn_datasets.rows.arrow import Codes, Integers, Mask, field_of, one_array
 from arhn_datasets.rows.extensions import modules_in, subclasses_of
-from arhn_datasets.rows.options import check_choices, check_integer
+from arhn_datasets.rows.options import Option, check_choices, check_integer
 from arhn_datasets.rows.records import DECISION, FILTERED, KINDS, LABELLED, NEGATIVE, POSITIVE, SIDES, Side
 from arhn_datasets.rows.stage import is_batch
 from arhn_datasets.rules.moves import ORIGINS, Evidence, MovingTransform, Names, Undecided, passage_list_type, words_of
@@ -59,6 +60,17 @@ class Decision(MovingTransform):
     NAME: ClassVar[str] = "relabel"
     ORDER: ClassVar[int] = 3
     OPTIONAL: ClassVar[tuple[str, ...]] = (*EVIDENCE_COLUMNS, records.RANKING, *ADDED)
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "min_negatives": Option(help="fewest that a row has left", metavar="NUMBER"),
+        "on_shortage": Option(help="what becomes of a row with fewer", choices=GUARDS),
+        "max_relabelled": Option(help="most new positives in a row", metavar="NUMBER"),
+        "on_excess": Option(help="what becomes of a row with more", choices=GUARDS),
+    }
+    """The options of a command that go with it, by the names of its own."""
+
+    WAYS: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
+    """Options of which each reads other evidence; a command takes those that read the evidence that is asked for."""
 
     min_negatives: int = 1
     on_shortage: str = "drop"
@@ -237,6 +249,11 @@ def known_rules() -> Mapping[str, type[Decision]]:
     names = [module.__name__ for module in modules_in(rules)]
     found = [cls for cls in subclasses_of(Decision) if cls.__module__ in names and not inspect.isabstract(cls)]
     return {cls.__name__: cls for cls in sorted(found, key=lambda cls: cls.__module__)}
+
+
+def called(rule: type[Decision]) -> str:
+    """What commands call a rule."""
+    return re.sub(r"\B[A-Z]", r"-\g<0>", str(rule.__name__)).lower()
 
 
 def rule_of(parameters: Mapping[str, Any]) -> Decision:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from arhn_datasets.annotators.prompts import Prompts
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.evidence.snippets import Snippets
+from arhn_datasets.evidence.stage import EvidenceStage
 from arhn_datasets.folder.report import Cause, Tally
 from arhn_datasets.inputs.sources import Input
-from arhn_datasets.rows.arrow import lengths_in
-from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, RANKING, SIDES, SKIPPED, Row
-from arhn_datasets.runs.preparing import Stages, prepare, through
+from arhn_datasets.rows.records import DECISION, ERROR, LABELLED, NEGATIVE, SIDES, Row
+from arhn_datasets.runs.packing_costs import Cost, costs
+from arhn_datasets.runs.preparing import Stages, prepare
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,6 +62,8 @@ class Estimate:
     filtered: Interval
     errors: int
     causes: Sequence[Cause] = ()
+    packed: Sequence[Cost] = ()
+    """What it costs with other numbers of passages in a request, where an LLM is asked."""
 
 
 def estimate(
@@ -82,31 +88,54 @@ def estimate(
     """
     if sample < 1:
         raise ConfigurationError(f"The sample has {sample} rows; 1 or more was expected.")
-    stages.annotator.identity("snippets")
+    stages.check()
     prepared = prepare(source, stages, streamed=False)
-    stages, annotator = prepared.stages, prepared.stages.annotator
-    rows, passages = sum(map(len, prepared.datasets.values())), _count(prepared.datasets)
+    stages, rows = prepared.stages, sum(map(len, prepared.datasets.values()))
     drawn = list(_drawn(prepared.datasets, sample))
-    before, started = annotator.statistics(), time.monotonic()
-    tally, refined = Tally(), []
-    for table in (through(table, stages.transforms) for table in drawn):
+    before, started = stages.statistics(), time.monotonic()
+    tally, refined, given, spent_by = Tally(), [], [], defaultdict[str, Counter[str]](Counter)
+    for table in drawn:
+        for stage in stages.evidence:
+            so_far = stages.statistics()
+            table = stage(table)
+            spent_by[stage.NAME] += _since(so_far, stages.statistics())
+        given.append(table)
+        table = stages.rule(table)
         tally.add(table)
         refined.extend(table.to_pylist())
-    seconds, after = time.monotonic() - started, annotator.statistics()
-    spent = Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
-    per_row = sum(row[RANKING]["status"] != SKIPPED for row in refined) / len(refined)
-    requests = passages + round(per_row * stages.ranks.permutations * rows)
+    seconds, after = time.monotonic() - started, stages.statistics()
+    spent, scale = _since(before, after), rows / len(refined)
+    alone = spent["asked_alone"]  # beside the packs that did not tell of them
+    requests = sum(_requests(stage, prepared.datasets, given) for stage in stages.evidence) + round(alone * scale)
     asked, known = spent["replies"], spent["replies"] + spent["stored"]
+    packing = next((one for one in stages.evidence if isinstance(one, Snippets)), None)
+    if packing is not None and packing.passages_per_request > 1:  # of which the store knows passages
+        known = sum(stage.requests(table) or 0 for stage in stages.evidence for table in given)
+        known += alone - spent["failures"]
     rate = asked / seconds if asked and seconds else None
     tokens = (spent[f"{of}_tokens"] + spent[f"stored_{of}_tokens"] for of in ("prompt", "completion"))
     tokens_in, tokens_out = (round(count / known * requests) if known and count else None for count in tokens)
     duration = max(0, requests - known) / rate if rate else None
-    endpoints = len(getattr(annotator, "urls", ())) or 1
+    endpoints = sum(len(getattr(annotator, "urls", ())) for annotator in stages.annotators) or 1
+    packed: list[Cost] = []
+    prompts = None if packing is None else getattr(packing.configured, "prompts", None)
+    if packing and isinstance(prompts, Prompts) and not packing.known_by and tokens_in and tokens_out is not None:
+        told = spent_by[packing.NAME]
+        packed = costs(
+            packing,
+            prompts,
+            drawn,
+            lambda stage: _requests(stage, prepared.datasets, given),
+            prompt_tokens=told["prompt_tokens"] + told["stored_prompt_tokens"],
+            alone=alone,
+            whole=Cost(passages_per_request=0, requests=requests, tokens_in=tokens_in, tokens_out=tokens_out, cached=0),
+        )
     price = None
     if per_hour is not None:
         price = None if duration is None else per_hour * duration / 3600
     elif per_million is not None and tokens_in is not None and tokens_out is not None:
-        price = (per_million[0] * tokens_in + per_million[1] * tokens_out) / MILLION
+        price = _price(per_million, tokens_in, tokens_out)
+        packed = [replace(one, price=_price(per_million, one.tokens_in, one.tokens_out)) for one in packed]
     return Estimate(
         rows=rows,
         sampled_rows=len(refined),
@@ -122,7 +151,16 @@ def estimate(
         filtered=_interval(refined, "filtered"),
         errors=spent["failures"],
         causes=[cause for cause in tally.report().causes if cause.status == ERROR],
+        packed=packed,
     )
+
+
+def _since(before: Mapping[str, Any], after: Mapping[str, Any]) -> Counter[str]:
+    return Counter({name: int(after[name]) - int(before.get(name, 0)) for name in after})
+
+
+def _price(per_million: tuple[float, float], tokens_in: int, tokens_out: int) -> float:
+    return (per_million[0] * tokens_in + per_million[1] * tokens_out) / MILLION
 
 
 def format_estimate(found: Estimate, *, command: str = "the same command without --estimate") -> str:
@@ -142,6 +180,11 @@ def format_estimate(found: Estimate, *, command: str = "the same command without
         lines.append(("duration", _unmeasured(found)))
     if found.price is not None:
         lines.append(("price", f"{found.price:,.2f}"))
+    for at, one in enumerate(found.packed):
+        price = "" if one.price is None else f", price {one.price:,.2f} without such a cache"
+        said = f"{one.requests:,} requests, {one.tokens_in:,} tokens in, {one.tokens_out:,} out"
+        cached = f"up to {one.cached:,} in come from a prefix cache"
+        lines.append(("" if at else "packed", f"{one.passages_per_request} a request: {said}; {cached}{price}"))
     for name, share in (("relabelled", found.relabelled), ("filtered", found.filtered)):
         lines.append((name, f"{share.share:.1%} of the negatives ({share.low:.1%} to {share.high:.1%})"))
     if found.errors:
@@ -164,14 +207,20 @@ def _unmeasured(found: Estimate) -> str:
     )
 
 
-def _count(splits: Mapping[str, Dataset]) -> int:
-    """The passages of all splits."""
-    columns = [side.passages for side in LABELLED]
-    passages = 0
+def _requests(stage: EvidenceStage, splits: Mapping[str, Dataset], sample: Sequence[pa.Table]) -> int:
+    """The requests of a stage, of all rows where their passages tell, else as many a row as those of the sample."""
+    columns, known = [side.passages for side in LABELLED], stage.known_by
+    found: list[int | None] = []
+    rows = 0
     for dataset in splits.values():
-        for batch in dataset.select_columns(columns).with_format("arrow").iter(1000):
-            passages += sum(int(lengths_in(batch, column)[0].sum()) for column in columns)
-    return passages
+        for batch in dataset.select_columns([*columns, *known]).with_format("arrow").iter(1000):
+            for column in known:
+                batch = batch.filter(pc.is_null(batch.column(column)))
+            found.append(stage.requests(batch))
+            rows += batch.num_rows
+    asked = sum(stage.requests(table) or 0 for table in sample) if None in found else 0
+    share = rows / sum(table.num_rows for table in sample)
+    return sum(one or 0 for one in found) + int(asked * share + 0.5)
 
 
 def _drawn(splits: Mapping[str, Dataset], sample: int) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pyarrow as pa
 
 from arhn_datasets.annotators.interface import Annotator
-from arhn_datasets.evidence.ranks import Ranks
-from arhn_datasets.evidence.snippets import Snippets
+from arhn_datasets.annotators.llm import OF_THE_PROCESS
+from arhn_datasets.evidence.stage import AnnotatedTransform, EvidenceStage
 from arhn_datasets.folder.run import RUN_FILE, is_refined
 from arhn_datasets.inputs import sources
 from arhn_datasets.inputs.adaptation import keeps_rows
@@ -28,39 +28,86 @@ from arhn_datasets.inputs.sources import UNPUBLISHED, Input, Shard
 from arhn_datasets.rows.arrow import empty_table, row_at
 from arhn_datasets.rows.records import NEGATIVE, POSITIVE, QUERY, QUERY_ID, Row, canonical_json
 from arhn_datasets.rows.stage import Transform
-from arhn_datasets.rules.arhn import Relabel
-from arhn_datasets.rules.revert import Revert
+from arhn_datasets.rules.rule import Decision
+from arhn_datasets.runs.reusing import SourceRows, known_stages
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 TABLE_BYTES = 4_000_000
-SOURCE_ROWS = Revert(keep_evidence=False)
-"""Gives the source rows of an earlier result."""
 FITTED_ROWS = 64  # of a table that the annotator is fitted on
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stages:
-    """The three transforms of a run, with an annotator for the first two."""
+    """The transforms of a run by the names of their stages: those that give evidence, and the rule over it.
 
-    snippets: Snippets
-    ranks: Ranks
-    relabel: Relabel
+    ``transforms`` are all of them in the order in which they work; those that wait for nobody come behind the others.
+    """
 
-    @cached_property
-    def annotator(self) -> Annotator:
-        """Who gives the evidence."""
-        return self.snippets.configured
+    def __init__(self, **named: Transform) -> None:
+        self.transforms = tuple(sorted(named.values(), key=lambda one: (one.ORDER, not one.awaits)))
 
     @property
-    def transforms(self) -> tuple[Snippets, Ranks, Relabel]:
-        """The three in order."""
-        return self.snippets, self.ranks, self.relabel
+    def evidence(self) -> tuple[EvidenceStage, ...]:
+        """The stages before the rule."""
+        return tuple(one for one in self.transforms if isinstance(one, EvidenceStage))
 
-    def asking(self, annotator: Annotator) -> Stages:
-        """The same stages with another annotator, or with the same one in another form."""
-        return replace(self, snippets=self.snippets.asking(annotator), ranks=self.ranks.asking(annotator))
+    @property
+    def rule(self) -> Decision:
+        """The rule."""
+        return next(one for one in self.transforms if isinstance(one, Decision))
+
+    @property
+    def annotators(self) -> tuple[Annotator, ...]:
+        """Who is asked, each once; nobody where the evidence is made by models that are no annotators."""
+        asked = (one.configured for one in self.transforms if isinstance(one, AnnotatedTransform))
+        return tuple({id(annotator): annotator for annotator in asked}.values())
+
+    @property
+    def awaits(self) -> bool:
+        """Whether one of the stages waits for others than this process."""
+        return any(one.awaits for one in self.transforms)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether each process that works on them needs a GPU of its own."""
+        return any(getattr(one, "on_gpu", False) for one in (*self.annotators, *self.evidence))
+
+    def check(self) -> None:
+        """Refuse, before any work, whoever is not there or cannot give what is asked."""
+        for one in self.evidence:
+            if isinstance(one, AnnotatedTransform):
+                one.check_annotator_gives()
+            one.identity()
+
+    def asking(self, change: Callable[[Annotator], Annotator]) -> Stages:
+        """The same stages with what ``change`` makes of their annotators, of each once."""
+        made = {id(annotator): change(annotator) for annotator in self.annotators}
+        return self.changed(
+            lambda one: one.asking(made[id(one.configured)]) if isinstance(one, AnnotatedTransform) else one
+        )
+
+    def changed(self, change: Callable[[EvidenceStage], EvidenceStage]) -> Stages:
+        """The same stages with what ``change`` makes of those that give evidence."""
+        return Stages(**{one.NAME: change(one) if isinstance(one, EvidenceStage) else one for one in self.transforms})
+
+    def most_processes(self) -> int | None:
+        """How many processes may share the annotators; None for any number."""
+        most = [found for annotator in self.annotators if (found := annotator.most_processes()) is not None]
+        return min(most, default=None)
+
+    def statistics(self) -> dict[str, Any]:
+        """What was asked so far in this process; empty for nothing that is counted."""
+        total: dict[str, Any] = {}
+        for annotator in self.annotators:
+            for name, value in annotator.statistics().items():
+                before = total.get(name, value)
+                of_all = name in OF_THE_PROCESS or isinstance(value, bool)
+                total[name] = value if name not in total else max(before, value) if of_all else before + value
+        for one in self.evidence:
+            for name, value in one.statistics().items():
+                total[name] = value or total.get(name, value) if isinstance(value, bool) else total.get(name, 0) + value
+        return total
 
 
 def through(table: pa.Table, transforms: Sequence[Transform]) -> pa.Table:
@@ -159,7 +206,7 @@ class Streamed:
         table = held if isinstance(held, pa.Table) else pa.concat_tables(held).combine_chunks()
         kept = self.source.kept(table.column_names)
         table = table.select(list(kept)).rename_columns(list(kept.values()))
-        source = SOURCE_ROWS(table) if sources.is_refined(table.schema) else table
+        source = SourceRows()(table) if sources.is_refined(table.schema) else table
         good, bad = sort_out(source, threshold=self.source.label_threshold)
         rows = [
             BadRow(row=end - len(table) + at, reason=why, content=row_at(source, at), split=self.name)
@@ -230,10 +277,13 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
     check_choice(source.on_bad_row)
     noted = Noted()
     with _timed(seconds, "load"), sources.silent():
-        splits, provenance = (_streams(source, noted) if streamed else None) or _loaded(source, noted)
-    if stages.annotator.needs_fitting:
+        known = known_stages(source, stages.evidence)
+        stages = stages.changed(lambda one: one.with_options(reuse=True) if one in known else one)
+        undo = SourceRows(kept=tuple(column for one in known for column in one.types(None)))
+        splits, provenance = (_streams(source, noted) if streamed else None) or _loaded(source, noted, undo)
+    if any(annotator.needs_fitting for annotator in stages.annotators):
         with _timed(seconds, "fit"):
-            stages = stages.asking(stages.annotator.fitted_on(_passages(splits)))
+            stages = stages.asking(lambda one: one.fitted_on(_passages(splits)) if one.needs_fitting else one)
     if any(isinstance(split, Streamed) for split in splits.values()):
         noted.keep([])  # a stream is read again, and its bad rows are found again
     if source.shard is not None:
@@ -244,9 +294,9 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
     return Prepared(splits=splits, stages=stages, provenance=provenance, seconds=seconds, noted=noted)
 
 
-def _loaded(source: Input, noted: Noted) -> tuple[dict[str, Split], dict[str, Any]]:
+def _loaded(source: Input, noted: Noted, undo: SourceRows) -> tuple[dict[str, Split], dict[str, Any]]:
     on_bad_row = noted.add if source.on_bad_row == SET_ASIDE else STOP
-    splits, provenance = sources.load_input(source, undo=SOURCE_ROWS, on_bad_row=on_bad_row)
+    splits, provenance = sources.load_input(source, undo=undo, on_bad_row=on_bad_row)
     if is_refined(source.path):  # refining twice takes away none of the terms of the first source
         first = json.loads((source.path / RUN_FILE).read_text(encoding="utf-8")).get("source", {})
         provenance |= {name: first.get(name, default) for name, default in UNPUBLISHED.items()} | {"revision": None}

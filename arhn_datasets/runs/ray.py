@@ -27,7 +27,6 @@ from typing import Any
 import pyarrow as pa
 
 from arhn_datasets.annotators.client import store
-from arhn_datasets.annotators.interface import Annotator
 from arhn_datasets.errors import ArhnError, ClusterError, ConfigurationError, MissingDependencyError
 from arhn_datasets.runs.preparing import Position, Prepared, Stages, through
 from arhn_datasets.runs.ray_replies import at_home, first_line, handing_over, start_keeper
@@ -82,7 +81,7 @@ class ActorPool(Engine):
         """What all actors together have asked."""
         import ray
 
-        return {**dict.fromkeys(self.stages.annotator.statistics(), 0), **ray.get(self._keeper.told.remote())}
+        return {**dict.fromkeys(self.stages.statistics(), 0), **ray.get(self._keeper.told.remote())}
 
     def close(self) -> None:
         """Let go of the pool, while there is a Ray to tell."""
@@ -135,7 +134,7 @@ class ActorPool(Engine):
                 _Refiner,
                 fn_constructor_args=(self.stages, self._keeper),
                 compute=ActorPoolStrategy(size=self._actors),
-                **_needs(self.stages.annotator, self._actors),
+                **_needs(self.stages, self._actors),
                 **whole,
             )
         )
@@ -151,14 +150,14 @@ def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> 
         folders.append(folder.absolute())
         return folder.absolute()
 
-    stages = prepared.stages.asking(prepared.stages.annotator.kept_at(noted))
+    stages = prepared.stages.asking(lambda annotator: annotator.kept_at(noted))
     with ExitStack() as stack:
         stack.enter_context(_connected(address))
         stack.enter_context(_quiet())
-        count = _pool_size(stages.annotator, actors, sum(map(len, prepared.datasets.values())))
+        count = _pool_size(stages, actors, sum(map(len, prepared.datasets.values())))
         keeper = start_keeper(sorted(set(folders)))
         stack.enter_context(handing_over(keeper))
-        shared = stages.asking(stages.annotator.shared_by(count))
+        shared = stages.asking(lambda one: one.shared_by(count)).changed(lambda one: one.shared_by(count))
         pool = ActorPool(replace(prepared, stages=shared), count, keeper)
         stack.callback(pool.close)
         yield pool
@@ -197,27 +196,27 @@ def _connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _pool_size(annotator: Annotator, wanted: int | None, rows: int) -> int:
+def _pool_size(stages: Stages, wanted: int | None, rows: int) -> int:
     """How many actors: as wanted, or as the cluster is; no more than the endpoint takes requests, or there are rows."""
     import ray
 
     resources = ray.cluster_resources()
     if wanted is None:
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        wanted = nodes if annotator.awaits else int(resources.get("CPU", 1))
-        if annotator.on_gpu:
+        wanted = nodes if stages.awaits else int(resources.get("CPU", 1))
+        if stages.on_gpu:
             wanted = int(resources.get("GPU", 0)) or nodes
-    most = annotator.most_processes()
+    most = stages.most_processes()
     return max(1, min(wanted, rows, *([] if most is None else [most])))
 
 
-def _needs(annotator: Annotator, actors: int) -> dict[str, Any]:
+def _needs(stages: Stages, actors: int) -> dict[str, Any]:
     """What Ray keeps free for an actor: half of its part of the cluster, so that those of a lost node find a place."""
     import ray
 
     resources = ray.cluster_resources()
     needs = {"num_cpus": min(0.5, math.floor(resources.get("CPU", 1) / actors * 500) / 1000)}
-    if annotator.on_gpu and resources.get("GPU"):
+    if stages.on_gpu and resources.get("GPU"):
         needs["num_gpus"] = min(1.0, math.floor(resources["GPU"] / actors * 1000) / 1000)
     return needs
 
@@ -236,7 +235,7 @@ class _Refiner:
     def __init__(self, stages: Stages, keeper: Any) -> None:
         self._keeper = keeper
         self._stages = at_home(stages, keeper)
-        if stages.annotator.awaits:
+        if stages.awaits:
             threading.Thread(target=self._tell_often, name="arhn-tell", daemon=True).start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -252,7 +251,7 @@ class _Refiner:
             ray.get(self._tell())
 
     def _tell(self) -> Any:
-        return self._keeper.tell.remote(f"{platform.node()}-{os.getpid()}", self._stages.annotator.statistics())
+        return self._keeper.tell.remote(f"{platform.node()}-{os.getpid()}", self._stages.statistics())
 
     def _tell_often(self) -> None:
         pause = threading.Event()
@@ -262,11 +261,11 @@ class _Refiner:
 
 def relabelled(stages: Stages, table: pa.Table) -> pa.Table:
     """The rows through all stages; while the last of them are annotated, the first ones are ranked already."""
-    *asking, relabel = stages.transforms
-    if not stages.annotator.awaits or not table.num_rows:
+    *asking, rule = stages.transforms
+    if not stages.awaits or not table.num_rows:
         return through(table, stages.transforms)
     parts = (table.slice(start, SLICE_ROWS) for start in range(0, table.num_rows, SLICE_ROWS))
-    return relabel(pa.concat_tables([part for part, _ in annotated(((part, None) for part in parts), asking)]))
+    return rule(pa.concat_tables([part for part, _ in annotated(((part, None) for part in parts), asking)]))
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from arhn_datasets.annotators.scorer import PAIRS
 from arhn_datasets.errors import ConfigurationError, InputError
 from arhn_datasets.folder.report import Report
 from arhn_datasets.folder.writer import Refinement, RunWriter, check_output, configuration, describe_run
@@ -40,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT = ".checkpoint.json"
 FORMAT = 3
-WAITING_ROWS, OWN_ROWS = 16, 64  # of a table, where the annotator waits for others, and where it works itself
+WAITING_ROWS, OWN_ROWS = 16, 64  # of a table, where a stage waits for others, and where none does
 # What is under way at most: as many rows as `Dataset.map` has, fewer where they are long.
 WINDOW_ROWS, WINDOW_BYTES = 1000, 64_000_000
 REFRESH_SECONDS, LINE_SECONDS = 0.5, 30.0  # of the progress bar; of a line each, where nobody watches it move
 ASKED = ("requests", "replies", "stored", "retries", "overloads", "failures")
-TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off")
+TOTALS = (*ASKED, "prompt_tokens", "completion_tokens", "screened", "cut_off", "asked_alone", *PAIRS)
 
 P = TypeVar("P")
 
@@ -55,12 +56,12 @@ class Engine:
 
     Args:
         prepared: The splits and the stages.
-        batch_size: Rows in a table; by default 16 where the annotator waits for others, and 64 where it does not.
+        batch_size: Rows in a table; by default 16 where a stage waits for others, and 64 where none does.
     """
 
     def __init__(self, prepared: Prepared, batch_size: int | None = None) -> None:
         self.splits, self.stages = prepared.splits, prepared.stages
-        self._rows = batch_size or (WAITING_ROWS if self.stages.annotator.awaits else OWN_ROWS)
+        self._rows = batch_size or (WAITING_ROWS if self.stages.awaits else OWN_ROWS)
 
     def relabelled(self, split: str, at: Position | None) -> Iterator[tuple[pa.Table, Position]]:
         """The relabelled rows of a split from ``at`` on, in their order, and the position behind each table.
@@ -71,7 +72,7 @@ class Engine:
 
     def statistics(self) -> Mapping[str, Any]:
         """What was asked so far."""
-        return self.stages.annotator.statistics()
+        return self.stages.statistics()
 
     def description(self) -> Mapping[str, Any]:
         """What ``run.json`` says of it."""
@@ -116,7 +117,7 @@ def refine(
             f"The output {target} lies in the input {inside}, so that the next run would read it as rows. Name a "
             "folder outside of it as --output, or the files of the input alone."
         )
-    stages.annotator.identity("snippets")  # an endpoint that is not there is told before any work
+    stages.check()
     prepared = prepare(source, stages, streamed=opened is None)
     with opened(prepared) if opened else nullcontext(Engine(prepared, batch_size)) as engine:
         try:

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from arhn_datasets.errors import ConfigurationError, SchemaError
-from arhn_datasets.evidence.scores import Scores
-from arhn_datasets.evidence.stage import AnnotatedTransform
+from arhn_datasets.evidence.stage import EvidenceStage
 from arhn_datasets.folder.parquet import united
 from arhn_datasets.folder.reading import BATCH_BYTES, BATCH_ROWS
 from arhn_datasets.folder.report import Report
@@ -72,7 +71,7 @@ def save(
     target = Path(output)
     check_output(target)
     given = {transform.NAME: transform for transform in transforms}
-    unknown = [name for name, found in given.items() if not isinstance(found, (AnnotatedTransform, Scores, Decision))]
+    unknown = [name for name, found in given.items() if not isinstance(found, (EvidenceStage, Decision))]
     if unknown:
         raise ConfigurationError(
             f"transforms has {unknown}; those were expected that made the rows: arhn.Snippets, arhn.Ranks or other "

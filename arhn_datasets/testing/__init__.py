@@ -7,8 +7,9 @@ In: the options of a server, its latency and its faults. Out: a URL on loopback.
     with Emulator(slots=8, latency=Latency(decode=0.005), faults=[Fault(kind="429", on=3)]) as server:
         snippets = arhn.Snippets(endpoint=server.url)
 
-`EmulatorProcess` serves from another process, ``python -m arhn_datasets.testing.tgi`` at the command line. The
-replies come from any annotator, by default the lexical baseline.
+`ScoreEmulator` is a server of scores, in the same way. `EmulatorProcess` serves from another process,
+``python -m arhn_datasets.testing.tgi`` at the command line. The replies come from any annotator, by default the lexical
+baseline.
 """
 
 from arhn_datasets.testing.counts import Stats
@@ -16,5 +17,6 @@ from arhn_datasets.testing.emulator import Emulator
 from arhn_datasets.testing.faults import KINDS, Fault, Seen
 from arhn_datasets.testing.latency import Latency
 from arhn_datasets.testing.process import EmulatorProcess
+from arhn_datasets.testing.scoring import ScoreEmulator
 
-__all__ = ["KINDS", "Emulator", "EmulatorProcess", "Fault", "Latency", "Seen", "Stats"]
+__all__ = ["KINDS", "Emulator", "EmulatorProcess", "Fault", "Latency", "ScoreEmulator", "Seen", "Stats"]

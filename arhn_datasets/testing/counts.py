@@ -11,9 +11,10 @@ from typing import Any
 class Stats:
     """A snapshot of the counters.
 
-    Requests are those that ask for text; times are in seconds. ``duplicates`` are requests whose body came before,
-    ``served_twice`` those of them that were also answered before, with a 200. ``busy_seconds`` is the sum of the
-    service times, ``span_seconds`` from the first service to the end of the last.
+    Requests are those that ask for text, or of a server of scores for those of ``texts``; times are in seconds.
+    ``duplicates`` are requests whose body came before, ``served_twice`` those of them that were also answered before,
+    with a 200. ``busy_seconds`` is the sum of the service times, ``wasted_seconds`` of those for clients that were
+    gone, ``span_seconds`` from the first service to the end of the last.
     """
 
     requests: int = 0
@@ -27,7 +28,9 @@ class Stats:
     queued: int = 0
     running: int = 0
     busy_seconds: float = 0.0
+    wasted_seconds: float = 0.0
     span_seconds: float = 0.0
+    texts: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from arhn_datasets.annotators.lexical import Lexical
 from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.testing.batches import Batches
 from arhn_datasets.testing.counts import Counts, Stats
 from arhn_datasets.testing.faults import Fault, FaultScript
 from arhn_datasets.testing.latency import Latency
@@ -57,6 +58,9 @@ class Emulator:
         latency: The cost of a request; by default none.
         prefix_block: Tokens in a block of the prefix cache, 0 for no cache.
         max_concurrent_requests: Permits; above, 429.
+        declared: Whether the server says who it is and what it takes; without, ``/info`` and ``/metrics`` are 404, as
+            at an OpenAI-compatible server.
+        drops: Whether it ends the work for a client that is gone; many servers do not.
         max_input_tokens: Limit of a prompt.
         max_total_tokens: Limit of prompt and new tokens.
         payload_limit: Largest body in bytes.
@@ -68,6 +72,8 @@ class Emulator:
         intercept: Asked before each reply, with the request (``method``, ``path``, ``headers``, ``body``, ``number``;
             GETs, too, numbered by their path). The aiohttp response that it returns, or an awaitable of one, is sent
             instead of ours, None goes on: for what no fault describes, such as the errors of a gateway of yours.
+        batch_seconds: How long a batch is validated.
+        batch_lines: How many lines of a batch are answered before it expires; by default all.
         record: How many of the last requests for text are kept in ``requests``.
 
     Raises:
@@ -84,6 +90,8 @@ class Emulator:
     latency: Latency = field(default_factory=Latency)
     prefix_block: int = 0
     max_concurrent_requests: int = 128
+    declared: bool = True
+    drops: bool = True
     max_input_tokens: int = 8191
     max_total_tokens: int = 8192
     payload_limit: int = 2_000_000
@@ -93,6 +101,8 @@ class Emulator:
     grammars: bool = True
     faults: Iterable[Fault] = ()
     intercept: Callable[[Request], Intercepted | Awaitable[Intercepted]] | None = None
+    batch_seconds: float = 0.0
+    batch_lines: int | None = None
     record: int = 1000
 
     def __post_init__(self) -> None:
@@ -152,7 +162,8 @@ class Emulator:
             OSError: the port is taken.
         """
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        self._service = Service(self)
+        self._service = self._service_of()
+        self._batches = Batches(self)
         # A handler is cancelled when its client goes away, and its place in the batch with it.
         self._server = web.Server(
             self._answer, handler_cancellation=True, access_log=None, keepalive_timeout=KEEPALIVE_SECONDS
@@ -160,10 +171,15 @@ class Emulator:
         await self._listen()
         self.url = f"http://{self.host}:{self.port}"
 
+    def _service_of(self) -> Service:
+        """What the routes do."""
+        return Service(self)
+
     async def stop(self) -> None:
         """Close the port and every connection."""
         for task in list(self._tasks):
             task.cancel()
+        self._batches.stop()
         self._hang_up()
         await self._server.shutdown(1.0)
         await asyncio.sleep(0)
@@ -208,6 +224,7 @@ class Emulator:
             queued=len(batch.queue),
             running=len(batch.running),
             busy_seconds=batch.busy_seconds,
+            wasted_seconds=batch.wasted_seconds,
             span_seconds=batch.last - batch.first if batch.last is not None and batch.first is not None else 0.0,
             connections=len(self._server.connections),
         )
@@ -255,6 +272,8 @@ class Emulator:
     async def _answer(self, raw: web.BaseRequest) -> web.StreamResponse:
         if raw.path.startswith("/_emulator/"):
             return await self._administer(raw)
+        if raw.path.startswith(("/v1/files", "/v1/batches")):
+            return await self._batches.answer(raw)
         return await self._service.answer(raw)
 
     async def _administer(self, raw: web.BaseRequest) -> web.Response:

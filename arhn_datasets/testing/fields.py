@@ -72,6 +72,19 @@ COMPLETION_FIELDS: Mapping[str, Kind] = {
     "suffix": _TEXT,
     "stream_options": _STREAM_OPTIONS,
 }
+# text-embeddings-inference's
+RERANK_FIELDS: Mapping[str, Kind] = {
+    "query": Kind("a string", nullable=False, required=True),
+    "texts": Kind("strings", nullable=False, required=True),
+    **_each(_SWITCH, "raw_scores", "return_text"),
+    "truncate": Kind("a boolean"),
+}
+EMBED_FIELDS: Mapping[str, Kind] = {
+    "inputs": Kind("input", nullable=False, required=True),
+    "normalize": _SWITCH,
+    "truncate": Kind("a boolean"),
+    "prompt_name": _TEXT,
+}
 VERTEX_FIELDS: Mapping[str, Kind] = {"instances": Kind("instances", nullable=False, required=True)}
 _BITS = {"u32": 32, "u64": 64, "usize": 64}
 
@@ -235,6 +248,11 @@ def _check_prompt(value: Any, path: str) -> None:
         raise _Mismatch(f"{path}: data did not match any variant of untagged enum Prompt")
 
 
+def _check_input(value: Any, path: str) -> None:
+    if not isinstance(value, str) and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        raise _Mismatch(f"{path}: data did not match any variant of untagged enum Input")
+
+
 def _check_instance(value: Any, path: str) -> None:
     if not isinstance(value, Mapping) or not ("inputs" in value or "messages" in value):
         raise _Mismatch(f"{path}: data did not match any variant of untagged enum VertexInstance")
@@ -260,6 +278,7 @@ _STRUCTURES: Mapping[str, Callable[[Any, str], None]] = {
     "grammar": _check_grammar,
     "parameters": _check_parameters,
     "prompt": _check_prompt,
+    "input": _check_input,
 }
 _EXPECTED = {
     "strings": "a sequence",

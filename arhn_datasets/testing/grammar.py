@@ -23,6 +23,7 @@ COMPILED = frozenset(("type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _IDENTIFIER = re.compile(r"\[\s*(\d+)\s*\]")
 _LINE = re.compile(r"^(\w+): (.*)$", re.MULTILINE)
+_NUMBERED = re.compile(r"(?:\[\d+\] .*(?:\n|\Z))+")
 # Look-around and back references, which the finite automaton of outlines does not have.
 _NOT_REGULAR = re.compile(r"\(\?(?:[=!>]|<[=!]|P=)|\\[1-9]")
 
@@ -148,7 +149,8 @@ def _told(kind: Mapping[str, Any], root: Mapping[str, Any], reply: str) -> Any:
     items = _resolved(kind.get("items", {}), root)
     options = items.get("enum")
     if _takes(items, "string") or (options and all(isinstance(option, str) for option in options)):
-        listed: list[Any] = [] if reply == NO_ANSWER_MARKER else [reply]
+        lines = reply.splitlines() if _NUMBERED.fullmatch(reply) else [reply]
+        listed: list[Any] = [] if reply == NO_ANSWER_MARKER else lines
         if options:
             numbers = _IDENTIFIER.findall(reply)
             listed = [option for number in numbers for option in options if option.strip("[]") == number]

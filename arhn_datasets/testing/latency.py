@@ -29,6 +29,9 @@ class Latency:
         tail_factor: How much longer.
         seed: Of the tail.
         time_scale: Factor on everything; 0 answers at once.
+        slower_after: Requests that are served at this speed; those after them take ``slower_factor`` times as long. 0
+            for all.
+        slower_factor: How much longer.
     """
 
     prefill: float = 0.0
@@ -39,6 +42,8 @@ class Latency:
     tail_factor: float = 10.0
     seed: int = 0
     time_scale: float = 1.0
+    slower_after: int = 0
+    slower_factor: float = 2.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -47,11 +52,13 @@ class Latency:
         if self.tail > 1:
             raise ConfigurationError(f"latency: tail is {self.tail}; a probability from 0 to 1 was expected.")
 
-    def seconds(self, body: bytes, new_inputs: int, outputs: int) -> float:
-        """The service time of one request."""
+    def seconds(self, body: bytes, new_inputs: int, outputs: int, served: int = 0) -> float:
+        """The service time of one request, of which so many were ``served`` before."""
         plain = self.overhead + self.prefill * new_inputs + self.decode * outputs
         if self.tail and plain and crc32(body, self.seed) < self.tail * 2**32:
             plain *= self.tail_factor
+        if 0 < self.slower_after <= served:
+            plain *= self.slower_factor
         return plain * self.time_scale
 
 
@@ -100,6 +107,7 @@ class Entry:
     started_at: float | None = None
     due: float = 0.0
     ended: bool = False
+    left: bool = False
     error: Exception | None = None
     timer: asyncio.TimerHandle | None = None
     _waiter: asyncio.Future[None] | None = None
@@ -119,14 +127,15 @@ class Entry:
 class Batch:
     """The running batch and its queue; lives on one event loop.
 
-    ``busy_seconds`` is the sum of the service times, ``first`` and ``last`` when the first began and the last ended.
+    ``busy_seconds`` is the sum of the service times, ``wasted_seconds`` the part of it for callers that were gone,
+    ``first`` and ``last`` when the first began and the last ended. Without ``drops`` the work for such callers goes on.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, *, drops: bool = True) -> None:
+        self.slots, self.drops = slots, drops
         self.running: dict[Entry, None] = {}
         self.queue: deque[Entry] = deque()
-        self.busy_seconds = 0.0
+        self.busy_seconds = self.wasted_seconds = 0.0
         self.first: float | None = None
         self.last: float | None = None
         self._loop = asyncio.get_running_loop()
@@ -144,11 +153,11 @@ class Batch:
         return entry
 
     async def begin(self, entry: Entry) -> None:
-        """Wait until ``entry`` has a slot; a caller that is cancelled gives up its place."""
+        """Wait until ``entry`` has a slot; a caller that is cancelled gives up its place where that is noticed."""
         await self._until(entry, lambda: entry.started_at is not None)
 
     async def finish(self, entry: Entry) -> None:
-        """Wait for the end of ``entry``; a caller that is cancelled frees its place at once."""
+        """Wait for the end of ``entry``; a caller that is cancelled frees its place at once where that is noticed."""
         await self._until(entry, lambda: entry.ended)
         if entry.error is not None:
             raise entry.error
@@ -162,6 +171,9 @@ class Batch:
 
     def leave(self, entry: Entry) -> None:
         """Give up a place, in the queue or in a slot."""
+        entry.left = True
+        if not self.drops:
+            return
         if entry in self.running:
             self._release(entry, self._loop.time())
         elif entry in self.queue:
@@ -169,7 +181,7 @@ class Batch:
 
     def reset(self) -> None:
         """Begin to measure afresh."""
-        self.busy_seconds, self.first, self.last = 0.0, None, None
+        self.busy_seconds, self.wasted_seconds, self.first, self.last = 0.0, 0.0, None, None
 
     def stall(self, seconds: float) -> None:
         """Everybody in the batch takes so much longer."""
@@ -215,7 +227,9 @@ class Batch:
         entry.ended = True
         entry.changed()
         assert entry.started_at is not None  # it was running
-        self.busy_seconds += max(0.0, at - entry.started_at)
+        seconds = max(0.0, at - entry.started_at)
+        self.busy_seconds += seconds
+        self.wasted_seconds += seconds * entry.left
         self.last = at if self.last is None else max(self.last, at)
         if refill:
             self._refill(at)

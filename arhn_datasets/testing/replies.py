@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from arhn_datasets.annotators.interface import (
@@ -21,7 +22,7 @@ from arhn_datasets.annotators.interface import (
     Verdict,
     VerdictRequest,
 )
-from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER
+from arhn_datasets.annotators.prompts import NO_ANSWER_MARKER, PROMPTS, WORD_JOINER, one_line
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import BETTER, ERROR, WORSE
 from arhn_datasets.testing.problems import batch_failed
@@ -36,6 +37,7 @@ TITLE_CHARACTERS = 200
 
 _JOINED = re.compile(f"([<\\[\\]]){WORD_JOINER}")
 _SNIPPET = ("\n\n<passage>\n", f"\n</passage>\n\nCopied text, or {NO_ANSWER_MARKER}:")
+_PACKED = ("\n\nPassages:\n", "\nAll ")
 _GRADE = ("\n\n<passage>\n", "\n</passage>\n\nGrade from 0 to 3:")
 _RANKING = ("\n\nCandidates:\n", "\n\nRanking of all ")
 _VERDICTS = ("\n\nReferences:\n", "\n\nBetter and worse among all ")
@@ -44,12 +46,19 @@ _TITLE_END = re.compile(r"[.!?…。！？:;]$")
 _TASKS = {prompt.query_label: task for task, prompt in PROMPTS.tasks.items()}
 
 
-Request = SnippetRequest | GradeRequest | VerdictRequest | RankingRequest
+@dataclass(frozen=True, kw_only=True)
+class PackedRequest:
+    """Which words of each of these passages answer the query?"""
+
+    passages: tuple[SnippetRequest, ...]
+
+
+Request = SnippetRequest | PackedRequest | GradeRequest | VerdictRequest | RankingRequest
 
 
 def asked_in(prompt: str) -> Request | None:
     """What the last of our prompts in ``prompt`` asks, None where there is none."""
-    for opening, closing in (_SNIPPET, _GRADE, _VERDICTS, _RANKING):
+    for opening, closing in (_SNIPPET, _PACKED, _GRADE, _VERDICTS, _RANKING):
         head, _, tail = prompt.rpartition(opening)
         shown, closed, _ = tail.rpartition(closing)
         label, separator, query = head.rpartition("\n\n")[2].partition(": ")
@@ -60,6 +69,9 @@ def asked_in(prompt: str) -> Request | None:
         if opening == _SNIPPET[0]:
             asking = SnippetRequest if closing == _SNIPPET[1] else GradeRequest
             return asking(passage=passage_of(_restored(shown)), **row)
+        if opening == _PACKED[0]:
+            bodies = (_restored(_LISTED.sub("", line)).replace(" | ", "\n\n", 1) for line in shown.split("\n"))
+            return PackedRequest(passages=tuple(SnippetRequest(passage=passage_of(body), **row) for body in bodies))
         references, _, listed = shown.rpartition(_RANKING[0])
         candidates = tuple(_restored(_LISTED.sub("", line)) for line in listed.split("\n"))
         if opening == _RANKING[0]:
@@ -123,6 +135,9 @@ async def _answer(annotator: Annotator, asked: Request) -> str:
     if isinstance(asked, SnippetRequest):
         snippet = _given(await annotator.snippet(asked))
         return snippet.snippet or NO_ANSWER_MARKER
+    if isinstance(asked, PackedRequest):
+        snippets = [_given(await annotator.snippet(one)).snippet for one in asked.passages]
+        return "\n".join(f"[{at}] {one_line(said or NO_ANSWER_MARKER)}" for at, said in enumerate(snippets, 1))
     if isinstance(asked, GradeRequest):
         grade = await annotator.grade(asked)
         if grade.grade is None:

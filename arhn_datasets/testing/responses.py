@@ -33,6 +33,7 @@ class Request(Seen):
     data: bytes = field(default=b"", repr=False)
     fault: Fault | None = None
     arrived: float = 0.0
+    tokens: int = 0
 
     @property
     def method(self) -> str:

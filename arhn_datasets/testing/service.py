@@ -72,7 +72,7 @@ class Service:
 
     def __init__(self, server: Emulator) -> None:
         self.counts = Counts()
-        self.batch = Batch(server.slots)
+        self.batch = Batch(server.slots, drops=server.drops)
         self._server = server
         self._replies = Replies(server.reply)
         self.forget()
@@ -113,6 +113,8 @@ class Service:
     async def _answer(self, raw: web.BaseRequest) -> web.StreamResponse:
         path = raw.path
         self.counts.by_path[path] += 1
+        if not self._server.declared and path in ("/info", "/metrics"):
+            return web.Response(status=404)
         if raw.method in ("GET", "HEAD") and path in self._gets:
             return await self._get(raw)
         allowed = ", ".join(
@@ -372,7 +374,8 @@ class Service:
             if call.failure is not None:
                 raise call.failure
             call.cached = self._prefixes.cached(pieces(call.prompt)) if self._server.prefix_block else 0
-            seconds = latency.seconds(request.data, call.inputs - call.cached, call.tokens)
+            served = self.counts.numbers["served"]
+            seconds = latency.seconds(request.data, call.inputs - call.cached, call.tokens, served)
             if request.fault is not None and request.fault.kind == "slow":
                 seconds += request.fault.seconds or 0.0
             return seconds + self._compile(call.grammar)

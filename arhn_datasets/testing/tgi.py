@@ -37,6 +37,8 @@ _LATENCY = {
     "tail_factor": ("X", f"how much slower it is; default {Latency.tail_factor:g}"),
     "time_scale": ("X", "factor on all of these"),
     "seed": ("N", "of the slow ones"),
+    "slower_after": ("N", "requests that are served at this speed, later ones take longer; default 0: all"),
+    "slower_factor": ("X", f"how much longer; default {Latency.slower_factor:g}"),
 }
 
 
@@ -59,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
         add(_flag(name), type=int, metavar="N", help=what.format(getattr(Emulator, name)))
     add("--thinking", type=int, nargs="?", const=64, metavar="WORDS", help="think before each reply")
     add("--no-chat-template", dest="chat_template", action="store_false", help="chats are refused with 422")
+    add(
+        "--undeclared", dest="declared", action="store_false", help="no /info, no /metrics: an OpenAI-compatible server"
+    )
+    add("--no-drops", dest="drops", action="store_false", help="the work for a client that is gone goes on")
     add("--no-system-role", dest="system_role", action="store_false", help="system messages, too")
     add("--no-grammar", dest="grammars", action="store_false", help="constrained output is refused")
     when = "with every request, that of a NUMBER, those FROM-TO, or with a PROBABILITY such as 0.1; repeatable"
@@ -66,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     latency = made.add_argument_group("latency, in seconds")
     for name, (metavar, what) in _LATENCY.items():
         flags = [_flag(name), *(["--latency"] if name == "overhead" else [])]
-        latency.add_argument(*flags, type=int if name == "seed" else float, metavar=metavar, help=what)
+        latency.add_argument(
+            *flags, type=int if name in ("seed", "slower_after") else float, metavar=metavar, help=what
+        )
     add("--config", type=json.loads, help=argparse.SUPPRESS)
     add("--until-eof", action="store_true", default=False, help=argparse.SUPPRESS)
     return made

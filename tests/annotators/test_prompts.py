@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import arhn_datasets as arhn
+from arhn_datasets.annotators.packing import lines_of
 from arhn_datasets.annotators.prompts import (
     NO_ANSWER_MARKER,
     PROMPTS,
@@ -76,6 +77,7 @@ trapped = st.lists(
 
 # Raised together with PROMPTS.version, which alone makes stored rows stale. Each: snippet, ranking, neutralised text,
 # verdict, grade.
+PACKED_GOLDEN = {"1": "ba69cd26b8eb924d"}  # by PROMPTS.packed_version
 GOLDEN = {"1": ("42ba5dcc8db2c371", "da047eb003ed9250", "ee52e61825747127", "9565a59afac5d42b", "dd1240b1eae57848")}
 
 
@@ -102,6 +104,10 @@ def grade_prompt(query="why?", title="", text="text", task="question"):
     return content(PROMPTS.grade_messages(query, {"docid": "d", "title": title, "text": text}, task))
 
 
+def packed_prompt(texts, query="why?", task="question"):
+    return content(PROMPTS.packed_messages(query, [{"docid": "d", "title": "", "text": text} for text in texts], task))
+
+
 def test_prompts_are_pinned():
     """An edited prompt without a new version would serve rows of the old one."""
     rendered = digest([listed_text(trap) for trap in TRAPS] + [neutralise(trap) for trap in TRAPS])[:16]
@@ -110,6 +116,8 @@ def test_prompts_are_pinned():
     assert found.items() <= GOLDEN.items(), (
         f"The prompts changed: raise PROMPTS.version and pin the hashes here: {found}"
     )
+    packed = {PROMPTS.packed_version: PROMPTS.hash_of("packed snippets")}
+    assert packed.items() <= PACKED_GOLDEN.items(), f"Raise PROMPTS.packed_version, and pin: {packed}"
 
 
 def test_hashes_depend_on_version_and_texts():
@@ -121,12 +129,12 @@ def test_hashes_depend_on_version_and_texts():
     edited = dataclasses.replace(PROMPTS, tasks={**PROMPTS.tasks, "claim": claim})
     assert edited.hash_of("ranks") != PROMPTS.hash_of("ranks")
     assert edited.hash_of("snippets") == PROMPTS.hash_of("snippets")
-    for stage in ("verdict", "grade"):
+    for stage in ("verdict", "grade", "packed"):
         claim = dataclasses.replace(PROMPTS.tasks["claim"], **{f"{stage}_instructions": "Judge.\n\n"})
         edited = dataclasses.replace(PROMPTS, tasks={**PROMPTS.tasks, "claim": claim})
-        stages = ("snippets", "ranks", "verdicts", "grades")
+        stages = ("snippets", "ranks", "verdicts", "grades", "packed snippets")
         changed = [one for one in stages if edited.hash_of(one) != PROMPTS.hash_of(one)]
-        assert changed == [f"{stage}s"]
+        assert changed == ["packed snippets" if stage == "packed" else f"{stage}s"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -138,6 +146,7 @@ def test_constant_text_comes_first(task):
         (prompt.ranking_instructions, ranking_prompt(["a"], "b", task=task), ranking_prompt(["c"], "d", task=task)),
         (prompt.verdict_instructions, verdict_prompt(["a"], "b", task=task), verdict_prompt(["c"], "d", task=task)),
         (prompt.grade_instructions, grade_prompt("a", text="b", task=task), grade_prompt("c", task=task)),
+        (prompt.packed_instructions, packed_prompt(["b"], "a", task=task), packed_prompt(["b"], "c", task=task)),
     ):
         assert commonprefix([one, other]) == f"{instructions}{prompt.query_label}: "
     same = commonprefix([snippet_prompt("a", text="b", task=task), snippet_prompt("a", text="c", task=task)])
@@ -157,6 +166,10 @@ def test_instructions_name_the_form_of_the_reply(task):
     ]  # fmt: skip
     grades = re.findall(r"^- (.): ", prompt.grade_instructions, re.MULTILINE)
     assert [parse_grade(grade).grade for grade in grades] == [3, 2, 1, 0]
+    form = prompt.packed_instructions.partition("and nothing else:\n")[2]
+    (line, none) = lines_of(form, [{"title": "", "text": "Some copied text."}, {"title": "", "text": "b"}])
+    assert (line, none) == ("copied text", NO_ANSWER_MARKER)
+    assert not re.search(r"[{}]|  |\.\.", prompt.packed_instructions)
     judging = prompt.verdict_instructions + prompt.grade_instructions
     assert not re.search(r"[{}]|  |\.\.", prompt.snippet_instructions + prompt.ranking_instructions + judging)
     assert "copied" not in judging.lower()
@@ -190,6 +203,23 @@ def test_verdict_prompt():
     )
 
 
+@given(st.lists(trapped, min_size=1, max_size=5), trapped)
+@example(TRAPS, "why?")
+def test_no_passage_leaves_its_line_of_a_pack(texts, query):
+    """Each passage is one line behind its own number, no other number is there, and a copy of the line is grounded."""
+    prompt = packed_prompt(texts, query)
+    label, empty, opening, *listed, last = prompt.removeprefix(
+        PROMPTS.tasks["question"].packed_instructions
+    ).splitlines()
+    assert label.startswith("Question:")
+    assert (empty, opening, last) == ("", "Passages:", f"All {len(texts)} lines:")
+    assert [line.partition(" ")[0] for line in listed] == [f"[{at}]" for at in range(1, len(texts) + 1)]
+    for line, text in zip(listed, texts, strict=True):
+        shown = line.partition(" ")[2]
+        assert not re.search(r"\[\s*\d+\s*\]", unicodedata.normalize("NFKC", shown))
+        assert fold(shown)[0].strip() == fold(" ".join(text.split()))[0].strip()
+
+
 def test_grade_prompt():
     """The passage stands as in a prompt for a snippet."""
     tail = grade_prompt("who\nis?", "Tin", "a\nb").removeprefix(PROMPTS.tasks["question"].grade_instructions)
@@ -201,6 +231,8 @@ def test_prompts_of_before_need_no_more():
     prompt = TaskPrompt(query_label="Q", snippet_instructions="s", ranking_instructions="r")
     mine = Prompts(version="mine", tasks=dict.fromkeys(TASKS, prompt))
     assert mine.hash_of("snippets") != mine.hash_of("ranks")
+    with pytest.raises(ConfigurationError, match="have no packed_instructions for the task"):
+        mine.hash_of("packed snippets")
     for stage in ("verdict", "grade"):
         with pytest.raises(ConfigurationError, match=f"version 'mine' have no {stage}_instructions for the task"):
             mine.hash_of(f"{stage}s")

@@ -8,8 +8,8 @@ import pytest
 
 import arhn_datasets as arhn
 from arhn_datasets import cli
-from arhn_datasets.annotators.client.contract import Option
 from arhn_datasets.annotators.interface import registered
+from arhn_datasets.rows.options import Option
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_one_of_a_users_is_one_class(shy, capsys):
     """Its name, its words and its option are those of the command, which refuses the option beside another one."""
     parse = cli.refine_parser().parse_args
     base = ["in", "--output", "out", "--annotator"]
-    made = cli.configured_stages(parse([*base, "shy", "--at-least", "5"])).annotator
+    (made,) = cli.configured_stages(parse([*base, "shy", "--at-least", "5"])).annotators
     assert type(made) is shy
     assert made.threshold == 0.2
     with pytest.raises(arhn.ArhnError, match="--at-least goes with --annotator shy, not with --annotator lexical"):

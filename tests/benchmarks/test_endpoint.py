@@ -35,6 +35,9 @@ def test_every_section_reports_what_it_promises():
     tokens = result["tokens_per_query"]
     assert 0 < tokens["arhn"] < tokens["naive"]
     assert tokens["equal_labels"] == 1
+    for sizes in result["packed_tokens"].values():
+        assert all(one["equal"] for one in sizes.values())
+    assert sizes["8"]["prompt"] < sizes["4"]["prompt"] < sizes["1"]["prompt"]
     assert result["store"]["gets_per_s"] > 0
     for title in ("Utilisation", "CPU of the client", "Paid twice", "Prompt tokens", "The store"):
         assert title in done.stdout

@@ -360,28 +360,28 @@ def test_arguments_reach_the_stages(monkeypatch):
     monkeypatch.setenv("ARHN_MODEL", "m")
     parse = cli.refine_parser().parse_args
     base = ["in", "--output", "o"]
-    stages = cli.configured_stages(parse(base))
-    assert isinstance(stages.annotator, Endpoint)
-    assert (stages.annotator.url, stages.annotator.model) == (("http://a", "http://b"), "m")
+    (annotator,) = cli.configured_stages(parse(base)).annotators
+    assert isinstance(annotator, Endpoint)
+    assert (annotator.url, annotator.model) == (("http://a", "http://b"), "m")
     given = (
         "in --output o --annotator local --model x --model-revision r --cache none --task qa=claim --rank-by passage "
         "--window 9 --stride 3 --permutations 2 --seed 5 --policy filter --reference worst --unsupported keep "
         "--ties below --min-negatives 2 --on-shortage keep --max-relabelled 3 --on-excess allow --max-tokens 99"
     )
     stages = cli.configured_stages(parse(given.split()))
-    assert isinstance(stages.annotator, Local)
-    assert (stages.annotator.model, stages.annotator.revision, stages.annotator.cache) == ("x", "r", "none")
-    assert stages.annotator.max_tokens == 99
-    assert stages.snippets.tasks == {"qa": "claim"}
-    ranks, relabel = stages.ranks, stages.relabel
+    (annotator,), (snippets, ranks, relabel) = stages.annotators, stages.transforms
+    assert isinstance(annotator, Local)
+    assert (annotator.model, annotator.revision, annotator.cache) == ("x", "r", "none")
+    assert annotator.max_tokens == 99
+    assert snippets.tasks == {"qa": "claim"}
     assert (ranks.rank_by, ranks.window, ranks.stride, ranks.permutations, ranks.seed) == ("passage", 9, 3, 2, 5)
     assert (relabel.policy, relabel.reference, relabel.unsupported) == ("filter", "worst", "keep")
     assert (relabel.ties, relabel.on_shortage, relabel.on_excess) == ("below", "keep", "allow")
     assert (relabel.min_negatives, relabel.max_relabelled) == (2, 3)
     lexical = cli.configured_stages(parse([*base, "--annotator", "lexical", "--task", "claim"]))
-    assert isinstance(lexical.annotator, Lexical)
-    assert lexical.snippets.tasks == "claim"
-    assert (lexical.relabel.on_shortage, lexical.relabel.on_excess) == ("drop", "keep")
+    assert isinstance(lexical.annotators[0], Lexical)
+    assert lexical.evidence[0].tasks == "claim"
+    assert (lexical.rule.on_shortage, lexical.rule.on_excess) == ("drop", "keep")
 
 
 def test_a_run_that_drops_every_row_says_so(tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_without_an_annotator_that_grades(row):
     class Plain(Judge):
         grade = arhn.Annotator.grade
 
-    with pytest.raises(ConfigurationError, match=r"Plain has no method grade\(\), which arhn.Grades asks"):
+    with pytest.raises(ConfigurationError, match=r"Plain has no method grade\(\), so that it gives no grades"):
         arhn.Grades(annotator=Plain(None))(row)
 
 

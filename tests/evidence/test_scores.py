@@ -15,40 +15,12 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
-from arhn_datasets.evidence import scores as score_models
+from arhn_datasets.evidence import score_models
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES
 
 pytest.importorskip("sentence_transformers")
 
 SIDES = ("positive", "negative")
-
-
-@pytest.fixture(scope="session")
-def bi_encoder(encoder, tmp_path_factory):
-    """A bi-encoder with prompts of its own."""
-    from sentence_transformers import SentenceTransformer
-
-    folder = str(tmp_path_factory.mktemp("bi-encoder"))
-    prompts = {"query": "question: ", "document": "text: "}
-    SentenceTransformer(encoder, device="cpu", prompts=prompts).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def cross_encoder(encoder, tmp_path_factory):
-    """A cross-encoder with a random head of one score, from below to above 0."""
-    import torch
-    from sentence_transformers import CrossEncoder
-
-    torch.manual_seed(1)
-    folder = str(tmp_path_factory.mktemp("cross-encoder"))
-    model = CrossEncoder(encoder, num_labels=1, device="cpu", activation_fn=torch.nn.Identity())
-    head = {name.rpartition(".")[2]: value for name, value in model.named_parameters() if "classifier" in name}
-    with torch.no_grad():  # a random model gives nearly the same score to everything
-        head["weight"] *= 1000
-        head["bias"] -= float(model.predict([("why?", "because"), ("how?", "in this way")]).mean())
-    model.save_pretrained(folder)
-    return folder
 
 
 def texts_of(row, side, separator=" "):
@@ -240,8 +212,8 @@ def test_fusion_with_scores_that_are_there(fuse, positive, negative):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "one of a model, columns= and field="),
-        ({"model": "m", "field": "score"}, "one of a model, columns= and field="),
+        ({}, "one of a model, endpoint=, columns= and field="),
+        ({"model": "m", "field": "score"}, "one of a model, endpoint=, columns= and field="),
         ({"model": object()}, "model is a object; a Hub id or a folder"),
         ({"columns": ("one",)}, "the names of two columns"),
         ({"columns": "scores"}, "the names of two columns"),

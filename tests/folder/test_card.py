@@ -626,7 +626,7 @@ def test_the_code_that_loads_runs_as_it_stands(published, monkeypatch):
     assert list(joined["source"].select_columns(["query", "negative_passages"])) == list(
         wide.map(arhn.revert).select_columns(["query", "negative_passages"])
     )
-    assert all(not row["decision"]["relabelled"] for row in joined["filtered"])
+    assert all(not row["decision"]["relabelled"] for row in joined["other"])
     assert (Path(files["folder"]) / "flagembedding" / "train.jsonl").is_file()
 
 

@@ -405,7 +405,7 @@ def test_a_hub_that_stays_away_leaves_the_old_data(hub, old, new, route, status,
 
 
 @both_storages
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)])
 def test_killed_between_upload_and_commit(hub, old, new, signal_number):
     """Everything is uploaded and the process dies: the old rows load, and the same command ends it."""
     push(old, REPO)

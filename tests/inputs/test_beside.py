@@ -162,3 +162,39 @@ def test_a_number_beside_a_tuple_is_refused() -> None:
     """A label, or a margin, says nothing of a single passage."""
     with pytest.raises(SchemaError, match=r"'label', which does not say of which it is.*--drop-columns label"):
         adapt_dataset([{**TRIPLET, "label": 0.7}])
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["negative", "positive"], True),
+        (["0", "1"], True),
+        (["irrelevant", "relevant"], True),
+        (["not relevant", "relevant"], True),
+        (["False", "True"], True),
+        (["relevant", "irrelevant"], False),
+        (["positive", "negative"], False),
+        (["true", "false"], False),
+        (["1", "0"], False),
+        (["a", "b"], False),
+    ],
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_first_class_has_to_be_that_of_the_negatives(names: list[str], taken: bool, listed: bool) -> None:
+    """The numbers of classes with names are places in a list, which may begin with the positives."""
+    from datasets import ClassLabel, Dataset
+
+    row = {"query": "q", "docs": ["a", "b"], "labels": [1, 0]}
+    rows = [row] if listed else [{"query": "q", "passage": "a", "label": 1}, {"query": "q", "passage": "b", "label": 0}]
+    column = "labels" if listed else "label"
+    ds = Dataset.from_list(rows)
+    classes: Any = ClassLabel(names=names)
+    ds = ds.cast_column(column, type(ds.features[column])(classes) if listed else classes)
+    if taken:
+        (found,) = arhn.adapt_dataset(ds)
+        assert [one["text"] for one in found["positive_passages"]] == ["a"]
+        assert [one["text"] for one in found["negative_passages"]] == ["b"]
+        return
+    with pytest.raises(SchemaError, match="do not say which of them is positive"):
+        arhn.adapt_dataset(ds)
+    assert len(arhn.adapt_dataset(ds, threshold=1)) == 1

@@ -16,10 +16,12 @@ from arhn_datasets.testing import Fault, Latency
 from tests.conftest import SAMPLE
 
 
-def stages(annotator):
-    """The stages of a run."""
+def stages(annotator, **options):
+    """The stages of a run, with options of the snippets."""
     return Stages(
-        snippets=arhn.Snippets(annotator=annotator), ranks=arhn.Ranks(annotator=annotator), relabel=arhn.Relabel()
+        snippets=arhn.Snippets(annotator=annotator, **options),
+        ranks=arhn.Ranks(annotator=annotator),
+        relabel=arhn.Relabel(),
     )
 
 
@@ -60,6 +62,42 @@ def test_a_sample_that_is_in_the_store_says_why_nothing_was_measured(server):
     done = format_estimate(estimate(whole, stages(annotator), sample=4))
     assert "cannot be told" not in done
     assert "every request of the run is in the store" in done
+
+
+@pytest.mark.parametrize("own", [1, 8, 3])
+def test_both_prices_of_packs_are_told_whichever_is_asked(server, own):
+    """Those of the run as they are, the others from the same sample: within a tenth of what a run really takes."""
+    annotator, prices = arhn.Endpoint(server.url, cache="none"), (2.0, 10.0)
+    asked = stages(annotator, passages_per_request=own)
+    found = estimate(Input(name=str(SAMPLE)), asked, sample=69, per_million=prices)
+    told = {one.passages_per_request: one for one in found.packed}
+    assert list(told) == sorted({1, 8, own})
+    mine = told[own]
+    assert (mine.requests, mine.tokens_in, mine.tokens_out) == (found.requests, found.tokens_in, found.tokens_out)
+    assert (found.requests, found.price) == (found.stored, mine.price), "the whole input was asked"
+    for k in {1, 8} - {own}:
+        server.reset_stats()
+        estimate(Input(name=str(SAMPLE)), stages(annotator, passages_per_request=k), sample=69)
+        assert told[k].requests == server.stats.requests
+        assert told[k].tokens_in == pytest.approx(server.stats.prompt_tokens, rel=0.1)
+        assert told[k].tokens_out == pytest.approx(server.stats.generated_tokens, rel=0.1)
+    assert told[8].tokens_in < told[1].tokens_in / 2
+    assert told[8].cached < told[1].cached < told[1].tokens_in
+    assert f"8 a request: {told[8].requests:,} requests, {told[8].tokens_in:,} tokens in" in format_estimate(found)
+
+
+def test_passages_that_are_asked_alone_are_in_the_price(server):
+    """Of a model that gives no lines, packs and single requests; a second estimate from the store says the same."""
+    server.reply = "NO_ANSWER"
+    annotator = arhn.Endpoint(server.url)
+    asked = stages(annotator, passages_per_request=8)
+    found = estimate(Input(name=str(SAMPLE)), asked, sample=69)
+    assert found.requests == found.stored == server.stats.requests == 469
+    assert found.tokens_in == server.stats.prompt_tokens
+    assert {one.passages_per_request: one.requests for one in found.packed} == {1: 400, 8: 469}
+    again = estimate(Input(name=str(SAMPLE)), asked, sample=69)
+    assert (again.requests, again.stored, again.tokens_in) == (469, 469, found.tokens_in)
+    assert server.stats.requests == 469
 
 
 def test_prices_by_token_and_a_baseline_without_requests(server):

@@ -214,7 +214,10 @@ print(*(one.report.total.rows for one in done), pyarrow.default_memory_pool().ma
 """
 
 
-@pytest.mark.parametrize(("kind", "count", "length"), [("streamed", 600, 10_000), ("loaded", 6_000, 1_000)])
+@pytest.mark.parametrize(
+    ("kind", "count", "length"),
+    [("streamed", 600, 10_000), pytest.param("loaded", 6_000, 1_000, marks=pytest.mark.exhaustive)],
+)
 def test_memory_does_not_grow_with_the_rows(kind, count, length, tmp_path):
     """24 MB of text that no compression makes smaller take half of it, read and written in any way."""
     passages = pa.list_(pa.struct([(name, pa.string()) for name in ("docid", "title", "text")]))

@@ -143,6 +143,7 @@ def test_a_whole_comparison(script, made, config, trainings, tmp_path):
     assert not (output / "cache").exists()
 
 
+@pytest.mark.exhaustive
 def test_the_rows_of_each_policy(script, made, config, sample, trainings, tmp_path):
     """Raw rows are those of the source, a policy's those of its transform; from a refined or a published folder."""
     from datasets import Dataset

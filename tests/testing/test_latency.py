@@ -191,3 +191,47 @@ def test_requests_are_kept_for_a_look():
         assert [kept.number for kept in server.requests] == [2, 3]
         assert server.bodies[0]["seed"] == 1
         assert server.requests[0].headers["content-type"] == "application/json"
+
+
+def test_a_server_that_says_nothing():
+    """No /info and no /metrics, as at an OpenAI-compatible server; it lists its model and answers."""
+
+    async def main():
+        async with aiohttp.ClientSession() as session:
+            found = []
+            for path in ("/info", "/metrics", "/v1/models", "/health"):
+                async with session.get(server.url + path) as reply:
+                    found.append(reply.status)
+            return found
+
+    with Emulator(reply="x", declared=False) as server:
+        assert asyncio.run(main()) == [404, 404, 200, 200]
+        assert run(server, 2)[0][0][0] == 200
+
+
+@pytest.mark.parametrize(("drops", "least", "most"), [(True, 0.0, 0.5), (False, 0.9, 1.1)])
+def test_work_for_a_client_that_is_gone(drops, least, most):
+    """It is ended, or goes on; what is done of it is wasted."""
+
+    async def main():
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.05)) as session:
+            for _ in range(2):
+                with pytest.raises(asyncio.TimeoutError):
+                    await post(session, server, 1)
+        for _ in range(500):
+            if not (server.stats.running or server.stats.queued):
+                return
+            await asyncio.sleep(0.01)
+
+    with Emulator(reply="x", slots=1, latency=Latency(overhead=0.5), drops=drops) as server:
+        asyncio.run(main())
+        stats = server.stats
+    assert least <= stats.wasted_seconds <= most
+    assert (stats.served, stats.cancelled) == (0, 2)
+
+
+def test_a_server_that_gets_slower():
+    """From so many served requests on."""
+    latency = Latency(overhead=0.1, slower_after=10, slower_factor=3.0)
+    assert [latency.seconds(b"", 1, 1, served) for served in (0, 9, 10, 11)] == pytest.approx([0.1, 0.1, 0.3, 0.3])
+    assert Latency(overhead=0.1).seconds(b"", 1, 1, 10**6) == 0.1

@@ -29,11 +29,13 @@ def completed(reply: Any) -> tuple[Any, ...]:
     choice, usage = reply["choices"][0], reply.get("usage") or {}
     tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (None, None)
     message, reason = choice["message"], choice.get("finish_reason")
+    text = message.get("content")
+    if reason == "stop" and isinstance(text, str) and "native_finish_reason" not in choice:  # the usual case
+        return text, reason, *tokens
     if is_cut(
         choice.get("native_finish_reason")
     ):  # of a provider behind a gateway, which may have called it another end
         reason = choice["native_finish_reason"]
-    text = message.get("content")
     parts = [text] if isinstance(text, dict) else text
     if isinstance(parts, list):  # among which may be thoughts
         text = "".join(part["text"] for part in parts if part.get("type", "text") in ("text", "output_text"))
@@ -66,7 +68,7 @@ def is_held_back(reason: str | None) -> bool:
 
 def loaded(body: bytes) -> Any:
     """The JSON of a 200, also where it is a stream that nobody has asked for."""
-    if not body.lstrip().startswith((b"data:", b"event:", b":")):
+    if body[:1] == b"{" or not body.lstrip().startswith((b"data:", b"event:", b":")):
         return json.loads(body)
     lines = (line[5:].strip() for line in body.splitlines() if line.startswith(b"data:"))
     chunks = [json.loads(line) for line in lines if line != b"[DONE]"]

@@ -26,13 +26,12 @@ from urllib.request import getproxies, proxy_bypass
 from arhn_datasets.annotators.client.completions import completed, loaded
 from arhn_datasets.annotators.client.refusals import OPTIONAL, encodable, error_within, excerpt, json_of, without
 from arhn_datasets.errors import ConfigurationError, EmptyReply
-from arhn_datasets.rows.options import check_choice, check_integer, check_seconds
+from arhn_datasets.rows.options import Option, check_choice, check_integer, check_seconds
 
 T = TypeVar("T")
 
 TGI, OPENAI = "tgi", "openai"
 APIS = (TGI, OPENAI)
-DEFAULT_CONCURRENCY = 128  # where the server states no limit
 HEADROOM = 0.02  # share of TGI's max_concurrent_requests that is left alone: above the limit it answers 429
 TEMPLATE_TOKENS = 64  # what a chat template may add to the messages
 MODELS_TOLD = 100  # in a message, of those that a server lists
@@ -41,18 +40,19 @@ MODELS_TOLD = 100  # in a message, of those that a server lists
 _THINKING = re.compile(
     r"qwen3(?!.*(?:instruct|coder|2507|embedding|reranker))|qwq|deepseek-r1|-thinking|magistral", re.IGNORECASE
 )
+# What engines call the requests that run and those that wait.
+QUEUES = (
+    ("vllm:num_requests_running", "vllm:num_requests_waiting"),
+    ("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+    ("tgi_batch_current_size", "tgi_queue_size"),
+    ("llamacpp:requests_processing", "llamacpp:requests_deferred"),
+)
+_GAUGE = re.compile(
+    rf"^({'|'.join(name for pair in QUEUES for name in pair)})"
+    r"(\{[^}\n]*\})?[ \t]+([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\b",
+    re.MULTILINE,
+)
 _KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """An option as people read it; with a metavar, choices or as a switch it is one of the commands, too."""
-
-    help: str
-    metavar: str | None = None
-    choices: Sequence[str] | None = None
-    switch: bool = False
-    repeatable: bool = False
 
 
 def _check_key(name: str, value: str | None) -> None:
@@ -93,7 +93,9 @@ class ConnectionOptions:
         choices=APIS,
     )
     # 0 would be no limit at all, and a request that hangs would hang the run.
-    timeout: float = _option(300.0, check_seconds, "seconds for each attempt", metavar="SECONDS")
+    timeout: float = _option(
+        300.0, check_seconds, "seconds for each attempt; more where a server is seen to need more", metavar="SECONDS"
+    )
     deadline: float = _option(
         3600.0, check_seconds, "seconds for all attempts of a request, waiting for a busy or absent server included"
     )
@@ -103,7 +105,8 @@ class ConnectionOptions:
     concurrency: int | None = _option(
         None,
         partial(check_integer, least=1, optional=True),
-        "requests in flight for each server; by default just below the server's own limit",
+        "requests in flight for each server; by default just below the limit that the server states, else as many as "
+        "it is found to be quicker with",
         metavar="N",
     )
     tokenizer: str | None = _option(
@@ -161,7 +164,8 @@ documented(ConnectionOptions)
 class ServerInfo:
     """What a server says of itself.
 
-    ``max_concurrent_requests`` is None where the server names no limit; ``revision`` is the model's commit sha.
+    ``max_concurrent_requests`` is None where the server names no limit; ``slots`` are those that work at once, behind
+    which it queues; ``revision`` is the model's commit sha.
     """
 
     api: str
@@ -169,6 +173,7 @@ class ServerInfo:
     revision: str | None = None
     version: str | None = None
     max_concurrent_requests: int | None = None
+    slots: int | None = None
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
 
@@ -192,17 +197,20 @@ class ChatRequest:
     """A greedy chat request.
 
     ``schema`` is a JSON schema for constrained output, None for none; ``affinity`` names what the prompt shares with
-    others (the query), so that they can go to the replica that has its prefix.
+    others (the query), so that they can go to the replica that has its prefix; ``copied`` is what the reply may copy,
+    where that bounds it, and is not sent.
     """
 
     messages: tuple[Mapping[str, str], ...]
     max_tokens: int
     schema: Mapping[str, Any] | None = None
     affinity: str = ""
+    copied: Any = field(default=None, repr=False, compare=False)
 
     def size(self) -> int:
         """Bytes of the prompt: no tokenizer makes more tokens of it."""
-        return sum(len(message["content"].encode("utf-8", "replace")) for message in self.messages)
+        texts = [message["content"] for message in self.messages]
+        return sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
 
     def characters(self) -> int:
         """Characters of the prompt."""
@@ -328,10 +336,16 @@ def slice_of(slots: int, processes: int) -> int:
     return max(1, slots // processes)
 
 
-def slots_of(info: ServerInfo) -> int:
-    """Requests to keep in flight: just below the server's limit, because above it answers 429 without waiting."""
+def slots_of(info: ServerInfo) -> int | None:
+    """Requests to keep in flight, None where the server does not say.
+
+    Just below its limit, because above it answers 429 without waiting; a few more than it has slots, so that the next
+    one is there when a slot is free.
+    """
     limit = info.max_concurrent_requests
-    return max(1, limit - math.ceil(limit * HEADROOM)) if limit else DEFAULT_CONCURRENCY
+    if limit:
+        return max(1, limit - math.ceil(limit * HEADROOM))
+    return info.slots + max(2, info.slots // 4) if info.slots else None
 
 
 def parse_generated(body: bytes, secret: str | None = None) -> Completion:
@@ -414,6 +428,27 @@ def proxy_of(url: str) -> str | None:
 def _object_of(body: bytes) -> dict[str, Any]:
     value = json_of(body)
     return value if isinstance(value, dict) else {}
+
+
+def parse_slots(body: bytes) -> int | None:
+    """How many requests llama-server works on at once, in the body of its ``/props``."""
+    slots = _object_of(body).get("total_slots")
+    return slots if type(slots) is int and slots > 0 else None
+
+
+def parse_queue(body: bytes) -> tuple[int, int] | None:
+    """The requests that run and those that wait, in the body of ``/metrics``; None where it does not name both.
+
+    An engine may count them in parts (by replica, by reason), which are added up.
+    """
+    found: dict[str, float] = {}
+    for name, labels, value in _GAUGE.findall(body.decode("utf-8", "replace")):
+        if "reason=" not in labels:  # the same ones again, in parts
+            found[name] = found.get(name, 0.0) + float(value)
+    for running, waiting in QUEUES:
+        if running in found and waiting in found:
+            return int(found[running]), int(found[waiting])
+    return None
 
 
 def parse_context(body: bytes, model: str) -> int | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ class ChatTransport(ABC):
     name: str
     refused: frozenset[str] = frozenset()
     """Options of a request that this server takes not; without ``temperature`` its replies are sampled."""
+    patience: Callable[[], float] = staticmethod(lambda: 0.0)
+    """The seconds that replies were seen to need at most; a request is given as many, beyond its time limit."""
     _grammar = True
 
     @abstractmethod
@@ -52,6 +54,10 @@ class ChatTransport(ABC):
     @abstractmethod
     async def probe(self) -> None:
         """Raise where the server does not answer."""
+
+    async def queue(self) -> tuple[int, int] | None:
+        """The requests that run at the server and those that wait there, None where it does not say."""
+        return None
 
     @abstractmethod
     async def close(self) -> None:
@@ -81,6 +87,33 @@ class ChatTransport(ABC):
     @abstractmethod
     async def _ask(self, info: ServerInfo, request: ChatRequest) -> Completion:
         """The reply to one request as it stands."""
+
+
+class _Patience:
+    """Ends what is inside by a TimeoutError after ``seconds``, or later where ``grown`` says so by then."""
+
+    def __init__(self, seconds: float, grown: Callable[[], float] | None) -> None:
+        self.seconds = seconds
+        self._least, self._grown, self._over = seconds, grown, False
+
+    def __enter__(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._began = self._loop.time()
+        self._timer = self._loop.call_at(self._began + self.seconds, self._look)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        if self._over and kind is not None and issubclass(kind, asyncio.CancelledError):
+            getattr(self._task, "uncancel", int)()  # from Python 3.11 on
+            raise asyncio.TimeoutError
+
+    def _look(self) -> None:
+        self.seconds = max(self._least, self._grown() if self._grown else 0.0)
+        if self._began + self.seconds > self._loop.time():
+            self._timer = self._loop.call_at(self._began + self.seconds, self._look)
+        elif self._task is not None:
+            self._over = True
+            self._task.cancel()
 
 
 class HttpTransport(ChatTransport):
@@ -118,8 +151,7 @@ class HttpTransport(ChatTransport):
         api = self._options.api or contract.OPENAI
         if names is not None:
             info = ServerInfo(api=api, model=contract.chosen_model(names, self._model, self.url))
-            await self._read_context(info, loaded=False)
-            return info
+            return replace(info, slots=await self._read_context(info, loaded=False))
         error = self._error_of(status, reply, headers)
         if status in refusals.PASSING_STATUSES:
             raise error
@@ -157,6 +189,11 @@ class HttpTransport(ChatTransport):
         status, reply, headers = await self._request("GET", "/health")
         if status >= 500 or status == 429:
             raise self._error_of(status, reply, headers)
+
+    async def queue(self) -> tuple[int, int] | None:
+        """The requests that run at the server and those that wait there, as its ``/metrics`` say."""
+        status, reply, _ = await self._request("GET", "/metrics")
+        return contract.parse_queue(reply) if status == 200 else None
 
     async def close(self) -> None:
         """Close the pool."""
@@ -196,14 +233,15 @@ class HttpTransport(ChatTransport):
             return await self._generate(info, request)
         raise error
 
-    async def _read_context(self, info: ServerInfo, *, loaded: bool) -> None:
+    async def _read_context(self, info: ServerInfo, *, loaded: bool) -> int | None:
         """Ask Ollama, and llama-server, for the context of the model; others have no such routes, or refuse by 400.
 
-        Ollama loads a model at its first request, and tells of those that are loaded.
+        Returns how many requests the server works on at once, where it says so. Ollama loads a model at its first
+        request, and tells of those that are loaded.
         """
         async with self._loading:
             if loaded and not self._loads_later:  # somebody has asked meanwhile
-                return
+                return None
             for path in ("/api/ps", "/props"):
                 try:
                     status, reply, _ = await self._request("GET", path)
@@ -212,8 +250,9 @@ class HttpTransport(ChatTransport):
                 if status == 200:
                     self._cutting.context = contract.parse_context(reply, info.model)
                     self._loads_later = not loaded and self._cutting.context is None and b'"models"' in reply
-                    return
+                    return contract.parse_slots(reply)
             self._loads_later = False
+            return None
 
     async def _generate(self, info: ServerInfo, request: ChatRequest) -> Completion:
         prompt = self._tokenizer.apply_chat_template(
@@ -300,18 +339,21 @@ class HttpTransport(ChatTransport):
 
         headers = {"Authorization": f"Bearer {self._options.api_key}"} if self._options.api_key else {}
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=self._options.timeout)
+            timeout = aiohttp.ClientTimeout(total=None)  # ours may grow while a request is under way
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
             self._proxy = contract.proxy_of(self.url)
+        patience = _Patience(self._options.timeout, self.patience if method == "POST" else None)
         try:
             # Redirects are refused: they could carry the key to another host.
-            async with self._session.request(
-                method, self.url + path, json=body, headers=headers, allow_redirects=False, proxy=self._proxy
-            ) as reply:
-                return reply.status, await reply.read(), reply.headers
+            with patience:
+                async with self._session.request(
+                    method, self.url + path, json=body, headers=headers, allow_redirects=False, proxy=self._proxy
+                ) as reply:
+                    return reply.status, await reply.read(), reply.headers
         except asyncio.TimeoutError as error:
+            waited = patience.seconds
             raise EndpointUnavailable(
-                f"no reply from {self.name} within {self._options.timeout:g} seconds", own=True
+                f"no reply from {self.name} within {waited:.4g} seconds", own=True, waited=waited
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             said = refusals.excerpt(_USER_INFO.sub("//", str(error)))  # it may name the proxy

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from arhn_datasets.annotators.client.contract import (
-    DEFAULT_CONCURRENCY,
     ChatRequest,
     Completion,
     ConnectionOptions,
@@ -19,7 +18,9 @@ from arhn_datasets.annotators.client.contract import (
     slice_of,
     slots_of,
 )
+from arhn_datasets.annotators.client.limits import BACKOFF_MAX_SECONDS, AdaptiveLimit, Breaker
 from arhn_datasets.annotators.client.outlook import Asking, Outlook
+from arhn_datasets.annotators.client.sizing import MOST, START, UNMEASURED, Sizing
 from arhn_datasets.errors import (
     ArhnError,
     ConfigurationError,
@@ -39,146 +40,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DECREASE = 0.5
-RECOVERY_SECONDS = 1.0  # one burst of 429 comes from one excess: it lowers the limit once
-FAILURES = 5  # in a row, before a server counts as dead
-PROBE_SECONDS, PROBE_SECONDS_MAX = 0.5, 10.0
-BACKOFF_MAX_SECONDS = 10.0
+QUEUE_SECONDS, YOUNG_QUEUE_SECONDS = 2.0, 0.25  # between two looks at a server's queue, and while little is known
 AFFINITY_SLACK = 8  # requests by which the preferred replica may be busier than the idlest one
 NO_WORD = "the model used all tokens before its first word, for thinking: more --max-tokens, or one that does not think"
 WAITING_SECONDS = 1.0  # between two looks at whether all servers have been dead for too long
 
 RETRYABLE = (EndpointUnavailable, EndpointOverloaded, EndpointFailure)
-
-
-class AdaptiveLimit:
-    """A limit of requests in flight that follows the server.
-
-    A 429 halves it, at most once a second; every success raises it by its inverse, so by one each time that all slots
-    were used, up to ``ceiling``. Waiting requests are served in order. Lives on one event loop.
-    """
-
-    def __init__(self, ceiling: int) -> None:
-        self.ceiling = ceiling
-        self.in_flight = 0
-        self._limit = float(ceiling)
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._lowered_at = float("-inf")
-        self._closed_until = float("-inf")
-
-    @property
-    def current(self) -> int:
-        """Requests that may be in flight now."""
-        return max(1, int(self._limit))
-
-    def resize(self, ceiling: int) -> None:
-        """Take a new ceiling, as the server names it."""
-        self._limit = float(ceiling) if self._limit >= self.ceiling else min(self._limit, float(ceiling))
-        self.ceiling = ceiling
-        self._admit()
-
-    async def __aenter__(self) -> None:
-        """Take one of the slots, waiting for it in order."""
-        if not self._waiting and self._admits():
-            self.in_flight += 1
-        else:
-            await self._wait()
-
-    async def __aexit__(self, *_: object) -> None:
-        """Give the slot back to those that wait."""
-        self.in_flight -= 1
-        self._admit()
-
-    def succeeded(self) -> None:
-        """A request was answered."""
-        if self._limit < self.ceiling:
-            self._limit = min(float(self.ceiling), self._limit + 1 / self._limit)
-            self._admit()
-
-    def overloaded(self, retry_after: float | None = None) -> None:
-        """A request was refused for overload; ``retry_after`` seconds nothing more is to be sent."""
-        loop = asyncio.get_running_loop()
-        if loop.time() - self._lowered_at >= RECOVERY_SECONDS:
-            self._lowered_at = loop.time()
-            self._limit = max(1.0, min(self._limit, float(self.in_flight)) * DECREASE)
-        if retry_after:
-            self._closed_until = max(self._closed_until, loop.time() + retry_after)
-            loop.call_later(retry_after, self._admit)
-
-    async def _wait(self) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if not turn.cancelled():  # admitted and cancelled at once: hand the slot on
-                self.in_flight -= 1
-            self._admit()  # leaves out those that nobody waits for any more
-            raise
-
-    def _admit(self) -> None:
-        while self._waiting and (self._waiting[0].done() or self._admits()):
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self.in_flight += 1
-                turn.set_result(None)
-
-    def _admits(self) -> bool:
-        return self.in_flight < self.current and asyncio.get_running_loop().time() >= self._closed_until
-
-
-class Breaker:
-    """Closed while the server answers; opened by failures in a row, closed again by a probe that succeeds.
-
-    Lives on one event loop. ``probe`` raises where the server still does not answer.
-    """
-
-    def __init__(self, name: str, probe: Callable[[], Awaitable[object]]) -> None:
-        self.name = name
-        self.opened_at: float | None = None
-        self._probe = probe
-        self._failures = 0
-        self.closed = asyncio.Event()  # set while the server answers
-        self.closed.set()
-        self._probing: asyncio.Task[None] | None = None
-
-    @property
-    def open(self) -> bool:
-        """Whether the server counts as dead."""
-        return self.opened_at is not None
-
-    def succeeded(self) -> None:
-        """The server answered."""
-        self._failures = 0
-
-    def failed(self, *, dead: bool = False) -> None:
-        """A request to the server failed; ``dead`` opens the breaker at once."""
-        self._failures += 1
-        if not self.open and (dead or self._failures >= FAILURES):
-            self.opened_at = asyncio.get_running_loop().time()
-            self.closed.clear()
-            self._probing = asyncio.get_running_loop().create_task(self._until_it_answers())
-            logger.warning("%s does not answer; waiting for it and asking again", self.name)
-
-    def stop(self) -> None:
-        """Probe no more."""
-        if self._probing is not None:
-            self._probing.cancel()
-
-    async def _until_it_answers(self) -> None:
-        pause = PROBE_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, PROBE_SECONDS_MAX)
-            try:
-                await self._probe()
-            except Exception as error:
-                logger.debug("%s: %s", self.name, error)
-                continue
-            self.opened_at, self._failures = None, 0
-            self.closed.set()
-            logger.warning("%s answers again", self.name)
-            return
 
 
 @dataclass
@@ -200,15 +67,18 @@ class Server:
     """A server with its limit and its breaker."""
 
     def __init__(self, transport: ChatTransport, options: ConnectionOptions) -> None:
+        self._options = options
         self.transport = transport
-        self.limit = AdaptiveLimit(slice_of(options.concurrency or DEFAULT_CONCURRENCY, options.processes))
+        self.sizing = self._sized(options.concurrency or START, declared=options.concurrency is not None)
+        self.limit = AdaptiveLimit(self.sizing.size)
+        transport.patience = self._patience
         self.breaker = Breaker(transport.name, self._reopen)
         self.info: ServerInfo | None = None
         self.expected: ServerInfo | None = None  # the run's model, also where this server was away at first
         self.changed: ConfigurationError | None = None
         self.load = 0
         self.said: EndpointError | None = None  # when it failed last
-        self._options = options
+        self._watching: asyncio.Task[None] | None = None
         self._answered: ChatRequest | None = None  # the last one that was
         self._doubted = False
 
@@ -218,25 +88,87 @@ class Server:
         if self.info is None or found.api == self.info.api:  # a gateway may hide /info for a while
             self.info = found
         if self._options.concurrency is None:
-            self.limit.resize(slice_of(slots_of(found), self._options.processes))
+            await self._size(found)
+        self.sizing.cold()
         return found
+
+    async def _size(self, found: ServerInfo) -> None:
+        """Take the server's word for how much it takes, else find that out; its queue is looked at in either case."""
+        if self._watching is None:
+            with suppress(ArhnError):
+                if await self.transport.queue() is not None:
+                    self._watching = asyncio.get_running_loop().create_task(self._watch())
+        declared = slots_of(found)
+        if declared and (self.sizing.measures or slice_of(declared, self._options.processes) != self.sizing.most):
+            self.sizing = self._sized(declared, declared=True)
+        self.limit.resize(self.sizing.size)
+
+    def _sized(self, start: int, *, declared: bool) -> Sizing:
+        start, most = slice_of(start, self._options.processes), slice_of(MOST, self._options.processes)
+        return Sizing(start, start if declared else most, measures=not declared)
+
+    def _patience(self) -> float:
+        return min(self.sizing.patience, self._options.deadline)
+
+    async def _watch(self) -> None:
+        """Keep the server's own queue short, where it tells of it."""
+        while True:
+            young = self.sizing.growing and self.sizing.size < UNMEASURED
+            await asyncio.sleep(YOUNG_QUEUE_SECONDS if young else QUEUE_SECONDS)
+            told = None
+            if self.limit.in_flight and not self.breaker.open:
+                with suppress(ArhnError):
+                    told = await self.transport.queue()
+            if told is not None:
+                self.sizing.told(*(count // self._options.processes for count in told))
+                self.limit.resize(self.sizing.size)
+
+    def sized(self) -> str:
+        """How many requests it is asked at once, and why, in words."""
+        if self._options.concurrency is not None:
+            why = "as given"
+        elif self.sizing.measures:
+            why = "found by its rate of replies"
+        elif self.info is not None and self.info.max_concurrent_requests:
+            why = "just below the limit that it states"
+        else:
+            why = "its slots and a few"
+        queue = "" if self._watching is None else ", a few of them waiting by what it says of its queue"
+        rate = self.limit.pace.rate
+        pace = f"; at most {60 * rate:,.0f} a minute, since it refuses more" if rate else ""
+        return f"{self.limit.current} requests at once at {self.transport.name}: {why}{queue}{pace}"
+
+    def stop(self) -> None:
+        """Probe and watch no more."""
+        self.breaker.stop()
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def send(self, asking: Asking) -> Completion:
         """One attempt, within the limit; its outcome moves the limit and the breaker."""
         assert self.info is not None
-        queued_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        queued_at = loop.time()
         async with self.limit:
-            asking.queued += asyncio.get_running_loop().time() - queued_at
+            sent = loop.time()
+            if not isinstance(asking.last, EndpointOverloaded):  # else it waits for a busy server
+                asking.queued += sent - queued_at
             if self.breaker.open:
                 raise EndpointUnavailable(f"{self.transport.name} does not answer")
             try:
                 completion = await self.transport.chat(self.info, asking.request)
             except EndpointOverloaded as error:
                 self.said = error
+                if self.sizing.measures and not error.retry_after:
+                    self.sizing.congested(loop.time(), self.limit.in_flight)
+                    self.limit.resize(self.sizing.size)
                 self.limit.overloaded(error.retry_after)
                 raise
             except EndpointUnavailable as error:
                 self.said = error
+                if error.waited is not None:
+                    self.sizing.timed_out(loop.time(), self.limit.in_flight, error.waited)
+                    self.limit.resize(self.sizing.size)
                 self.breaker.failed()
                 raise
             except EndpointFailure as error:
@@ -247,6 +179,11 @@ class Server:
             except (EndpointError, ArhnError):
                 self.breaker.succeeded()  # it answered
                 raise
+            now = loop.time()
+            self.sizing.answered(now, sent, self.limit.in_flight)
+            self.limit.pace.accepted(now)
+            if self.sizing.size != self.limit.ceiling:
+                self.limit.resize(self.sizing.size)
         self.limit.succeeded()
         self.breaker.succeeded()
         self._answered, self._doubted = asking.request, False
@@ -288,7 +225,7 @@ class Pool:
 
     @property
     def slots(self) -> int | None:
-        """Requests that the servers take at once, None where they have not said so yet."""
+        """Requests that the servers are asked at once, None where they have said nothing yet."""
         return None if self._info is None else sum(server.limit.ceiling for server in self.servers)
 
     async def info(self) -> ServerInfo:
@@ -376,7 +313,7 @@ class Pool:
     async def close(self) -> None:
         """Let go of every connection."""
         for server in self.servers:
-            server.breaker.stop()
+            server.stop()
             await server.transport.close()
 
     async def _open(self) -> ServerInfo:
@@ -443,9 +380,9 @@ class Pool:
             return idlest
         start = int.from_bytes(hashlib.blake2b(affinity.encode("utf-8", "replace"), digest_size=8).digest(), "big")
         preferred = self.servers[start % len(self.servers)]
-        if preferred not in alive or preferred.load > idlest.load + AFFINITY_SLACK:
-            return idlest
-        return preferred
+        # Of what it takes, not of what the others do: replicas differ in speed.
+        fair = idlest.load * preferred.limit.current / idlest.limit.current
+        return preferred if preferred in alive and preferred.load <= fair + AFFINITY_SLACK else idlest
 
     async def _wait_for_any(self, asking: Asking) -> None:
         now = asyncio.get_running_loop().time()

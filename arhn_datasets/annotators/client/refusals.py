@@ -22,7 +22,7 @@ from arhn_datasets.errors import (
     PromptTooLong,
     RequestRejected,
 )
-from arhn_datasets.rows.retries import seconds_of
+from arhn_datasets.rows.retries import RETRY_AFTER_MAX_SECONDS, seconds_of
 
 MESSAGE_CHARACTERS = 300
 PAGE_CHARACTERS = 8000  # of an HTML page that are searched for its text
@@ -111,8 +111,15 @@ _STATUS_OF = (
     (404, _any(r"model_not_found|not_found")),
     (400, _any(r"invalid_request|bad_?request|invalid_argument")),
 )
+_SPAN = r"(\d+(?:\.\d+)?)(?:\s*(ms|milliseconds?|s|sec(?:ond)?s?|m|min(?:ute)?s?|h|hours?)(?![a-z])|(?![\d.]*\s*[a-z]))"
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PAUSE = re.compile(
+    rf"(?:try(?:ing)? again|retry|wait)(?:,? (?:again|in|after|for|at least|another|about))* ((?:{_SPAN}\s*)+)",
+    re.IGNORECASE,
+)
 WRONG_KEY = (
-    "The API key is missing or wrong: set ARHN_API_KEY, or pass api_key= or --api-key; no other token is ever sent."
+    "The API key is missing or wrong: set ARHN_API_KEY, or pass api_key= or --api-key (for a server of scores "
+    "ARHN_SCORE_API_KEY or --score-api-key); no other token is ever sent."
 )
 _NO_ROUTE = (
     "Perhaps there is no chat API: a text-generation-inference or OpenAI-compatible server was expected; check the URL "
@@ -157,7 +164,7 @@ def error_of(status: int, body: bytes, retry_after: str | None = None, location:
     if status in (400, 500) and _NO_KEY.search(f"{said.names} {said.message}"):  # LiteLLM
         return RequestRejected(told, advice=WRONG_KEY, lasting=True)
     if status in BUSY_STATUSES:
-        return EndpointOverloaded(told, retry_after=seconds_of(retry_after))
+        return EndpointOverloaded(told, retry_after=seconds_of(retry_after) or _pause_in(said.message))
     if status in AWAY_STATUSES:
         return EndpointUnavailable(told)
     if status in (408, 424) or status >= 500:
@@ -254,6 +261,18 @@ def place_of(url: str, location: str | None) -> str | None:
         return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
     except ValueError:
         return None
+
+
+def _pause_in(message: str) -> float | None:
+    """The seconds that a message asks to wait: "try again in 6m0s" (OpenAI), "in 60 seconds" (LiteLLM), "in 20ms"."""
+    found = _PAUSE.search(message)
+    if not found:
+        return None
+    spans = re.findall(_SPAN, found[1].lower())
+    seconds = sum(
+        float(number) * (0.001 if unit.startswith(("ms", "mil")) else _SECONDS[unit[:1]]) for number, unit in spans
+    )
+    return min(seconds, RETRY_AFTER_MAX_SECONDS) or None
 
 
 def _root(location: str) -> str:

@@ -161,7 +161,7 @@ class Replies:
         # Any thread may drop a store, and one that closes it inside sqlite at a fork leaves a lock there in the child.
         dropped = [connection for connection in (self._writer, self._reader) if connection is not None]
         self._writer = self._reader = None
-        if not dropped:
+        if not dropped or _closing is None:  # at the end of the interpreter
             return
         if not _closing.acquire(blocking=False):
             _dropped.extend(dropped)
@@ -191,16 +191,22 @@ class Replies:
             return None
         return None if row is None else reply_of(row[0])
 
-    def put(self, key: str, reply: Mapping[str, Any], *, model: str | None = None, revision: str | None = None) -> None:
+    def put(
+        self,
+        key: str,
+        reply: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        kind: str = "chat",
+    ) -> None:
         """Store ``reply`` under ``key`` soon; where the disk refuses, say so once and go on without.
 
-        ``model`` and ``revision`` are for ``arhn-cache``; the key holds all that changes the reply.
+        ``model``, ``revision`` and ``kind`` are for ``arhn-cache``; the key holds all that changes the reply.
         """
         if not self._writable:
             return
-        stored = Stored(
-            bytes.fromhex(key)[:16], origin_of(model, revision, "chat"), int(time.time()), json.dumps(reply)
-        )
+        stored = Stored(bytes.fromhex(key)[:16], origin_of(model, revision, kind), int(time.time()), json.dumps(reply))
         with self._changing:
             self._waiting[stored.key] = stored
             waiting = len(self._waiting)

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from arhn_datasets import errors
 from arhn_datasets.annotators.client.contract import (
-    DEFAULT_CONCURRENCY,
     OPENAI,
     TGI,
     ChatRequest,
@@ -23,6 +22,8 @@ from arhn_datasets.annotators.client.contract import (
     is_loopback,
     parse_completion,
     parse_generated,
+    parse_queue,
+    parse_slots,
     parse_tokens,
     shown_url,
     slots_of,
@@ -30,6 +31,7 @@ from arhn_datasets.annotators.client.contract import (
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import Pool
 from arhn_datasets.annotators.client.refusals import error_of
+from arhn_datasets.annotators.client.sizing import START
 from arhn_datasets.testing import Fault, Latency
 from tests.fakes.served import CHAT, MODEL, NO_INFO, REVISION, always, completion, once, said, served, when
 from tests.fakes.together import Together
@@ -408,10 +410,63 @@ def test_retry_after(header, seconds):
     assert error_of(429, b"", header).retry_after == seconds
 
 
-@pytest.mark.parametrize(("limit", "slots"), [(None, DEFAULT_CONCURRENCY), (1, 1), (2, 1), (10, 9), (128, 125)])
+@pytest.mark.parametrize(("limit", "slots"), [(None, None), (1, 1), (2, 1), (10, 9), (128, 125)])
 def test_slots(limit, slots):
     """Two in a hundred of the server's limit are left alone."""
     assert slots_of(ServerInfo(api=TGI, model="m", max_concurrent_requests=limit)) == slots
+
+
+@pytest.mark.parametrize(("slots", "most"), [(1, 3), (4, 6), (64, 80)])
+def test_slots_that_work_at_once(slots, most):
+    """A few more than that, so that the next one is there when a slot is free."""
+    assert slots_of(ServerInfo(api=OPENAI, model="m", slots=slots)) == most
+
+
+@pytest.mark.parametrize(
+    ("body", "slots"),
+    [
+        (b'{"total_slots": 4, "default_generation_settings": {"n_ctx": 8192}}', 4),
+        (b'{"total_slots": 0}', None),
+        (b'{"total_slots": true}', None),
+        (b'{"total_slots": "4"}', None),
+        (b"[]", None),
+        (b"", None),
+    ],
+)
+def test_the_slots_of_llama_server(body, slots):
+    """As its /props tell, where they are a number."""
+    assert parse_slots(body) == slots
+
+
+@pytest.mark.parametrize(
+    ("body", "queue"),
+    [
+        (
+            "# HELP vllm:num_requests_running Number of requests.\n# TYPE vllm:num_requests_running gauge\n"
+            'vllm:num_requests_running{engine="0",model_name="smol"} 16.0\n'
+            'vllm:num_requests_waiting{engine="0",model_name="smol"} 3.0\n'
+            'vllm:num_requests_waiting_by_reason{engine="0",model_name="smol",reason="capacity"} 3.0\n',
+            (16, 3),
+        ),
+        (
+            'vllm:num_requests_running{engine="0"} 2.0\nvllm:num_requests_running{engine="1"} 3.0\n'
+            'vllm:num_requests_waiting{engine="0",reason="capacity"} 9.0\n'
+            'vllm:num_requests_waiting{engine="0"} 0.0\nvllm:num_requests_waiting{engine="1"} 1.0\n',
+            (5, 1),
+        ),
+        ('sglang:num_running_reqs{model_name="m"} 8.0\nsglang:num_queue_reqs{model_name="m"} 1e+02\n', (8, 100)),
+        ("tgi_queue_size 5\ntgi_batch_current_size 128\ntgi_request_count 900\n", (128, 5)),
+        ("llamacpp:requests_processing 4\nllamacpp:requests_deferred 2\n", (4, 2)),
+        ("tgi_queue_size 5\n", None),
+        ("vllm:num_requests_running NaN\nvllm:num_requests_waiting 1\n", None),
+        ("process_cpu_seconds_total 4.2\n", None),
+        ("<html>tgi_queue_size 5 tgi_batch_current_size 3</html>", None),
+        ("", None),
+    ],
+)
+def test_the_queue_of_a_server(body, queue):
+    """Running and waiting requests, over all replicas, where the metrics name both."""
+    assert parse_queue(body.encode()) == queue
 
 
 @pytest.mark.parametrize(
@@ -888,17 +943,27 @@ def test_info_survives_an_impatient_caller(echo):
 
 @pytest.mark.parametrize(
     ("limit", "concurrency", "most"),
-    [(10, None, 9), (1, None, 1), (10, 3, 3), (2, 5, 5), ("10", None, 20), (None, None, 20), (True, None, 20)],
+    [(10, None, 9), (1, None, 1), (10, 3, 3), (2, 5, 5)],
 )
 def test_never_more_in_flight_than_the_limit(echo, limit, concurrency, most):
-    """98 % of what /info states, else the option; a limit that is no number is none."""
+    """98 % of what /info states, else the option."""
     info = {**echo.info(), "max_concurrent_requests": limit}
     echo.intercept = always(lambda: web.json_response(info), "/info")
     echo.reply = Together(most, "x")
     ask(echo.url, together(20), concurrency=concurrency, deadline=120)
     assert echo.stats.peak_in_flight == most
     assert echo.stats.requests == 20
-    assert most <= DEFAULT_CONCURRENCY
+
+
+@pytest.mark.parametrize("limit", ["10", None, True])
+def test_a_limit_that_is_no_number_is_none(echo, limit):
+    """Few are asked at first, all of them in the end."""
+    info = {**echo.info(), "max_concurrent_requests": limit}
+    echo.intercept = always(lambda: web.json_response(info), "/info")
+    echo.reply = Together(START, "x")
+    ask(echo.url, together(20), deadline=120)
+    assert START <= echo.stats.peak_in_flight < 20
+    assert echo.stats.requests == 20
 
 
 def test_requests_in_flight_are_counted(echo):

@@ -18,8 +18,7 @@ from datasets import Dataset
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
-from arhn_datasets.annotators.client import outlook
-from arhn_datasets.annotators.client import pool as pools
+from arhn_datasets.annotators.client import limits, outlook
 from arhn_datasets.annotators.client.store import FILE_NAME
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import (
@@ -41,9 +40,9 @@ WORK = Latency(overhead=0.01)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(pools, "PROBE_SECONDS_MAX", 0.2)
-    monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "PROBE_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import gc
 
 import pytest
 
-from arhn_datasets.annotators.client import pool as pools
-from arhn_datasets.annotators.client.pool import FAILURES, AdaptiveLimit, Breaker
+from arhn_datasets.annotators.client import limits
+from arhn_datasets.annotators.client.limits import FAILURES, AdaptiveLimit, Breaker
 from arhn_datasets.annotators.llm import AT_ONCE, Turns
 
 
@@ -103,7 +103,7 @@ def test_a_burst_of_refusals_lowers_the_limit_once(monkeypatch):
         assert limit.current == 20
         gate.set()
         await asyncio.gather(*tasks)
-        monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0)
+        monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0)
         for _ in range(10):
             limit.overloaded()
         assert limit.current == 1
@@ -184,12 +184,51 @@ def test_a_higher_ceiling_wakes_those_who_wait():
     asyncio.run(main())
 
 
+def test_after_a_pause_one_request_goes_first():
+    """The others wait for its answer, and then go out at the pace that was kept before."""
+
+    async def main():
+        limit, log, loop = AdaptiveLimit(8), [], asyncio.get_running_loop()
+        for _ in range(20):
+            limit.pace.accepted(loop.time() - 1.0)
+        gates = [asyncio.Event() for _ in range(4)]
+        limit.overloaded(0.02)
+        tasks = [asyncio.create_task(hold(limit, log, number, gate)) for number, gate in enumerate(gates)]
+        await settle()
+        assert log == []
+        await asyncio.sleep(0.1)
+        assert log == [0]
+        limit.pace.accepted(loop.time())
+        gates[0].set()
+        for gate in gates:
+            gate.set()
+        await asyncio.gather(*tasks)
+        assert 10 < limit.pace.rate < 21
+        assert log == [0, 1, 2, 3]
+
+    asyncio.run(main())
+
+
+def test_refusals_of_every_request_close_it_for_a_while():
+    """Where even one request at once is refused again and again, it is no matter of how many there are."""
+
+    async def main():
+        limit, loop = AdaptiveLimit(1), asyncio.get_running_loop()
+        for _ in range(FAILURES - 1):
+            limit.overloaded()
+        assert limit.pace.opens_at() <= loop.time()
+        limit.overloaded()
+        assert limit.pace.opens_at() > loop.time()
+
+    asyncio.run(main())
+
+
 # -- the breaker ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
 def _quick_probes(monkeypatch):
-    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(limits, "PROBE_SECONDS", 0.01)
 
 
 async def answers():
@@ -268,7 +307,7 @@ def test_rows_begin_in_order_and_only_as_many_as_are_wanted():
         turns, log, gates = Turns(), [], [asyncio.Event() for _ in range(6)]
 
         async def row(number):
-            await turns.turn(1, 2)
+            await turns.turn(1, lambda: 2)
             with turns:
                 log.append(number)
                 await gates[number].wait()
@@ -294,7 +333,7 @@ def test_a_full_house_lets_nobody_begin():
         turns, log = Turns(), []
 
         async def row(number):
-            await turns.turn(1, 1)
+            await turns.turn(1, lambda: 1)
             log.append(number)
 
         with turns:
@@ -316,7 +355,7 @@ def test_no_more_than_a_few_begin_in_one_turn_of_the_loop():
         turns, log = Turns(), []
 
         async def row(number):
-            await turns.turn(1, 10**6)
+            await turns.turn(1, lambda: 10**6)
             log.append(number)
 
         tasks = [asyncio.create_task(row(number)) for number in range(10 * AT_ONCE)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from aiohttp import web
 
 import arhn_datasets as arhn
 from arhn_datasets import errors
+from arhn_datasets.annotators.client import limits
 from arhn_datasets.annotators.client import pool as pools
 from arhn_datasets.annotators.client.contract import (
     OPENAI,
@@ -27,12 +29,13 @@ from arhn_datasets.annotators.client.contract import (
 from arhn_datasets.annotators.client.contract import ServerInfo as Info
 from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import AFFINITY_SLACK, Pool
+from arhn_datasets.annotators.client.sizing import START
 from arhn_datasets.annotators.interface import RankingRequest, SnippetRequest
 from arhn_datasets.annotators.llm import MAX_GRAMMARS, ranking_schema
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GROUNDED, NO_ANSWER, RANKED
 from arhn_datasets.testing import Emulator, Fault, Latency
-from tests.fakes.served import always, when
+from tests.fakes.served import always, completion, when
 from tests.fakes.together import Together
 
 SCHEMA = {"type": "object", "properties": {"snippet": {"type": "string"}}, "required": ["snippet"]}
@@ -42,8 +45,8 @@ CALL_SECONDS = 120  # of a test that hangs; none takes as many
 
 @pytest.fixture(autouse=True)
 def _quick_probes(monkeypatch):
-    monkeypatch.setattr(pools, "PROBE_SECONDS", 0.02)
-    monkeypatch.setattr(pools, "PROBE_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(limits, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(limits, "PROBE_SECONDS_MAX", 0.05)
 
 
 def request(number=0, affinity="", **options):
@@ -83,6 +86,9 @@ class Fake:
             return self.reply(len(self.asked))
         finally:
             self.in_flight -= 1
+
+    async def queue(self):
+        """It does not say."""
 
     async def close(self):
         """Nothing is open."""
@@ -351,7 +357,7 @@ def test_at_most_so_many_requests_in_flight(concurrency, most):
 
 def test_a_limit_that_nobody_told_us_is_found(monkeypatch):
     """A server that takes 8 and a client that believes in 128: everything is answered, and few refusals are met."""
-    monkeypatch.setattr(pools, "RECOVERY_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "RECOVERY_SECONDS", 0.05)
     with Emulator(max_concurrent_requests=8, slots=8, latency=Latency(overhead=0.01), reply="x") as server:
         pool, found = pooled(
             [at(server)], all_of([request(number) for number in range(400)]), concurrency=128, backoff=0.02, deadline=15
@@ -701,3 +707,94 @@ def test_a_query_that_leaves_no_room_is_an_error():
         assert not server.stats.requests
     assert found.status == ERROR
     assert found.detail.startswith("PromptTooLong: ")
+
+
+# -- how much a server is asked ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "options", "size", "why"),
+    [
+        ({}, {}, START, "found by its rate of replies"),
+        ({"slots": 4}, {}, 6, "its slots and a few"),
+        ({"max_concurrent_requests": 100}, {}, 98, "just below the limit that it states"),
+        ({"max_concurrent_requests": 100, "slots": 4}, {}, 98, "just below the limit that it states"),
+        ({}, {"concurrency": 30}, 30, "as given"),
+        ({"slots": 4}, {"concurrency": 30}, 30, "as given"),
+        ({"slots": 8}, {"processes": 5}, 2, "its slots and a few"),
+    ],
+)
+def test_where_the_size_comes_from(limits, options, size, why):
+    """From the user, from the server, or from what it does; and the summary says so."""
+    pool, _ = pooled([Fake("a", **limits)], lambda pool: pool.chat(request()), **options)
+    assert pool.servers[0].sized() == f"{size} requests at once at a: {why}"
+    assert pool.servers[0].sizing.measures == ("rate" in why)
+
+
+def test_a_server_that_says_nothing_is_asked_by_more_and_more():
+    """As long as it answers as quickly: from a few to many at once, and never all of them at the start."""
+    server = Fake("a")
+    server.seconds = 0.01
+    pool, found = pooled([server], all_of([request(number) for number in range(600)]))
+    assert len(found) == 600
+    assert pool.servers[0].sizing.size > 4 * START
+    assert server.most <= 2 * pool.servers[0].sizing.size
+
+
+def test_a_size_that_was_given_stays():
+    """Whatever the server does."""
+    server = Fake("a")
+    server.seconds = 0.002
+    pool, _ = pooled([server], all_of([request(number) for number in range(300)]), concurrency=7)
+    assert (server.most, pool.servers[0].limit.ceiling) == (7, 7)
+
+
+def test_a_request_has_more_time_where_the_server_needs_more():
+    """Six at once on one slot take longer than the limit, which is that of one alone: nothing is asked twice."""
+    with Emulator(slots=1, latency=Latency(overhead=0.1), reply="x", declared=False, drops=False) as server:
+        pool, found = pooled(
+            [at(server)], all_of([request(number) for number in range(18)]), concurrency=6, timeout=0.45, deadline=60
+        )
+        stats = server.stats
+    assert len(found) == 18
+    assert (stats.requests, stats.wasted_seconds) == (18, 0)
+    assert pool.servers[0].sizing.latency > 0.45
+
+
+def test_the_queue_of_a_server_is_kept_short(monkeypatch):
+    """One that lets in many more than it works on tells so in its metrics, and is asked less."""
+    monkeypatch.setattr(pools, "QUEUE_SECONDS", 0.05)
+    with Emulator(slots=4, max_concurrent_requests=100, latency=Latency(overhead=0.05), reply="x") as server:
+        pool, found = pooled([at(server)], all_of([request(number) for number in range(200)]), deadline=60)
+    assert len(found) == 200
+    assert pool.servers[0].limit.current <= 4 + 8
+    assert "a few of them waiting" in pool.servers[0].sized()
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_limit_by_time_costs_few_requests(header):
+    """Ten in each second, the rest refused with how long to wait: most requests are sent once."""
+    used = {}
+
+    async def limited(request):
+        span = int(time.monotonic())
+        used[span] = used.get(span, 0) + 1
+        if used[span] <= 10:
+            return web.json_response(completion("x"))
+        headers = {"Retry-After": "1"} if header else {}
+        return web.json_response({"error": {"message": "Try again in 1 seconds."}}, status=429, headers=headers)
+
+    with Emulator(intercept=always(lambda: limited), declared=False) as server:
+        pool, found = pooled([at(server)], all_of([request(number) for number in range(30)]), deadline=60)
+        asked = server.stats.requests
+    assert len(found) == 30
+    assert asked <= 30 + 15
+    assert "a minute, since it refuses more" in pool.servers[0].sized()
+
+
+def test_a_slow_replica_is_not_waited_for():
+    """What a query's own replica has no room for goes to another one that has."""
+    slow, fast = Fake("slow", slots=1), Fake("fast", max_concurrent_requests=200)
+    slow.seconds, fast.seconds = 0.5, 0.01
+    pooled([slow, fast], all_of([request(number, f"q{number // 8}") for number in range(400)]), deadline=60)
+    assert len(slow.asked) <= 3 + AFFINITY_SLACK + 3

@@ -595,3 +595,33 @@ def test_a_reply_to_a_prompt_that_was_cut_is_no_evidence(told, tmp_path):
     assert (snippet["status"], snippet["snippet"]) == ("grounded", "It is 212 metres tall.")
     assert "of the passage was read" in snippet["detail"]
     assert asked >= 1
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        ("Rate limit reached for m on requests per min (RPM): Limit 3, Used 3. Please try again in 20s. Visit ...", 20),
+        ("No deployments available for selected model, Try again in 60 seconds. Passed model=m.", 60),
+        ("Please try again in 6m0s.", 300),
+        ("try again in 1m1.5s", 61.5),
+        ("try again in 20ms", 0.02),
+        ("try again in 250 milliseconds", 0.25),
+        ("Please retry in 34.5s.", 34.5),
+        ("Please retry after 15 seconds.", 15),
+        ("Requests rate limit exceeded, retry after 5", 5),
+        ("please wait 2 minutes", 120),
+        ("Try again in 45 seconds or ask for a higher limit", 45),
+        ("try again in 1h2m3s", 300),
+        ("wait for another 3 min", 180),
+        ("try again later", None),
+        ("wait a moment, 3 models are busy", None),
+        ("retry after 3 models are loaded", None),
+        ("Limit 100 per minute", None),
+        ("try again in 0s", None),
+    ],
+)
+def test_a_message_that_says_when_to_come_back(message, seconds):
+    """Like Retry-After, which comes first where there are both."""
+    body = json.dumps({"error": {"message": message}}).encode()
+    assert error_of(429, body).retry_after == seconds
+    assert error_of(429, body, "7").retry_after == 7

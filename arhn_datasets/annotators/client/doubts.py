@@ -1,0 +1,110 @@
+"""Which replies of a batch may stand under the id of another request: what surrounds them tells, for they do not.
+
+Pure functions of what a file holds. A doubt costs one more request, so each looks for what is odd among its like, and
+says nothing where there is no like.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from operator import mul
+from statistics import median
+from typing import Any, NamedTuple
+
+IN_ORDER = 0.7  # share of lines that keep the order of the requests, in a file that keeps it but for moved lines
+AT_PLACE = 0.4  # share of lines that stand where they are expected, in one that keeps it but for exchanged lines
+NEAR = 2  # lines within which an exchange does not show which one is at its place
+FEWEST = 40  # lines that tell how tokens are counted
+MOST_ODD = 0.25  # of them; with more, tokens follow from something else
+ODD = 16.0  # times the usual distance of the nearer ones: some seven standard deviations
+_PIECES = re.compile(r"\w+|[^\w\s]")
+
+
+class Extent(NamedTuple):
+    """What the tokens of a prompt follow from: its characters, those beyond ASCII, its words and signs."""
+
+    characters: int
+    wide: int
+    pieces: int
+
+
+def extent_of(texts: Sequence[str]) -> Extent:
+    """The extent of a prompt."""
+    text = "\n".join(texts)
+    wide = 0 if text.isascii() else sum(1 for character in text if character > "\x7f")
+    return Extent(len(text), wide, sum(1 for _ in _PIECES.finditer(text)))
+
+
+def out_of_order(places: Sequence[Any]) -> set[int]:
+    """Which of these different places are not where they are expected, in a sequence that else keeps its order."""
+    kept = _longest_growing(places)
+    if len(kept) == len(places):
+        return set()
+    if len(kept) >= IN_ORDER * len(places):
+        moved = set(range(len(places))) - kept
+        expected = {place: at for at, place in enumerate(sorted(places))}
+        for at in sorted(at for at in moved if abs(expected[places[at]] - at) <= 2 * NEAR):
+            for near in range(max(0, at - NEAR), min(len(places), at + NEAR + 1)):
+                if near != at and (places[near] < places[at]) != (near < at):
+                    moved.add(near)
+        return moved
+    elsewhere = {at for at, (one, other) in enumerate(zip(places, sorted(places), strict=True)) if one != other}
+    return elsewhere if len(elsewhere) <= (1 - AT_PLACE) * len(places) else set()
+
+
+def _longest_growing(places: Sequence[Any]) -> set[int]:
+    tails: list[Any] = []
+    ends: list[int] = []
+    before: list[int] = []
+    for at, place in enumerate(places):
+        to = bisect_left(tails, place)
+        before.append(ends[to - 1] if to else -1)
+        tails[to : to + 1] = [place]
+        ends[to : to + 1] = [at]
+    kept: set[int] = set()
+    at = ends[-1] if ends else -1
+    while at >= 0:
+        kept.add(at)
+        at = before[at]
+    return kept
+
+
+def oddly_counted(extents: Sequence[Extent], tokens: Sequence[int]) -> set[int]:
+    """Which prompts cannot have the tokens that stand with their replies, as those of the others are counted."""
+    if len(tokens) < FEWEST:
+        return set()
+    rows = [(1.0, *map(float, extent)) for extent in extents]
+    used, away = list(range(len(rows))), [0.0] * len(rows)
+    for _ in range(3):  # each time without what is furthest away
+        weights = _fitted([rows[at] for at in used], [tokens[at] for at in used])
+        away = [abs(sum(map(mul, weights, row)) - counted) for row, counted in zip(rows, tokens, strict=True)]
+        limit = sorted(away)[int(0.7 * len(away))]
+        used = [at for at, distance in enumerate(away) if distance <= limit]
+    usual = max(0.5, median(away[at] for at in used))
+    odd = {at for at, distance in enumerate(away) if distance > ODD * usual}
+    return odd if len(odd) <= MOST_ODD * len(tokens) else set()
+
+
+def _fitted(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
+    """The weights of the least squares, by the normal equations; what varies in no row has none."""
+    size = len(rows[0])
+    left = [[sum(row[i] * row[j] for row in rows) for j in range(size)] for i in range(size)]
+    right = [sum(row[i] * value for row, value in zip(rows, values, strict=True)) for i in range(size)]
+    for i in range(size):
+        left[i][i] += 1e-9 * (left[i][i] or 1.0)
+    for i in range(size):
+        pivot = max(range(i, size), key=lambda at: abs(left[at][i]))
+        left[i], left[pivot], right[i], right[pivot] = left[pivot], left[i], right[pivot], right[i]
+        if not left[i][i]:
+            continue
+        for j in range(i + 1, size):
+            factor = left[j][i] / left[i][i]
+            right[j] -= factor * right[i]
+            left[j] = [one - factor * other for one, other in zip(left[j], left[i], strict=True)]
+    weights = [0.0] * size
+    for i in reversed(range(size)):
+        rest = right[i] - sum(left[i][j] * weights[j] for j in range(i + 1, size))
+        weights[i] = rest / left[i][i] if left[i][i] else 0.0
+    return weights
