@@ -180,6 +180,8 @@ def _connected(address: str | None) -> Iterator[None]:
     try:
         if host and port.isdigit():  # where nothing listens Ray ends the whole process after a minute
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        if there in ("", "local"):  # Ray starts its workers with niceness 15, so that on a busy machine they hardly run
+            os.environ.setdefault("RAY_worker_niceness", "0")
         with kept_handlers():  # Ray's would end this process without a word
             ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of its transport
