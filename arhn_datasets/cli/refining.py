@@ -326,7 +326,7 @@ def _unscored(failed: int) -> int:
 
 
 def _outcome(report: Report, most: float) -> int:
-    """Tell what gave no evidence, and why; the exit code, which is that of a failure where too much of it did not."""
+    """Tell what gave no evidence, and why; the exit code: any request that failed is a failure, and so is much unread."""
     total, errors = report.total, [cause for cause in report.causes if cause.status == ERROR]
     unread = [cause for cause in report.causes if cause.status != ERROR]
     if total.errors:
@@ -344,7 +344,7 @@ def _outcome(report: Report, most: float) -> int:
             "chat template, or --constrained, or it may be too small for these prompts.",
             file=sys.stderr,
         )
-    return FAILED if report.unread > most or total.errors and total.errors == report.asked else DONE
+    return FAILED if report.unread > most or total.errors else DONE
 
 
 def what_is_kept(options: argparse.Namespace) -> str:

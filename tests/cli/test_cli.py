@@ -316,8 +316,8 @@ def test_the_limit_of_a_snippet_reply_changes_what_is_asked_and_known(server, tm
     assert server.stats.requests == asked + len(snippets)
 
 
-def test_requests_that_all_fail_exit_with_1_and_some_with_0(server, tmp_path, capsys):
-    """The rows are written unchanged, with the cause and its count; asking again is advised where it can help."""
+def test_requests_that_fail_exit_with_1(server, tmp_path, capsys):
+    """All or some; the rows are written unchanged, with the cause and its count; the advice is what can help."""
     base = [str(SAMPLE), "--output", str(tmp_path / "out"), "--limit", "3", "--endpoint", server.url]
     server.set_faults(Fault(kind="text_422"))
     assert cli.refine_command(base) == 1
@@ -328,7 +328,7 @@ def test_requests_that_all_fail_exit_with_1_and_some_with_0(server, tmp_path, ca
     cli.refine_command([*base[:1], "--endpoint", server.url, "--estimate", "--estimate-rows", "1"])
     assert " x 422: Failed to deserialize" in "".join(capsys.readouterr())
     server.set_faults(Fault(kind="text_422", on=lambda seen: seen.number % 5 == 0))
-    assert cli.refine_command(base) == 0
+    assert cli.refine_command(base) == 1
     assert "Asking again cannot help before the cause is mended" in capsys.readouterr().err
     (cause,) = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["causes"]
     assert cause["status"] == "error"
