@@ -857,6 +857,28 @@ def packed_tokens(rows: int) -> Json:
     return found
 
 
+def rambling_tokens() -> Json:
+    """Completion tokens a passage of a model that goes on to its limit: one by the passage, and one for all."""
+    import datasets
+
+    import arhn_datasets as arhn
+    from arhn_datasets.annotators.reply_forms import SNIPPET_TOKENS
+    from arhn_datasets.testing import EmulatorProcess
+
+    samples = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
+    dataset = arhn.adapt_dataset(datasets.Dataset.from_json(str(samples)))
+    passages = sum(len(row["positive_passages"]) + len(row["negative_passages"]) for row in dataset)
+    found: Json = {}
+    with EmulatorProcess(reply="One could see that from more than one side. " * 100) as server:
+        for name, most in (("by passage", None), ("for all", SNIPPET_TOKENS)):
+            server.reset_stats()
+            annotator = arhn.Endpoint(server.url, cache="none", max_tokens=most)
+            # A limit that changes no reply has the fingerprint of the other one.
+            dataset.map(arhn.Snippets(annotator=annotator), batched=True, load_from_cache_file=False)
+            found[name] = server.stats.generated_tokens / passages
+    return found
+
+
 def tree_cpu(root: int) -> dict[str, float]:
     """Processor seconds of a process, and of what descends from it: the actors, and whatever else Ray runs."""
     parents: dict[int, int] = {}
@@ -1162,6 +1184,9 @@ def run(options: argparse.Namespace) -> Json:
         show_tokens(result["tokens_per_query"])
         result["packed_tokens"] = packed_tokens(max(1, options.token_rows // 4))
         show_packed(result["packed_tokens"])
+        result["rambling_tokens"] = rambling_tokens()
+        told = ", ".join(f"{tokens:.0f} with a limit {name}" for name, tokens in result["rambling_tokens"].items())
+        print(f"\nTokens a passage of a model that rambles: {told}.")
     if "store" in wanted:
         what: Json = {"replies": options.replies, "lookups": min(options.replies, 200_000)}
         result["store"] = run_job("store", cache=folder(), **what)

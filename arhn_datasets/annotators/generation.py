@@ -10,10 +10,12 @@ import asyncio
 import atexit
 import io
 import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
 from arhn_datasets.annotators.client.contract import TEMPLATE_TOKENS, ChatRequest, Completion
@@ -186,13 +188,11 @@ class Transformers(Generator):
         self._torch, self._criteria = torch, transformers.StoppingCriteriaList
 
     def batch_of(self, waiting: Sequence[Asked], most: int) -> Sequence[Asked]:
-        """Equal limits and like lengths together: the longest of a batch sets its cost."""
-        ordered = sorted(waiting, key=lambda asked: (asked.request.max_tokens, asked.request.characters()))
-        limit = ordered[0].request.max_tokens
-        return [asked for asked in ordered[:most] if asked.request.max_tokens == limit]
+        """Those of like length: the longest of a batch sets its cost."""
+        return sorted(waiting, key=lambda asked: asked.request.characters())[:most]
 
     def _generate(self, asked: Sequence[Asked]) -> None:
-        torch, tokenizer, limit = self._torch, self.tokenizer, asked[0].request.max_tokens
+        torch, tokenizer = self._torch, self.tokenizer
         prompts, special = [self.rendered(one.request.messages) for one in asked], not tokenizer.chat_template
         encoded = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=special)
         encoded.pop("token_type_ids", None)
@@ -200,9 +200,9 @@ class Transformers(Generator):
         watch = _Watch(self, asked, encoded["input_ids"].shape[1], lengths)
         try:
             with torch.inference_mode():
-                output = self.model.generate(
+                self.model.generate(
                     **encoded.to(self.model.device),
-                    max_new_tokens=limit,
+                    max_new_tokens=max(one.request.max_tokens for one in asked),
                     do_sample=False,
                     temperature=None,
                     top_p=None,
@@ -221,8 +221,6 @@ class Transformers(Generator):
             for half in (left[: len(left) // 2 or 1], left[len(left) // 2 or 1 :]):
                 if half:
                     self._generate(half)
-        else:
-            watch.ended(output)
 
     @property
     def stops(self) -> set[int]:
@@ -245,20 +243,17 @@ class _Watch:
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
         """Which of the batch are done, as transformers asks after each token."""
-        last = ids[:, -1].tolist()
+        last, length = ids[:, -1].tolist(), ids.shape[1] - self._start
         self._generator.statistics.completion_tokens += len(self._left)
         for at in list(self._left):
             if last[at] in self._stops:
                 self._tell(at, ids[at, self._start : -1].tolist(), "stop")
+            elif length >= self._asked[at].request.max_tokens:
+                self._tell(at, ids[at, self._start :].tolist(), "length")
             elif not self._asked[at].open:
                 self._left.remove(at)
         done = [at not in self._left for at in range(len(last))]
         return self._generator._torch.tensor(done, device=ids.device)
-
-    def ended(self, output: Any) -> None:
-        """What is left was cut off."""
-        for at in list(self._left):
-            self._tell(at, output[at, self._start :].tolist(), "length")
 
     def _tell(self, at: int, ids: Sequence[int], reason: str) -> None:
         self._left.remove(at)
@@ -286,7 +281,13 @@ class VLLM(Generator):
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # a summary stands on standard output
         vllm = imported("vllm", "vllm", 'Local(engine="vllm")')
         options = {"model": self._model, "revision": self._revision, "dtype": self._dtype, **self._options}
-        self._llm = vllm.LLM(**options)
+        # The engine's processes inherit this: Ctrl-C is for the one that asks, which ends them.
+        resource_tracker.ensure_running()  # else it is started with them, and takes the block away
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._llm = vllm.LLM(**options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # Before the exit of multiprocessing, which would wait for the engine's process for ever.
         atexit.register(self.close)
         self._sampling, self._structured = vllm.SamplingParams, vllm.sampling_params.StructuredOutputsParams

@@ -150,7 +150,7 @@ def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> 
         folders.append(folder.absolute())
         return folder.absolute()
 
-    stages = prepared.stages.asking(lambda annotator: annotator.kept_at(noted))
+    stages = prepared.stages.asking(lambda one: one.kept_at(noted)).changed(lambda one: one.kept_at(noted))
     with ExitStack() as stack:
         stack.enter_context(_connected(address))
         stack.enter_context(_quiet())
@@ -180,6 +180,8 @@ def _connected(address: str | None) -> Iterator[None]:
     try:
         if host and port.isdigit():  # where nothing listens Ray ends the whole process after a minute
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        if there in ("", "local"):  # Ray starts its workers with niceness 15, so that on a busy machine they hardly run
+            os.environ.setdefault("RAY_worker_niceness", "0")
         with kept_handlers():  # Ray's would end this process without a word
             ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of its transport

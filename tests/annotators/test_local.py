@@ -76,6 +76,25 @@ def test_a_reply_that_ran_to_its_most_tokens_is_cut_off(tiny_models):
     assert found.detail.startswith("cut off after 32 tokens")
 
 
+def test_requests_of_any_limit_share_a_batch(tiny_models, monkeypatch):
+    """Each reply is cut at its own limit, and is the one that it would be alone."""
+    sizes, together = [], generation.Transformers._generate
+    monkeypatch.setattr(
+        generation.Transformers, "_generate", lambda self, asked: sizes.append(len(asked)) or together(self, asked)
+    )
+    annotator = arhn.Local(tiny_models["llama"], device="cpu", dtype="float32")
+    message = {"role": "user", "content": "When does tin melt?"}
+    requests = [ChatRequest(messages=(message,), max_tokens=limit) for limit in (3, 9, 6)]
+
+    async def replies():
+        return await background.gathered(annotator.complete(request) for request in requests)
+
+    found = background.run(replies())
+    assert sizes == [3]
+    assert [(one.finish_reason, one.completion_tokens) for one in found] == [("length", n) for n in (3, 9, 6)]
+    assert [background.run(annotator.complete(request)) for request in requests] == found
+
+
 def test_the_chat_template_is_used_with_thinking_off(tiny_models):
     """The prompt is a user turn, the thinking part is closed, and passage text cannot open a turn."""
     engine = background.run(generator_of(arhn.Local(tiny_models["qwen3"])))
