@@ -662,7 +662,7 @@ def paid_twice(requests: int) -> Json:
         if process.poll() is not None:
             raise RuntimeError("the map ended before it could be killed")
         os.kill(process.pid, signal.SIGSTOP)  # frozen, so that the count and the kill are of one moment
-        at_kill = server.stats
+        at_kill, unread = server.stats, in_sockets(server.url)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         while server.stats.in_flight:
@@ -687,7 +687,8 @@ def paid_twice(requests: int) -> Json:
         policy = second_policy(server, cache, min(50, rows))
     return {
         "extra_requests": extra,
-        "in_flight_at_kill": at_kill.in_flight,
+        "in_flight_at_kill": at_kill.in_flight + unread,
+        "unread_at_kill": unread,
         "needed": needed,
         "served_at_kill": at_kill.served,
         "stored_at_kill": kept,
@@ -696,6 +697,14 @@ def paid_twice(requests: int) -> Json:
         "repeated_rows": repeated,
         "second_policy": policy,
     }
+
+
+def in_sockets(url: str) -> int:
+    """Replies that wait in a socket for a client that does not run, and requests that the server has not yet read."""
+    port = int(url.rpartition(":")[2])
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    fields = (line.split() for line in lines)
+    return sum(f":{port:04X}" in one[1] + one[2] and int(one[4].split(":")[1], 16) > 0 for one in fields)
 
 
 def stored_replies(cache: str) -> int:
@@ -845,6 +854,28 @@ def packed_tokens(rows: int) -> Json:
                     "requests": stats.requests / len(dataset),
                     "equal": list(evidence[-1]) == list(evidence[0]),
                 }
+    return found
+
+
+def rambling_tokens() -> Json:
+    """Completion tokens a passage of a model that goes on to its limit: one by the passage, and one for all."""
+    import datasets
+
+    import arhn_datasets as arhn
+    from arhn_datasets.annotators.reply_forms import SNIPPET_TOKENS
+    from arhn_datasets.testing import EmulatorProcess
+
+    samples = Path(arhn.__file__).parent / "samples" / "questions.jsonl"
+    dataset = arhn.adapt_dataset(datasets.Dataset.from_json(str(samples)))
+    passages = sum(len(row["positive_passages"]) + len(row["negative_passages"]) for row in dataset)
+    found: Json = {}
+    with EmulatorProcess(reply="One could see that from more than one side. " * 100) as server:
+        for name, most in (("by passage", None), ("for all", SNIPPET_TOKENS)):
+            server.reset_stats()
+            annotator = arhn.Endpoint(server.url, cache="none", max_tokens=most)
+            # A limit that changes no reply has the fingerprint of the other one.
+            dataset.map(arhn.Snippets(annotator=annotator), batched=True, load_from_cache_file=False)
+            found[name] = server.stats.generated_tokens / passages
     return found
 
 
@@ -1021,7 +1052,8 @@ def show_paid_twice(found: Json) -> None:
             (
                 "kill -9 and a rerun",
                 str(found["extra_requests"]),
-                f"<= {found['in_flight_at_kill']} in flight at the kill: {verdict(good)}",
+                f"<= {found['in_flight_at_kill']} in flight at the kill, {found['unread_at_kill']} of them "
+                f"in a socket: {verdict(good)}",
             ),
             ("a third run", str(found["third_run"]), "0: " + verdict(not found["third_run"])),
             (
@@ -1152,6 +1184,9 @@ def run(options: argparse.Namespace) -> Json:
         show_tokens(result["tokens_per_query"])
         result["packed_tokens"] = packed_tokens(max(1, options.token_rows // 4))
         show_packed(result["packed_tokens"])
+        result["rambling_tokens"] = rambling_tokens()
+        told = ", ".join(f"{tokens:.0f} with a limit {name}" for name, tokens in result["rambling_tokens"].items())
+        print(f"\nTokens a passage of a model that rambles: {told}.")
     if "store" in wanted:
         what: Json = {"replies": options.replies, "lookups": min(options.replies, 200_000)}
         result["store"] = run_job("store", cache=folder(), **what)

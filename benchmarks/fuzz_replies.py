@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from arhn_datasets.annotators.packing import lines_of
 from arhn_datasets.annotators.replies import parse_grade, parse_ranking, parse_snippet, parse_verdicts
 
 COUNT = 300_000
@@ -337,7 +338,63 @@ def grade_reply(draw: random.Random) -> tuple[Drawn, Callable[[str], Any]]:
     return decorated(draw, drawn, lambda: draw.choice(("hm", "3", "Grade: 1"))), lambda reply: parse_grade(reply).grade
 
 
-KINDS = {"snippets": snippet_reply, "rankings": ranking_reply, "verdicts": verdict_reply, "grades": grade_reply}
+# -- several passages in a request ----------------------------------------------------------------------------------
+
+
+def numbered(texts: Sequence[str], first: int = 1) -> list[str]:
+    """The lines that are asked for."""
+    return [f"[{at}] {text}" for at, text in enumerate(texts, first)]
+
+
+def packed_reply(draw: random.Random) -> tuple[Drawn, Callable[[str], Any]]:
+    """A reply to a prompt for several passages, and how it is read: what each says, None where it is asked alone."""
+    told = [Told(draw) for _ in range(draw.randint(2, 6))]
+    says: list[Any] = [
+        False if draw.random() < 0.5 else one.sentence(draw.randrange(len(one.sentences))) for one in told
+    ]
+    texts = [said or "NO_ANSWER" for said in says]
+    lines, prose = numbered(texts), "I did not find it in all of them."
+    own = [said and sum(bool(one.read(said)) for one in told) == 1 for said in says]  # and in no other passage
+    at, other = draw.sample(range(len(told)), 2)
+    gone = [None if one == at else said for one, said in enumerate(says)]
+    swapped = [texts[{at: other, other: at}.get(one, one)] for one in range(len(texts))]
+    again = draw.choice((lines[at], f"[{at + 1}] NO_ANSWER"))
+    forms: dict[str, tuple[list[str], Any]] = {
+        "missing": ([*lines[:at], *lines[at + 1 :]], gone),
+        "doubled": ([*lines[: at + 1], again, *lines[at + 1 :]], gone),
+        "zero": (numbered(texts, 0), None),
+        "prose": (draw.choice(([prose, *lines], [*lines, prose], [*lines[:at], prose, *lines[at:]])), None),
+        "wild": ([*lines, f"[{len(lines) + draw.randint(1, 9)}] NO_ANSWER"], None),
+        "json": ([json.dumps({"lines": lines})], says),
+        "other json": ([json.dumps(draw.choice(({"lines": texts}, texts, dict(enumerate(texts)))))], None),
+        "swapped": (numbered(swapped), None),
+        "moved": (numbered([*texts[:at], *texts[at + 1 :]]), None),
+    }
+    kind = draw.choice(("plain", "plain", *forms))
+    # Of refusals alone nothing tells where they belong.
+    unclear = (kind == "swapped" and not (own[at] or own[other])) or (kind == "moved" and not any(own[at + 1 :]))
+    drawn = Drawn(text="\n".join(lines), says=says, plain=True)
+    if kind != "plain" and not unclear:
+        said = forms[kind][1]
+        drawn = Drawn(
+            text="\n".join(forms[kind][0]), says=said if said and any(one is not None for one in said) else None
+        )
+
+    def read(reply: str) -> Any:
+        found = lines_of(reply, [one.passage for one in told])
+        given = [one.read(line) if line else None for one, line in zip(told, found, strict=True)]
+        return None if all(one is None for one in given) else given
+
+    return decorated(draw, drawn, lambda: draw.choice(("hm", lines[at], "\n".join(lines)))), read
+
+
+KINDS = {
+    "snippets": snippet_reply,
+    "rankings": ranking_reply,
+    "verdicts": verdict_reply,
+    "grades": grade_reply,
+    "packed": packed_reply,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -247,8 +247,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work")
     parser.add_argument("--command", default="vllm", help="vLLM's program")
     parser.add_argument("--model", help="id or folder of the model that vLLM loads")
-    parser.add_argument("more", nargs="*", help="further arguments of vllm run-batch, behind --")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
+    options.more = [one for one in more if one != "--"]  # of vllm run-batch
     {"scale": scale, "damage": damage, "vllm": vllm}[options.what](options)
 
 

@@ -423,8 +423,10 @@ class Shared:
     models: WeakKeyDictionary[LLMAnnotator, dict[str, Any]] = field(default_factory=WeakKeyDictionary)
     stores: WeakKeyDictionary[LLMAnnotator, tuple[object, Replies | None]] = field(default_factory=WeakKeyDictionary)
     in_flight: dict[str, asyncio.Future[Completion]] = field(default_factory=dict)
-    lines: dict[str, asyncio.Future[str | EndpointError]] = field(default_factory=dict)
+    lines: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
     """Of packs in flight."""
+    planned: WeakKeyDictionary[LLMAnnotator, set[int]] = field(default_factory=WeakKeyDictionary)
+    """Beginnings of the keys of passages whose packs a batch round has planned: rows of one query may share them."""
     thinking: WeakSet[LLMAnnotator] = field(default_factory=WeakSet)
     """Those whose model was seen to think."""
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OF_THE_PROCESS, 0))

@@ -12,7 +12,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from arhn_datasets.annotators import replies
 from arhn_datasets.annotators.client.contract import Completion
@@ -27,12 +27,16 @@ from arhn_datasets.annotators.llm import (
     shared,
 )
 from arhn_datasets.annotators.reply_forms import MAX_TOKENS, PACKED_SCHEMA, Copied
-from arhn_datasets.errors import EndpointError, EndpointFailure, PromptTooLong, RequestRejected
+from arhn_datasets.errors import EndpointError, EndpointFailure, NotYetAnsweredError, PromptTooLong, RequestRejected
 from arhn_datasets.rows.background import gathered
 from arhn_datasets.rows.records import ERROR, GROUNDED, NO_ANSWER, UNGROUNDED, UNPARSED, Passage, digest, shorten
 
 _LINE = re.compile(r"\s*(?:[-*•]\s+)?(?:\*\*)?\[([0-9]{1,6})\](?:\*\*)?:?(.*)")
 _IDENTIFIER = re.compile(r"\[\s*[0-9]{1,6}\s*\]")
+
+
+Said: TypeAlias = str | EndpointError | NotYetAnsweredError
+"""What a pack has said of a passage: a line, an empty one where it has none, or why nothing was said."""
 
 
 class PackingAnnotator(LLMAnnotator):
@@ -43,7 +47,9 @@ class PackingAnnotator(LLMAnnotator):
         lines = await self._lines(requests, most, seed)
         return await gathered(self._read(request, line) for request, line in zip(requests, lines, strict=True))
 
-    async def _read(self, request: SnippetRequest, line: str | EndpointError) -> Snippet:
+    async def _read(self, request: SnippetRequest, line: Said) -> Snippet:
+        if isinstance(line, NotYetAnsweredError):
+            raise line
         if isinstance(line, EndpointError):
             return Snippet(status=ERROR, detail=shorten(f"{type(line).__name__}: {line}"))
         found = replies.parse_snippet(line, request.passage) if line else None
@@ -52,7 +58,7 @@ class PackingAnnotator(LLMAnnotator):
         shared().counts["asked_alone"] += 1
         return await self.snippet(request)
 
-    async def _lines(self, requests: Sequence[SnippetRequest], most: int, seed: int) -> list[str | EndpointError]:
+    async def _lines(self, requests: Sequence[SnippetRequest], most: int, seed: int) -> list[Said]:
         """What packs have said of each passage, an empty line where it has none of its own, or why nothing was said.
 
         Passages are shown in the order of their keys, which is a shuffle of them that the seed and the texts make. One
@@ -62,9 +68,13 @@ class PackingAnnotator(LLMAnnotator):
         model = await self._model(ours)
         keys = [self._line_key(request, model, seed) for request in requests]
         wanted = dict(zip(keys, requests, strict=True))
-        said: dict[str, str | EndpointError] = {}
+        planned = ours.planned.setdefault(self, set())
+        said: dict[str, Said] = {}
         while missing := [key for key in wanted if key not in said]:
             said |= {key: line for key in missing if (line := self._kept(ours, key)) is not None}
+            for key in missing:
+                if planned and int(key[:15], 16) in planned:
+                    said.setdefault(key, NotYetAnsweredError("The pack of this passage has no reply yet."))
             theirs = {key: ours.lines[key] for key in missing if key in ours.lines and key not in said}
             mine = sorted(key for key in missing if key not in theirs and key not in said)
             loop = asyncio.get_running_loop()
@@ -72,6 +82,9 @@ class PackingAnnotator(LLMAnnotator):
             packs = [mine[first : first + most] for first in range(0, len(mine), most)]
             try:
                 await gathered(self._pack(ours, {key: wanted[key] for key in pack}, model, said) for pack in packs)
+            except NotYetAnsweredError as error:  # what others have said is read in this round
+                planned |= {int(key[:15], 16) for key in mine if key not in said}
+                said |= {key: error for key in mine if key not in said}
             finally:
                 for key in mine:
                     asked = ours.lines.pop(key)
@@ -88,7 +101,7 @@ class PackingAnnotator(LLMAnnotator):
         ours: Shared,
         pack: Mapping[str, SnippetRequest],
         model: Mapping[str, Any],
-        said: dict[str, str | EndpointError],
+        said: dict[str, Said],
     ) -> None:
         """Ask about the passages of a pack, and note and keep what is said of each."""
         keys, passages = list(pack), [request.passage for request in pack.values()]

@@ -22,7 +22,7 @@ from arhn_datasets.annotators.client.scoring import COSINE, PASSAGE_SIDE, QUERY_
 from arhn_datasets.annotators.client.scoring_http import ScoringTransport, parts_of
 from arhn_datasets.annotators.client.store import Replies, directory_of
 from arhn_datasets.annotators.endpoint import urls_of_environment
-from arhn_datasets.annotators.llm import LEAST_CHARACTERS, MOST_UNDER_WAY, shared
+from arhn_datasets.annotators.llm import LEAST_CHARACTERS
 from arhn_datasets.errors import (
     AnnotatorError,
     ConfigurationError,
@@ -42,6 +42,7 @@ VECTORS_KEPT = 4096  # of texts that several rows share
 SHORTER = 0.75  # what is asked of a text that the server refuses as too long, and then of that
 LONG_CHARACTERS = 1500  # about the 512 tokens that most rerankers and embedding models read
 PAIRS = ("pairs", "stored_pairs", "cut_pairs", "perhaps_cut_pairs", "failed_pairs")
+MOST_UNDER_WAY = 512  # rows, of which a map hands over thousands at once
 TOLD = 5  # causes of failures, each once
 
 
@@ -84,6 +85,7 @@ class Scorer:
         self._embedding: dict[tuple[str | None, str], asyncio.Future[Answer]] = {}
         self._room = transports[0].texts_at_once
         self._making_room = asyncio.Lock()
+        self._rows = asyncio.Semaphore(MOST_UNDER_WAY)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def info(self) -> ScoringInfo:
@@ -124,8 +126,7 @@ class Scorer:
         info = await self.info()
         query = (self._asked.query_prompt or "") + query
         sent = {text: (self._asked.passage_prompt or "") + text for text in texts}
-        await shared().turns.turn(1, lambda: MOST_UNDER_WAY)
-        with shared().turns:
+        async with self._rows:
             found = await self._pairs(info, query, list(dict.fromkeys(sent.values())))
         return [found[sent[text]] for text in texts]
 
@@ -165,7 +166,7 @@ class Scorer:
             for text in left:
                 if text in waited:
                     continue
-                kept = self._kept(info.model, keys[text])
+                kept = self._kept(info, keys[text])
                 if kept is None:
                     mine.append(text)
                 else:
@@ -227,7 +228,7 @@ class Scorer:
         self._tell_cut(info.model, answer.cut)
         store = self._store()
         if store is not None:
-            reply = {"score": answer.value, **({"cut": True} if answer.cut else {})}
+            reply = {"score": answer.value, **({"cut": info.max_input_tokens} if answer.cut else {})}
             store.put(key, reply, model=info.model, revision=info.revision, kind="score")
             await store.keep_up()
         return answer.value
@@ -259,15 +260,17 @@ class Scorer:
                 )
             self.counts["perhaps_cut_pairs"] += long
 
-    def _kept(self, model: str, key: str) -> float | None:
+    def _kept(self, info: ScoringInfo, key: str) -> float | None:
         store = self._store()
         kept = (store.get(key) if store is not None else None) or {}
         score = kept.get("score")
         if not isinstance(score, float) or not math.isfinite(score):
             return None
+        if "cut" in kept and kept["cut"] != info.max_input_tokens:  # another part of the text was read
+            return None
         self.counts["pairs"] += 1
         self.counts["stored_pairs"] += 1
-        self._tell_cut(model, kept.get("cut") is True)
+        self._tell_cut(info.model, "cut" in kept)
         return score
 
     def _store(self) -> Replies | None:

@@ -16,7 +16,7 @@ from arhn_datasets.annotators.client.ingesting import Ingestion
 from arhn_datasets.annotators.client.planning import Plan, Sums
 from arhn_datasets.cli.rounds import MILLION, add_ingesting, print_ingested, store_of
 from arhn_datasets.cli.running import DONE, FAILED, command_parser, guarded, not_negative
-from arhn_datasets.errors import ConfigurationError
+from arhn_datasets.errors import ConfigurationError, OutputError
 
 POLL_SECONDS = 30.0
 
@@ -135,6 +135,12 @@ async def _take(
     paths = await batches.fetch(plan, provider, progress.file, batch)
     reading = Ingestion(plan, store, options.served_as, options.whole_below)
     done = reading.read(paths)
+    if done.lines < progress.completed:
+        raise OutputError(
+            f"{paths[0].parent if paths else options.plan} has {done.lines:,} lines of {progress.file.name}, and the "
+            f"provider has completed {progress.completed:,}. What came is kept. Remove the files of this batch there "
+            "and run the same command again, which fetches them anew."
+        )
     again = reading.end(progress.file.number)
     kept = {name: batch.get(name) for name in ("status", "request_counts", "errors")}
     batches.note(plan, progress.file, ended=kept, at=int(time.time()))

@@ -231,9 +231,15 @@ def _round(source: Input, stages: Stages, options: argparse.Namespace) -> int:
 
     refuse(options, ("batch_size", "ray_address", "ray_actors"), "a run that asks by itself, not with --plan")
     try:
-        return _summary(refine(source, options.output, stages, opened=one_round), stages, options)
+        done = refine(source, options.output, stages, opened=one_round)
     except NotYetAnsweredError:
         return planned_round(options)
+    code = _summary(done, stages, options)
+    if done.report.total.errors or done.run["requests"].get("cut_off"):
+        print(
+            "In batch rounds, requests that failed or were cut off are only asked again by --replan.", file=sys.stderr
+        )
+    return code
 
 
 def _renamed(named: Sequence[str]) -> dict[str, str]:
@@ -269,6 +275,8 @@ def _summary(done: Refinement, stages: Stages, options: argparse.Namespace) -> i
     seconds = sum(done.run["durations_seconds"].values())
     print(f"\nannotator {done.run['annotator']['annotator']}, {seconds:.1f} seconds")
     _tell_requests(done.run["requests"], [line for one in stages.annotators for line in one.told()])
+    if reused := done.run["source"].get("reused"):
+        print(f"reused    {', '.join(reused)} of {done.run.source.name}: asked about there, and not again")
     if done.run["annotator"].get("baseline"):
         print(BASELINE_WARNING)
     if bad := sum(done.run.source.bad_rows.values()):

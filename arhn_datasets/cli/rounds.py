@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,7 @@ def plan_of(options: argparse.Namespace) -> Iterator[None]:
         )
     store = store_of(options.cache)
     folder = options.plan or _last_plan(store)
+    options.model = options.model or os.environ.get("ARHN_MODEL")
     if options.model is None and not options.endpoint:
         raise ConfigurationError(
             "--plan needs --model ID, the model that the batches will ask, by the name that their provider knows it "

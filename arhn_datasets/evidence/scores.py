@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from arhn_datasets.annotators.client.contract import ConnectionOptions, base_url, documented, shown_url
 from arhn_datasets.annotators.client.scoring import BI_ENCODER, CROSS_ENCODER, ScoringInfo
+from arhn_datasets.annotators.client.store import directory_of
 from arhn_datasets.annotators.scorer import Scorer, ServedModel, key_of_environment, scorer_of
 from arhn_datasets.errors import ConfigurationError, SchemaError
 from arhn_datasets.evidence.score_models import Model, finite, load, model_of
@@ -86,6 +88,7 @@ class Scores(EvidenceStage, ConnectionOptions):
         raw_scores: Of a reranker behind text-embeddings-inference, the logits and not their sigmoid.
         cache: Folder of the store of scores from a server, ``"none"`` for none; by default ``ARHN_CACHE`` or the user's
             cache.
+        reuse: Leave rows alone in which every passage has a score already.
 
     Raises:
         ConfigurationError: a value is out of range, not one source is named, or the model gives several scores.
@@ -275,6 +278,11 @@ class Scores(EvidenceStage, ConnectionOptions):
         """About one a row of a server, none of a model in this process."""
         return rows.num_rows if self.awaits else 0
 
+    def kept_at(self, place: Callable[[Path], Path]) -> Scores:
+        """These scores with their store in the folder that ``place`` gives for it; none stays none."""
+        directory = directory_of(self.cache) if self.awaits else None
+        return self if directory is None else replace(self, cache=place(directory))
+
     def shared_by(self, processes: int) -> Scores:
         """These scores with one of ``processes`` parts of the server's limit, and with this process's key."""
         if not isinstance(self.endpoint, tuple):
@@ -294,11 +302,22 @@ class Scores(EvidenceStage, ConnectionOptions):
         """
         for row in rows:
             check_source(self.NAME, row, asks=self.awaits or self.model is not None)
+        asked = [row for row in rows if self._known(row) is None]
         if self.awaits:
-            scored = await background.gathered(self._by_server(row) for row in rows)
+            scored = await background.gathered(self._by_server(row) for row in asked)
         else:
-            scored = self._by_model(rows) if self.model is not None else [self._of_row(row) for row in rows]
-        return [self._fused(row, scores) for row, scores in zip(rows, scored, strict=True)]
+            scored = self._by_model(asked) if self.model is not None else [self._of_row(row) for row in asked]
+        fused = iter([self._fused(row, scores) for row, scores in zip(asked, scored, strict=True)])
+        return [next(fused) if (known := self._known(row)) is None else known for row in rows]
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a model gives the scores, and these alone."""
+        return self.columns is None and self.field is None and self.fuse == REPLACE
+
+    def _known(self, row: Row) -> Row | None:
+        known = super()._known(row)
+        return None if known is None or any(None in values for values in known.values()) else known
 
     def _advice(self, missing: Sequence[str]) -> str:
         if set(missing) <= set(self.columns or ()):

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pyarrow as pa
@@ -60,10 +61,27 @@ class EvidenceStage(Transform):
             ConfigurationError: a value is out of range, or nobody is named who gives such evidence.
         """
 
+    reuse: bool = False
+    """Whether rows that have this evidence already are left alone."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether it can leave such rows alone."""
+        return False
+
     @property
     def known_by(self) -> tuple[str, ...]:
         """Columns that are not null in rows about which nothing is asked; none where every row is asked about."""
-        return ()
+        return tuple(self.types(None)) if self.reuse else ()
+
+    def _known(self, row: Row) -> Row | None:
+        """The evidence that a row has, None where it is to be asked about."""
+        known = {column: row.get(column) for column in self.known_by}
+        return None if not known or None in known.values() else known
+
+    def _inputs(self, columns: Iterable[str]) -> list[str]:
+        found = list(columns)
+        return list(dict.fromkeys([*super()._inputs(found), *(name for name in self.known_by if name in found)]))
 
     def requests(self, rows: pa.Table) -> int | None:
         """How many requests rows need; None where only evidence tells that these rows do not have yet."""
@@ -72,6 +90,10 @@ class EvidenceStage(Transform):
     def statistics(self) -> dict[str, Any]:
         """What a server was asked that no annotator stands for; empty for none."""
         return {}
+
+    def kept_at(self: Stage, place: Callable[[Path], Path]) -> Stage:
+        """This stage with its store of what such a server replied in the folder that ``place`` gives for it."""
+        return self
 
     def shared_by(self: Stage, processes: int) -> Stage:
         """This stage in one of several processes that share such a server."""
@@ -110,7 +132,6 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
     cache: str | os.PathLike[str] | None = None
     client: AsyncInferenceClient | None = field(default=None, repr=False)
     tasks: str | Mapping[str, str] | None = None
-    reuse: bool = False
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
@@ -204,13 +225,9 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         return {"annotator": self.configured.identity(self.NAME), "tasks": tasks}
 
     @property
-    def known_by(self) -> tuple[str, ...]:
-        """With ``reuse`` the columns of its own."""
-        return tuple(self.types(None)) if self.reuse else ()
-
-    def _inputs(self, columns: Iterable[str]) -> list[str]:
-        found = list(columns)
-        return list(dict.fromkeys([*super()._inputs(found), *(name for name in self.known_by if name in found)]))
+    def reusable(self) -> bool:
+        """True."""
+        return True
 
     async def apply(self, rows: Sequence[Row]) -> list[Row]:
         """The evidence on each row; all requests of all rows are under way together.
@@ -223,8 +240,8 @@ class AnnotatedTransform(EvidenceStage, ConnectionOptions):
         return await gathered((self._given_on(row) for row in rows), concurrently=self.awaits)
 
     async def _given_on(self, row: Row) -> Row:
-        known = {column: row.get(column) for column in self.known_by}
-        return await self.annotate(row) if not known or None in known.values() else known
+        known = self._known(row)
+        return await self.annotate(row) if known is None else known
 
     @abstractmethod
     async def annotate(self, row: Row) -> Row:

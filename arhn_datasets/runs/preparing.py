@@ -281,6 +281,7 @@ def prepare(source: Input, stages: Stages, *, streamed: bool) -> Prepared:
         stages = stages.changed(lambda one: one.with_options(reuse=True) if one in known else one)
         undo = SourceRows(kept=tuple(column for one in known for column in one.types(None)))
         splits, provenance = (_streams(source, noted) if streamed else None) or _loaded(source, noted, undo)
+        provenance |= {"reused": [one.NAME for one in known]} if known else {}
     if any(annotator.needs_fitting for annotator in stages.annotators):
         with _timed(seconds, "fit"):
             stages = stages.asking(lambda one: one.fitted_on(_passages(splits)) if one.needs_fitting else one)

@@ -150,7 +150,7 @@ def _running(prepared: Prepared, *, address: str | None, actors: int | None) -> 
         folders.append(folder.absolute())
         return folder.absolute()
 
-    stages = prepared.stages.asking(lambda annotator: annotator.kept_at(noted))
+    stages = prepared.stages.asking(lambda one: one.kept_at(noted)).changed(lambda one: one.kept_at(noted))
     with ExitStack() as stack:
         stack.enter_context(_connected(address))
         stack.enter_context(_quiet())

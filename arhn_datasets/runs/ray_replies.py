@@ -155,7 +155,7 @@ def at_home(stages: Stages, keeper: Any) -> Stages:
             store_upkeep.add_replies(noted.parent, page)
             noted.write_text(json.dumps({"run": run, "after": after}), encoding="utf-8")
             page, after = ray.get(keeper.page.remote(folder, after))
-    return stages.asking(lambda annotator: annotator.kept_at(on_this_node))
+    return stages.asking(lambda one: one.kept_at(on_this_node)).changed(lambda one: one.kept_at(on_this_node))
 
 
 def on_this_node(folder: Path) -> Path:

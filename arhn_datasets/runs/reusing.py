@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from arhn_datasets.evidence.stage import AnnotatedTransform, EvidenceStage
+from arhn_datasets.evidence.stage import EvidenceStage
 from arhn_datasets.folder.reading import sha256_of
 from arhn_datasets.folder.run import is_refined, read_run
 from arhn_datasets.folder.writer import configuration
@@ -77,8 +77,7 @@ def known_stages(source: Input, stages: Sequence[EvidenceStage]) -> list[Evidenc
     same: dict[str, EvidenceStage] = {
         one.NAME: one
         for one in stages
-        if isinstance(one, AnnotatedTransform)
-        and all(ours[part].get(one.NAME) == run.get(part, {}).get(one.NAME) for part in ours)
+        if one.reusable and all(ours[part].get(one.NAME) == run.get(part, {}).get(one.NAME) for part in ours)
     }
     known = [one for one in same.values() if not one.FOLLOWS or one.FOLLOWS in same]
     files = {source.path / path: file.sha256 for path, file in (run.files or {}).items()} if known else {}

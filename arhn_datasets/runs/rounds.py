@@ -30,19 +30,25 @@ class Round(Engine):
         """As of :class:`Engine`; raises NotYetAnsweredError when everything that can be planned now is."""
         from datasets.utils import tqdm
 
-        missing, names = False, list(self.splits)
-        for table, position in self.splits[split].tables(at, self._rows):
-            done = self._advanced(table)
-            missing = missing or done is None
-            if done is not None and not missing:
-                yield done, position
-        if not missing:
-            return
-        with tqdm(unit=" rows", desc="plan") as bar:
-            for name in names[names.index(split) + 1 :]:
-                for table, _ in self.splits[name].tables(None, self._rows):
-                    self._advanced(table)
+        names = list(self.splits)
+        behind = [(name, None) for name in names[names.index(split) + 1 :]]
+        missing, bar = False, None
+        try:
+            for name, start in [(split, at), *behind]:
+                for table, position in self.splits[name].tables(start, self._rows):
+                    done = self._advanced(table)
+                    missing = missing or done is None
+                    if done is not None and not missing:
+                        yield done, position
+                        continue
+                    if bar is None:
+                        bar = tqdm(unit=" rows", desc="plan", initial=position.rows - table.num_rows)
                     bar.update(table.num_rows)
+                if not missing:
+                    return
+        finally:
+            if bar is not None:
+                bar.close()
         raise NotYetAnsweredError("Replies of this round are not there yet.")
 
     def _advanced(self, table: pa.Table) -> pa.Table | None:

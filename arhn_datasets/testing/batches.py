@@ -115,7 +115,8 @@ class Batches:
             errors = [{"code": "invalid_json_line", "message": "not parseable", "line": wrong[0], "param": None}]
             batch.update(status="failed", errors={"object": "list", "data": errors})
             return
-        batch["status"] = "in_progress"
+        if batch["status"] == "validating":
+            batch["status"] = "in_progress"
         batch["request_counts"]["total"] = len(lines)
         most = len(lines) if self._server.batch_lines is None else self._server.batch_lines
         told: list[Body] = []

@@ -38,6 +38,8 @@ def test_every_section_reports_what_it_promises():
     for sizes in result["packed_tokens"].values():
         assert all(one["equal"] for one in sizes.values())
     assert sizes["8"]["prompt"] < sizes["4"]["prompt"] < sizes["1"]["prompt"]
+    rambling = result["rambling_tokens"]
+    assert rambling["by passage"] < rambling["for all"] / 2
     assert result["store"]["gets_per_s"] > 0
     for title in ("Utilisation", "CPU of the client", "Paid twice", "Prompt tokens", "The store"):
         assert title in done.stdout

@@ -303,6 +303,11 @@ def test_what_is_too_long_is_cut_and_counted(sample, kind, caplog):
         again = Scores(endpoint=server.url)
         scored(sample, again)
         assert again.statistics()["cut_pairs"] == cut  # a kept score tells of it, too
+    with ScoreEmulator(kind=kind, max_input_length=96) as server:
+        more = Scores(endpoint=server.url)
+        scored(sample, more)  # of what was cut more is read now
+        told = more.statistics()
+        assert told["stored_pairs"] == told["pairs"] - cut
     with ScoreEmulator(kind=kind, form=COMPATIBLE, max_input_length=64, auto_truncate=False) as server:
         scores = Scores(endpoint=server.url, cache="none")
         found = scored(sample[:8], scores)
@@ -376,7 +381,7 @@ def test_a_kind_says_which_route(row):
     """Where a server could do both, kind= chooses; where it tells its own, another one is refused."""
     with ScoreEmulator(kind=EMBEDDING, form=COMPATIBLE) as server:
         Scores(endpoint=server.url, kind="bi-encoder")(row)
-        assert set(server.stats.by_path) == {"/info", "/v1/models", "/v1/embeddings"}
+        assert set(server.stats.by_path) - {"/metrics"} == {"/info", "/v1/models", "/v1/embeddings"}
     with ScoreEmulator(kind=RERANKER) as server:
         with pytest.raises(ConfigurationError, match="is text-embeddings-inference with the cross-encoder"):
             Scores(endpoint=server.url, kind="bi-encoder")(row)
@@ -431,7 +436,7 @@ def test_the_key_goes_to_its_server_alone(row, monkeypatch):
         sent = []
         server.intercept = lambda request: sent.append(request.headers.get("Authorization"))
         with pytest.raises(AccessDenied, match="ARHN_SCORE_API_KEY"):
-            Scores(endpoint=server.url)(row)
+            Scores(endpoint=f"{server.url}/rerank")(row)  # a route that was pasted is none of its own
         monkeypatch.setenv("ARHN_API_KEY", "sesame")
         monkeypatch.setenv("ARHN_ENDPOINT", "http://llm.example:8080")
         with pytest.raises(AccessDenied):

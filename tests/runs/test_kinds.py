@@ -15,7 +15,7 @@ from datasets import load_dataset
 import arhn_datasets as arhn
 from arhn_datasets import cli
 from arhn_datasets.runs import refine as running
-from arhn_datasets.testing import Fault
+from arhn_datasets.testing import Fault, ScoreEmulator
 from tests.conftest import SAMPLE
 from tests.fakes.served import always, completion
 
@@ -137,7 +137,7 @@ def test_a_run_of_nothing_but_failures_ends_with_1(kind, server, tmp_path, capsy
 
 
 @pytest.mark.parametrize("kind", ASKED)
-def test_what_a_refined_folder_has_is_not_paid_again(kind, server, tmp_path):
+def test_what_a_refined_folder_has_is_not_paid_again(kind, server, tmp_path, capsys):
     """No store, another policy: no request, and the labels are those of a run from the source."""
     first, again, plain = tmp_path / "first", tmp_path / "again", tmp_path / "plain"
     given = ["--endpoint", server.url, "--evidence", kind, "--cache", "none", "--on-shortage", "keep"]
@@ -145,6 +145,7 @@ def test_what_a_refined_folder_has_is_not_paid_again(kind, server, tmp_path):
     asked = server.stats.requests
     assert refined(again, *given, "--policy", "filter", source=first) == 0
     assert server.stats.requests == asked
+    assert f"reused    {kind}" in capsys.readouterr().out
     assert refined(plain, *given, "--policy", "filter") == 0
     ours, theirs = (load_dataset(str(out), split="train") for out in (again, plain))
     assert list(ours) == list(theirs.select_columns(ours.column_names))
@@ -240,3 +241,34 @@ def test_the_code_of_a_card_over_verdicts_runs(server, tmp_path):
     names = {"arhn": arhn, "ds": load_dataset(str(out), split="train")}
     exec(code.partition("\n")[0], names)
     assert all(row["decision"]["relabelled"] == 0 for row in names["other"])
+
+
+def test_scores_of_a_server_are_not_paid_again(tmp_path):
+    """A refined folder with the scores of the same model: another rule asks nothing, without a store as well."""
+    with ScoreEmulator() as server:
+        given = ["--evidence", "scores", "--score-endpoint", server.url, "--cache", "none", "--on-shortage", "keep"]
+        assert refined(tmp_path / "first", *given, "--rule", "positive-aware", "--limit", 9) == 0
+        asked = server.stats.requests
+        assert asked > 0
+        again = [*given, "--rule", "ambiguous-sampling", "--num-hard-negatives", 2]
+        assert refined(tmp_path / "again", *again, source=tmp_path / "first") == 0
+        assert server.stats.requests == asked
+    assert run_of(tmp_path / "first")["parameters"]["scores"] == run_of(tmp_path / "again")["parameters"]["scores"]
+    assert cli.verify_command([str(tmp_path / "again")]) == 0
+
+
+@pytest.mark.parametrize("evidence", [["verdicts"], ["grades"], ["verdicts", "grades"]])
+def test_rounds_give_the_folder_of_the_live_run(evidence, server, tmp_path):
+    """Planned, replied to by a provider, and written: one round, with the labels of the run that asks by itself."""
+    kinds = [part for kind in evidence for part in ("--evidence", kind)] + ["--rule", "relabel", "--limit", 9]
+    given = [*kinds, "--plan", tmp_path / "plan", "--model", "emulated/lexical"]
+    assert refined(tmp_path / "out", *given) == 0
+    for _ in evidence:  # a reply that is odd among those of another kind is asked for once more
+        assert not (tmp_path / "out").exists()
+        assert cli.batch_command(["submit", str(tmp_path / "plan"), "--url", server.url]) == 0
+        assert cli.batch_command(["collect", str(tmp_path / "plan"), "--wait", "--poll", "0.05"]) == 0
+        assert refined(tmp_path / "out", *given) == 0
+    assert refined(tmp_path / "live", *kinds, "--endpoint", server.url, "--cache", "none") == 0
+    ours, theirs = (load_dataset(str(tmp_path / name), split="train") for name in ("out", "live"))
+    assert list(ours) == list(theirs)
+    assert cli.verify_command([str(tmp_path / "out")]) == 0

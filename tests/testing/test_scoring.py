@@ -13,7 +13,8 @@ import pytest
 
 from arhn_datasets.errors import ConfigurationError
 from arhn_datasets.testing import ScoreEmulator
-from arhn_datasets.testing.scoring import COMPATIBLE, EMBEDDING, RERANKER, main
+from arhn_datasets.testing.scoring import COMPATIBLE, EMBEDDING, RERANKER
+from arhn_datasets.testing.tei import main
 
 _local = build_opener(ProxyHandler({}))
 TEXTS = ["tin melts", "copper is red", "tin is soft", ""]
@@ -148,7 +149,7 @@ def test_wrong_options():
 
 def test_the_command_serves_until_it_is_ended():
     """It prints its URL, serves, and ends at SIGTERM with a line of counts; wrong usage exits with 2."""
-    command = [sys.executable, "-m", "arhn_datasets.testing.scoring", "--port", "0", "--kind", EMBEDDING]
+    command = [sys.executable, "-m", "arhn_datasets.testing.tei", "--port", "0", "--kind", EMBEDDING]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         try:
             url = running.stdout.readline().strip()

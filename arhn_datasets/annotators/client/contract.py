@@ -52,7 +52,10 @@ _GAUGE = re.compile(
     r"(\{[^}\n]*\})?[ \t]+([0-9]+(?:\.[0-9]+)?(?:e\+?[0-9]+)?)\b",
     re.MULTILINE,
 )
-_KNOWN_ROUTES = ("/v1/chat/completions", "/v1/models", "/v1", "/generate", "/info")
+_KNOWN_ROUTES = (
+    *("/v1/chat/completions", "/v1/models", "/v1/rerank", "/v2/rerank", "/v1/embeddings", "/v1"),
+    *("/generate", "/info", "/rerank", "/embed", "/embeddings"),
+)
 
 
 def _check_key(name: str, value: str | None) -> None:

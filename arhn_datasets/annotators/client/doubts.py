@@ -19,6 +19,7 @@ NEAR = 2  # lines within which an exchange does not show which one is at its pla
 FEWEST = 40  # lines that tell how tokens are counted
 MOST_ODD = 0.25  # of them; with more, tokens follow from something else
 ODD = 16.0  # times the usual distance of the nearer ones: some seven standard deviations
+FAR = 0.25  # of its tokens, from what those of other prompts give
 _PIECES = re.compile(r"\w+|[^\w\s]")
 
 
@@ -37,8 +38,8 @@ def extent_of(texts: Sequence[str]) -> Extent:
     return Extent(len(text), wide, sum(1 for _ in _PIECES.finditer(text)))
 
 
-def out_of_order(places: Sequence[Any]) -> set[int]:
-    """Which of these different places are not where they are expected, in a sequence that else keeps its order."""
+def out_of_order(places: Sequence[Any]) -> set[int] | None:
+    """Which of these different places are not where they are expected; None in a sequence that keeps no order."""
     kept = _longest_growing(places)
     if len(kept) == len(places):
         return set()
@@ -51,7 +52,7 @@ def out_of_order(places: Sequence[Any]) -> set[int]:
                     moved.add(near)
         return moved
     elsewhere = {at for at, (one, other) in enumerate(zip(places, sorted(places), strict=True)) if one != other}
-    return elsewhere if len(elsewhere) <= (1 - AT_PLACE) * len(places) else set()
+    return elsewhere if len(elsewhere) <= (1 - AT_PLACE) * len(places) else None
 
 
 def _longest_growing(places: Sequence[Any]) -> set[int]:
@@ -71,20 +72,40 @@ def _longest_growing(places: Sequence[Any]) -> set[int]:
     return kept
 
 
-def oddly_counted(extents: Sequence[Extent], tokens: Sequence[int]) -> set[int]:
-    """Which prompts cannot have the tokens that stand with their replies, as those of the others are counted."""
+class Counting(NamedTuple):
+    """How prompts were counted so far: weights of their extents, and the usual distance from what these give."""
+
+    weights: tuple[float, ...]
+    usual: float
+
+
+def counting(extents: Sequence[Extent], tokens: Sequence[int]) -> Counting | None:
+    """How the tokens follow from the extents of most of these prompts; None for too few of them."""
     if len(tokens) < FEWEST:
-        return set()
-    rows = [(1.0, *map(float, extent)) for extent in extents]
-    used, away = list(range(len(rows))), [0.0] * len(rows)
+        return None
+    used, weights, away = list(range(len(tokens))), [0.0], [0.0]
     for _ in range(3):  # each time without what is furthest away
-        weights = _fitted([rows[at] for at in used], [tokens[at] for at in used])
-        away = [abs(sum(map(mul, weights, row)) - counted) for row, counted in zip(rows, tokens, strict=True)]
+        weights = _fitted([(1.0, *map(float, extents[at])) for at in used], [tokens[at] for at in used])
+        away = _away(weights, extents, tokens)
         limit = sorted(away)[int(0.7 * len(away))]
         used = [at for at, distance in enumerate(away) if distance <= limit]
-    usual = max(0.5, median(away[at] for at in used))
-    odd = {at for at, distance in enumerate(away) if distance > ODD * usual}
-    return odd if len(odd) <= MOST_ODD * len(tokens) else set()
+    return Counting(tuple(weights), max(0.5, median(away[at] for at in used)))
+
+
+def oddly_counted(found: Counting | None, extents: Sequence[Extent], tokens: Sequence[int]) -> set[int]:
+    """Which prompts cannot have the tokens that stand with their replies; none where most are odd, or none is known."""
+    if found is None:
+        return set()
+    away = _away(found.weights, extents, tokens)
+    # Few prompts may be of another kind than those of before.
+    least = [0.0] * len(tokens) if len(tokens) >= FEWEST else [FAR * counted for counted in tokens]
+    odd = {at for at, distance in enumerate(away) if distance > max(ODD * found.usual, least[at])}
+    return odd if len(odd) <= max(2, MOST_ODD * len(tokens)) else set()
+
+
+def _away(weights: Sequence[float], extents: Sequence[Extent], tokens: Sequence[int]) -> list[float]:
+    rows = ((1.0, *extent) for extent in extents)
+    return [abs(sum(map(mul, weights, row)) - counted) for row, counted in zip(rows, tokens, strict=True)]
 
 
 def _fitted(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:

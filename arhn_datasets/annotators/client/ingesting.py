@@ -25,7 +25,7 @@ from arhn_datasets.annotators.client import planning
 from arhn_datasets.annotators.client.completions import is_cut, is_whole
 from arhn_datasets.annotators.client.contract import DEFAULTS, ChatRequest, Completion, parse_completion
 from arhn_datasets.annotators.client.cutting import Cutting
-from arhn_datasets.annotators.client.doubts import oddly_counted, out_of_order
+from arhn_datasets.annotators.client.doubts import Counting, Extent, counting, oddly_counted, out_of_order
 from arhn_datasets.annotators.client.planning import AGAIN, ANSWERED, CUT, FAILED, MEASURED, OUT, Plan, Planned
 from arhn_datasets.annotators.client.refusals import error_of, error_within, refused_option
 from arhn_datasets.annotators.client.store import Stored, insert, origin_of, reply_of
@@ -40,6 +40,7 @@ from arhn_datasets.errors import (
     RequestRejected,
 )
 
+MOST_TOKENS = 10**9
 TOGETHER = 50_000  # lines that are looked at together, so that a line out of order is seen
 _KEY = re.compile(r"[0-9a-f]{32}")
 _DATED = re.compile(r"[-@:](?:\d[\d.-]*|latest)")
@@ -47,7 +48,7 @@ _ENDED = re.compile(r"batch_(?:expired|cancelled|canceled)", re.IGNORECASE)
 
 CUT_JSON, UNKNOWN, NO_REPLY = "cut or broken JSON", "an id that was not planned", "no reply in the line"
 OTHER_MODEL, NO_REASON = "another model than planned", "no known reason of the end (finish_reason)"
-TOO_MANY = "more tokens than were asked for"
+TOO_MANY = "another number of tokens than can be"
 CONFLICT, OUT_OF_ORDER = "different replies under one id", "out of order, perhaps under the id of another request"
 ODD_COUNT = "a count of tokens that its prompt cannot have, perhaps under the id of another request"
 DOUBTS = (CONFLICT, OUT_OF_ORDER, ODD_COUNT)
@@ -103,6 +104,7 @@ class Ingestion:
             AccessDenied: not one request of the plan was answered, and all were refused.
             StoreError: the store cannot be used.
         """
+        self._directory.mkdir(parents=True, exist_ok=True)
         for path in paths:
             self.done.files += 1
             lines = self._lines(path)
@@ -235,7 +237,7 @@ class Ingestion:
             return EmptyReply("the server answered 200 with an empty text")
         if not is_whole(said.finish_reason):
             return NO_REASON
-        if said.completion_tokens is not None and said.completion_tokens > known.most + 1:
+        if not 0 <= (said.completion_tokens or 0) <= known.most + 1 or not 0 <= (said.prompt_tokens or 0) < MOST_TOKENS:
             return TOO_MANY
         if doubt and not _confirms(line, known):
             return doubt
@@ -261,12 +263,23 @@ class Ingestion:
                 doubted[line.key] = CONFLICT
         asked = {key: planned for key in firsts if (planned := self._plan.known(key)) is not None}
         keys = list(firsts)
-        for at in out_of_order([(asked[key].file, asked[key].at) for key in keys]):
-            doubted.setdefault(keys[at], OUT_OF_ORDER)
-        counted = [(key, tokens) for key in keys if (tokens := firsts[key].prompt_tokens)]
-        for at in oddly_counted([asked[key].extent for key, _ in counted], [tokens for _, tokens in counted]):
+        moved = out_of_order([(asked[key].file, asked[key].at) for key in keys])
+        if moved is not None:  # and counts of tokens, which now and then are odd, are not needed
+            return {**{keys[at]: OUT_OF_ORDER for at in moved}, **doubted}
+        counted = [(key, count) for key in keys if 0 < (count := firsts[key].prompt_tokens or 0) < MOST_TOKENS]
+        extents, tokens = [asked[key].extent for key, _ in counted], [count for _, count in counted]
+        for at in oddly_counted(self._counting(extents, tokens), extents, tokens):
             doubted.setdefault(counted[at][0], ODD_COUNT)
         return doubted
+
+    def _counting(self, extents: Sequence[Extent], tokens: Sequence[int]) -> Counting | None:
+        """How these are counted or, where they are few, those of before."""
+        found = counting(extents, tokens)
+        if found is not None:
+            self._plan.note("counting", json.dumps(found))
+            return found
+        noted = json.loads(self._plan.fact("counting") or "null")
+        return None if noted is None else Counting(tuple(noted[0]), noted[1])
 
     def _noted(self, line: Line, known: Planned, verdict: str | EndpointError | Completion) -> None:
         if isinstance(verdict, Completion):

@@ -110,10 +110,10 @@ class AdaptiveLimit:
 
     def _come_back(self) -> None:
         """Look again when the pace lets the next one in."""
-        if self._timer is None and self._waiting and self.in_flight < self.current:
-            loop, opens = asyncio.get_running_loop(), self.pace.opens_at()
-            if opens > loop.time():
-                self._timer = loop.call_at(opens, self._woken)
+        answer = self.pace.alone and self.in_flight  # brings us back by itself, like every end of a request
+        if self._timer is None and self._waiting and self.in_flight < self.current and not answer:
+            # Also where that was a moment ago: it was not yet when it was looked at.
+            self._timer = asyncio.get_running_loop().call_at(self.pace.opens_at(), self._woken)
 
     def _woken(self) -> None:
         self._timer = None

@@ -79,6 +79,7 @@ class Server:
         self.load = 0
         self.said: EndpointError | None = None  # when it failed last
         self._watching: asyncio.Task[None] | None = None
+        self._tells = False  # of its queue
         self._answered: ChatRequest | None = None  # the last one that was
         self._doubted = False
 
@@ -88,16 +89,14 @@ class Server:
         if self.info is None or found.api == self.info.api:  # a gateway may hide /info for a while
             self.info = found
         if self._options.concurrency is None:
-            await self._size(found)
+            self._size(found)
         self.sizing.cold()
         return found
 
-    async def _size(self, found: ServerInfo) -> None:
+    def _size(self, found: ServerInfo) -> None:
         """Take the server's word for how much it takes, else find that out; its queue is looked at in either case."""
         if self._watching is None:
-            with suppress(ArhnError):
-                if await self.transport.queue() is not None:
-                    self._watching = asyncio.get_running_loop().create_task(self._watch())
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
         declared = slots_of(found)
         if declared and (self.sizing.measures or slice_of(declared, self._options.processes) != self.sizing.most):
             self.sizing = self._sized(declared, declared=True)
@@ -112,16 +111,16 @@ class Server:
 
     async def _watch(self) -> None:
         """Keep the server's own queue short, where it tells of it."""
-        while True:
+        told: tuple[int, int] | None = (0, 0)
+        while told is not None:
+            with suppress(ArhnError):  # it is away, or slow
+                told = await self.transport.queue()
+                self._tells = told is not None
+                if told and self.limit.in_flight:
+                    self.sizing.told(*(count // self._options.processes for count in told))
+                    self.limit.resize(self.sizing.size)
             young = self.sizing.growing and self.sizing.size < UNMEASURED
             await asyncio.sleep(YOUNG_QUEUE_SECONDS if young else QUEUE_SECONDS)
-            told = None
-            if self.limit.in_flight and not self.breaker.open:
-                with suppress(ArhnError):
-                    told = await self.transport.queue()
-            if told is not None:
-                self.sizing.told(*(count // self._options.processes for count in told))
-                self.limit.resize(self.sizing.size)
 
     def sized(self) -> str:
         """How many requests it is asked at once, and why, in words."""
@@ -133,7 +132,7 @@ class Server:
             why = "just below the limit that it states"
         else:
             why = "its slots and a few"
-        queue = "" if self._watching is None else ", a few of them waiting by what it says of its queue"
+        queue = "" if not self._tells else ", a few of them waiting by what it says of its queue"
         rate = self.limit.pace.rate
         pace = f"; at most {60 * rate:,.0f} a minute, since it refuses more" if rate else ""
         return f"{self.limit.current} requests at once at {self.transport.name}: {why}{queue}{pace}"

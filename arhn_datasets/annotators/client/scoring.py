@@ -16,6 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
+
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
 from arhn_datasets.annotators.client.refusals import error_within, excerpt, without
 from arhn_datasets.errors import EmptyReply
@@ -37,7 +40,7 @@ PROMPT_NAMES: Mapping[str, Sequence[str]] = {
 """The prompts of its own that sentence-transformers gives a model for each side, if it has them."""
 _TASKS: Mapping[str, str] = {"reranker": CROSS_ENCODER, "embedding": BI_ENCODER}
 
-Vector = Sequence[float]
+Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,10 +201,17 @@ def _number(value: Any) -> float:
 def _vector(value: Any) -> Vector:
     if not isinstance(value, list) or not value:
         raise ValueError("no vector of numbers")
-    numbers = [_number(one) for one in value]
-    if not any(numbers):
+    if not set(map(type, value)) <= {int, float}:  # a number each, which is slower
+        value = [_number(one) for one in value]
+    try:
+        found = np.array(value, dtype=np.float64)
+    except OverflowError:
+        found = np.array([math.inf])
+    if not np.isfinite(found).all():
+        raise ValueError("a vector with what is no finite number")
+    if not found.any():
         raise ValueError("a vector of zeros")
-    return numbers
+    return found
 
 
 def _same(given: str, sent: str) -> bool:
@@ -253,10 +263,10 @@ def _positive(value: Any) -> int | None:
 
 def similarity_of(first: Vector, second: Vector, name: str) -> float | None:
     """The cosine or the dot product of two vectors, None where it is no finite number."""
-    if len(first) != len(second):  # zip would compare what they have in common
+    if len(first) != len(second):
         return None
-    product = math.fsum(map(float.__mul__, first, second))
-    if name == COSINE:
-        lengths = math.sqrt(math.fsum(map(float.__mul__, first, first)) * math.fsum(map(float.__mul__, second, second)))
-        product = product / lengths if lengths else math.nan
+    with np.errstate(all="ignore"):
+        product = float(first @ second)
+        if name == COSINE:
+            product /= float(np.linalg.norm(first) * np.linalg.norm(second)) or math.nan
     return product if math.isfinite(product) else None

@@ -54,7 +54,6 @@ class ScoringTransport(HttpTransport):
             status, reply, headers = await self._request("GET", "/info")
             if status in refusals.PASSING_STATUSES:
                 raise self._error_of(status, reply, headers)
-            self._refuse_denied(status, reply, headers, "/info")
             if status == 200 and isinstance(value := refusals.json_of(reply), dict):
                 found = scoring.declared(value, self.texts_at_once)
         if isinstance(found, str):
@@ -135,7 +134,8 @@ class ScoringTransport(HttpTransport):
             status, reply, headers = await self._request("GET", path)
             if status in refusals.PASSING_STATUSES:
                 raise self._error_of(status, reply, headers)
-            self._refuse_denied(status, reply, headers, path)
+            if not self._model:  # else a gateway may only hide its models
+                self._refuse_denied(status, reply, headers, path)
             names = contract.parse_models(reply) if status == 200 else None
             if names is not None:
                 listed = refusals.json_of(reply)["data"]

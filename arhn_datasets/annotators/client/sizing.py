@@ -29,7 +29,7 @@ MOST_PAUSE = 16  # rounds between two attempts to find more
 CUT = 0.7
 PATIENCE, PATIENCE_LONGEST = 12.0, 4.0  # times the mean and the longest latency: no living server needs so long
 LEAST_QUEUE, QUEUE = 4, 0.25  # requests that may wait at a server, of those that run there
-FASTER, RAISES = 1.25, 3  # how a pace is raised, and after how many of the pauses that a server asked for
+FASTER, RAISES, MOST_RAISES = 1.25, 3, 24  # how a pace is raised, and after how many of the pauses that were asked for
 LEAST_PAUSE = 1.0
 
 
@@ -251,7 +251,7 @@ class Pace:
             self._pause = max(seconds, LEAST_PAUSE)
             if self.rate:
                 self.rate = self._good = min(self._good, self.rate) * (1.0 if self._good < self.rate else 0.9)
-                self._raises *= 2
+                self._raises = min(2 * self._raises, MOST_RAISES)
         self._until, self.alone = max(self._until, now + seconds), True
 
     def accepted(self, now: float) -> None:

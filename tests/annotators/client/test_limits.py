@@ -209,6 +209,19 @@ def test_after_a_pause_one_request_goes_first():
     asyncio.run(main())
 
 
+def test_a_pause_that_ends_while_it_is_looked_at():
+    """Who was turned away a moment too early is let in all the same."""
+
+    async def main():
+        limit, log, loop = AdaptiveLimit(1), [], asyncio.get_running_loop()
+        opens = iter([loop.time() + 100.0])
+        limit.pace.opens_at = lambda: next(opens, loop.time() - 1.0)
+        await asyncio.wait_for(hold(limit, log, 0), 60)
+        assert log == [0]
+
+    asyncio.run(main())
+
+
 def test_refusals_of_every_request_close_it_for_a_while():
     """Where even one request at once is refused again and again, it is no matter of how many there are."""
 

@@ -31,7 +31,7 @@ from arhn_datasets.annotators.client.http import HttpTransport
 from arhn_datasets.annotators.client.pool import AFFINITY_SLACK, Pool
 from arhn_datasets.annotators.client.sizing import START
 from arhn_datasets.annotators.interface import RankingRequest, SnippetRequest
-from arhn_datasets.annotators.llm import MAX_GRAMMARS, ranking_schema
+from arhn_datasets.annotators.reply_forms import MAX_GRAMMARS, ranking_schema
 from arhn_datasets.rows import background
 from arhn_datasets.rows.records import ERROR, GROUNDED, NO_ANSWER, RANKED
 from arhn_datasets.testing import Emulator, Fault, Latency
