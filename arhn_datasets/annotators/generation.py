@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import io
+import logging
 import os
 import signal
 from abc import ABC, abstractmethod
@@ -300,6 +301,7 @@ class VLLM(Generator):
         llm, self._llm = self._llm, None
         core: Any = getattr(getattr(llm, "llm_engine", None), "engine_core", None)
         if hasattr(core, "shutdown"):
+            logging.getLogger("vllm").setLevel(logging.ERROR)  # it warns that its processes are ended
             core.shutdown()
 
     def batch_of(self, waiting: Sequence[Asked], most: int) -> Sequence[Asked]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import time
 
 import pytest
+from tqdm import tqdm
 
 from arhn_datasets.runs import refine as engine
 from arhn_datasets.runs.refine import format_statistics, live
@@ -44,6 +46,7 @@ class Bar:
 def test_the_bar_is_kept_up_to_date(monkeypatch):
     """It says what happens while the block runs."""
     monkeypatch.setattr(engine, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(engine, "LINE_SECONDS", 0.01)
     seen, bar = {"replies": 0}, Bar()
     with live(bar, lambda: dict(seen)):
         seen["replies"] = 7
@@ -57,3 +60,19 @@ def test_an_annotator_that_counts_nothing_needs_no_thread():
     """The lexical baseline asks nobody."""
     with live(None, dict):
         pass
+
+
+def test_off_a_terminal_each_state_is_a_line(monkeypatch):
+    """A log has one line for each state, in plain signs, and a model that is being loaded is told."""
+    log = io.StringIO()
+    monkeypatch.setattr("sys.stderr", log)
+    assert not engine._is_watched()
+    with tqdm(total=8, desc="refine", file=engine._Lines()) as bar:
+        bar.set_postfix_str(format_statistics({"replies": 3, "loading": True}, {}, 1.0))
+    lines = log.getvalue().splitlines()
+    assert all(line.startswith("refine:") for line in lines)
+    assert "3 replies, loading the model" in lines[-1]
+    assert "\r" not in log.getvalue()
+    monkeypatch.setattr("sys.stderr", None)
+    engine._Lines().write("nowhere")
+    engine._Lines().flush()
