@@ -346,7 +346,7 @@ def test_refused_options_are_left_out_and_a_sampled_reply_is_no_greedy_one(tmp_p
         stage = arhn.snippets.with_options(endpoint=server.url, cache=str(tmp_path))
         assert stage(row)["negative_snippets"][0]["status"] == "grounded"
         assert server.stats.requests == 4
-        assert server.bodies[-1]["max_completion_tokens"] == 384
+        assert server.bodies[-1]["max_completion_tokens"] == 64  # what a snippet of so short a passage can need
         stage(row)
         assert server.stats.requests == 4
         greedy = arhn.snippets.with_options(endpoint=server.url, cache=str(tmp_path), timeout=99)
