@@ -326,7 +326,7 @@ def _unscored(failed: int) -> int:
 
 
 def _outcome(report: Report, most: float) -> int:
-    """Tell what gave no evidence, and why; the exit code: any request that failed is a failure, and so is much unread."""
+    """Tell what gave no evidence, and why; the exit code: a failure is any failed request, and much that is unread."""
     total, errors = report.total, [cause for cause in report.causes if cause.status == ERROR]
     unread = [cause for cause in report.causes if cause.status != ERROR]
     if total.errors:

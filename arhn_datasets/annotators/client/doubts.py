@@ -13,6 +13,8 @@ from operator import mul
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
+
 IN_ORDER = 0.7  # share of lines that keep the order of the requests, in a file that keeps it but for moved lines
 AT_PLACE = 0.4  # share of lines that stand where they are expected, in one that keeps it but for exchanged lines
 NEAR = 2  # lines within which an exchange does not show which one is at its place
@@ -85,7 +87,8 @@ def counting(extents: Sequence[Extent], tokens: Sequence[int]) -> Counting | Non
         return None
     used, weights, away = list(range(len(tokens))), [0.0], [0.0]
     for _ in range(3):  # each time without what is furthest away
-        weights = _fitted([(1.0, *map(float, extents[at])) for at in used], [tokens[at] for at in used])
+        rows = np.array([(1.0, *extents[at]) for at in used])
+        weights = np.linalg.lstsq(rows, np.array([tokens[at] for at in used], float), rcond=None)[0].tolist()
         away = _away(weights, extents, tokens)
         limit = sorted(away)[int(0.7 * len(away))]
         used = [at for at, distance in enumerate(away) if distance <= limit]
@@ -106,26 +109,3 @@ def oddly_counted(found: Counting | None, extents: Sequence[Extent], tokens: Seq
 def _away(weights: Sequence[float], extents: Sequence[Extent], tokens: Sequence[int]) -> list[float]:
     rows = ((1.0, *extent) for extent in extents)
     return [abs(sum(map(mul, weights, row)) - counted) for row, counted in zip(rows, tokens, strict=True)]
-
-
-def _fitted(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
-    """The weights of the least squares, by the normal equations; what varies in no row has none."""
-    size = len(rows[0])
-    left = [[sum(row[i] * row[j] for row in rows) for j in range(size)] for i in range(size)]
-    right = [sum(row[i] * value for row, value in zip(rows, values, strict=True)) for i in range(size)]
-    for i in range(size):
-        left[i][i] += 1e-9 * (left[i][i] or 1.0)
-    for i in range(size):
-        pivot = max(range(i, size), key=lambda at: abs(left[at][i]))
-        left[i], left[pivot], right[i], right[pivot] = left[pivot], left[i], right[pivot], right[i]
-        if not left[i][i]:
-            continue
-        for j in range(i + 1, size):
-            factor = left[j][i] / left[i][i]
-            right[j] -= factor * right[i]
-            left[j] = [one - factor * other for one, other in zip(left[j], left[i], strict=True)]
-    weights = [0.0] * size
-    for i in reversed(range(size)):
-        rest = right[i] - sum(left[i][j] * weights[j] for j in range(i + 1, size))
-        weights[i] = rest / left[i][i] if left[i][i] else 0.0
-    return weights

@@ -25,10 +25,10 @@ def test_an_option_is_one_everywhere(name, monkeypatch):
     option = CONNECTION[name]
     command = ["in", "--output", "out", "--endpoint", "http://h"]
     parse = cli.refine_parser().parse_args
-    assert getattr(cli.configured_stages(parse(command)).annotator, name) == DEFAULTS[name]
+    assert getattr(cli.configured_stages(parse(command)).annotators[0], name) == DEFAULTS[name]
     if option.metavar or option.choices:
         flag = [f"--{name.replace('_', '-')}", str(value)]
-        assert getattr(cli.configured_stages(parse([*command, *flag])).annotator, name) == value
+        assert getattr(cli.configured_stages(parse([*command, *flag])).annotators[0], name) == value
 
 
 def test_options_make_no_two_annotators_equal():
