@@ -117,7 +117,9 @@ def run(command):
     return subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS)
 
 
-@pytest.mark.parametrize("mode", [[], ["--batch-size", "2"]], ids=["rows", "batches"])
+@pytest.mark.parametrize(
+    "mode", [[], pytest.param(["--batch-size", "2"], marks=pytest.mark.exhaustive)], ids=["rows", "batches"]
+)
 def test_the_command_ends_well_on_the_replies_of_a_random_model(served, mode, tmp_path):
     """Every status is recorded, every row is there, and no garbage has become a label."""
     url, model = served

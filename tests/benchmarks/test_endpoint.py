@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "endpoint.py"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.integration
 def test_every_section_reports_what_it_promises():
     """One JSON object as the last line, behind a table for each section."""

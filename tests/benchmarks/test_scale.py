@@ -35,6 +35,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.integration
 def test_every_stage_is_measured(tmp_path):
     """One JSON object as the last line, behind the tables; the scratch folder is gone, and progress is elsewhere."""

@@ -208,6 +208,7 @@ def test_an_error_of_an_actor_ends_the_run(on_ray, plain, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.exhaustive
 def test_the_script(on_ray, plain, tmp_path, script):
     """It writes parquet files with the same rows, in its own order."""
     given, expected = plain

@@ -102,6 +102,7 @@ def trained_rows(folder):
     return load_dataset(str(folder), "n-tuple", split="train").to_list()
 
 
+@pytest.mark.exhaustive
 def test_a_whole_comparison(script, made, config, trainings, tmp_path):
     """Every policy and seed is trained for equal steps on its own rows; the table and the JSON have all figures."""
     code, printed, error = script("compare_policies", config=config(), json=True)
