@@ -205,7 +205,7 @@ def test_packs_give_the_evidence_of_single_requests_and_are_paid_for_once(faults
         assert set(packs_of(server)) == {0}
         server.reset_stats()
         assert annotated(server, texts, 8, constrained=constrained) == single
-        assert packs_of(server)[-2:] == [8, 5]
+        assert sorted(packs_of(server)[-2:]) == [5, 8]
         assert server.stats.requests == 2
         for most in (3, 8, 13):
             assert annotated(server, texts, most, constrained=constrained) == single
