@@ -216,6 +216,8 @@ def test_parquet_files_of_other_types_are_united(rows, parts):
 def test_rows_of_files_are_adapted_as_dicts(rows):
     """What adapt makes of a file is row by row what it makes of the dicts that were written."""
     rows = [{**row, "pos": [f"positive {at}"]} for at, row in enumerate(rows)]
+    # Lists that happen to be as long as the passages are refused, as they may be of these.
+    rows = [{**row, "note": {"of": row["note"]}} if isinstance(row.get("note"), list) else row for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         found = arhn.adapt_dataset(dataset_of([written(folder, "x.jsonl", lines(rows))], "train"))
         table = found.with_format("arrow")[:]
