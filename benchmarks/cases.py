@@ -254,8 +254,8 @@ def cut_and_relabelled(run: Run) -> None:
 
 
 def one_error(run: Run) -> None:
-    """One passage has no evidence and stayed; the others were refined."""
-    done(run)
+    """One passage has no evidence and stayed; the others were refined, and the exit code says that one failed."""
+    expect(run.code == 1, f"exit {run.code}: {run.said[-500:]}")
     row = run.row(TOWER)
     expect(texts(row, "positive") == [TOWERS[0], TOWERS[2]], texts(row, "positive"))
     expect(TOWERS[1] in texts(row, "negative"), texts(row, "negative"))
@@ -413,7 +413,7 @@ EXPECTED: Mapping[str, Sequence[Trial]] = {
 }
 
 _AS_GOOD = (
-    *("good", "reasonfield", "nousage", "usagenull", "textplain", "octet", "sse", "think_open_in_template", "htmlonce"),
+    *("good", "reasonfield", "nousage", "usagenull", "textplain", "octet", "sse", "think_open_in_template"),
     *(
         "nginx504",
         "err200",
@@ -438,6 +438,7 @@ MODES: Sequence[tuple[str, Trial]] = [
     ("30", Trial(refused("nomic", "llama3:latest"), mode="multi")),
     ("30", Trial(GOOD, mode="info401", options=OF_THE_MODEL)),
     ("30", Trial(one_error, mode="filter")),
+    ("30", Trial(one_error, mode="htmlonce")),
     ("30", Trial(refused("filter|refus"), mode="refusal")),
     ("30", Trial(refused("cut off|empty"), mode="emptylen")),
     ("30", Trial(refused("202|queued"), mode="202")),
