@@ -39,8 +39,8 @@ from arhn_datasets.rows.records import ERROR, UNPARSED, Passage, digest, shorten
 Given = TypeVar("Given", interface.Snippet, interface.Ranking, interface.Verdict, interface.Grade)
 
 LEAST_CHARACTERS = 40  # of a text that does not fit; with less of it the reply would say nothing
-FROM_STORE = ("stored", "stored_prompt_tokens", "stored_completion_tokens")  # replies, and their tokens
-OF_THE_PROCESS = (*FROM_STORE, "cut_off", "asked_alone")
+_FROM_STORE = ("stored", "stored_prompt_tokens", "stored_completion_tokens")  # replies, and their tokens
+OF_THE_PROCESS = (*_FROM_STORE, "cut_off", "asked_alone")
 """What is counted once for all annotators of a process."""
 MOST_UNDER_WAY = 512
 AT_ONCE = 16  # new requests in one turn of the event loop, to the end of a row
@@ -281,8 +281,7 @@ class LLMAnnotator(interface.Annotator):
             # Another version of this package may have stored more of a reply, or one that was cut off.
             known = Completion(**{name: kept[name] for name in Completion.__dataclass_fields__ if name in kept})
             if not _cut_off(known, request.max_tokens) and not is_held_back(known.finish_reason):
-                for name, count in zip(FROM_STORE, (1, known.prompt_tokens, known.completion_tokens), strict=True):
-                    ours.counts[name] += count or 0
+                ours.stored(known.prompt_tokens, known.completion_tokens)
                 return known
         completion = await self._completed(ours, request, model)
         if store is not None and completion.text.strip() and not _cut_off(completion, request.max_tokens):
@@ -430,6 +429,11 @@ class Shared:
     thinking: WeakSet[LLMAnnotator] = field(default_factory=WeakSet)
     """Those whose model was seen to think."""
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OF_THE_PROCESS, 0))
+
+    def stored(self, prompt_tokens: int | None, completion_tokens: int | None, *, replies: int = 1) -> None:
+        """Count a reply of the store; with -1 take one back that somebody else counts."""
+        for name, count in zip(_FROM_STORE, (1, prompt_tokens, completion_tokens), strict=True):
+            self.counts[name] += replies * (count or 0)
 
 
 def shared() -> Shared:

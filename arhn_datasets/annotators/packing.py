@@ -19,7 +19,6 @@ from arhn_datasets.annotators.client.contract import Completion
 from arhn_datasets.annotators.decorations import answer_of
 from arhn_datasets.annotators.interface import Snippet, SnippetRequest
 from arhn_datasets.annotators.llm import (
-    FROM_STORE,
     LLMAnnotator,
     Shared,
     counted_cut,
@@ -136,9 +135,7 @@ class PackingAnnotator(LLMAnnotator):
         kept = None if store is None else store.get(kept_under(key, self.samples()))
         if kept is None or not isinstance(kept.get("text"), str):
             return None
-        counts = (1, kept.get("prompt_tokens"), kept.get("completion_tokens"))
-        for name, count in zip(FROM_STORE, counts, strict=True):
-            ours.counts[name] += count or 0
+        ours.stored(kept.get("prompt_tokens"), kept.get("completion_tokens"))
         return str(kept["text"])
 
     def _keep(self, ours: Shared, model: Mapping[str, Any], reply: Completion, lines: Mapping[str, str]) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 
 from arhn_datasets.annotators.client import contract
 from arhn_datasets.annotators.client.planning import Plan
-from arhn_datasets.annotators.client.pool import Statistics
 from arhn_datasets.annotators.endpoint import Endpoint
-from arhn_datasets.annotators.llm import FROM_STORE, LLMAnnotator, Shared, kept_under, shared
+from arhn_datasets.annotators.llm import LLMAnnotator, Shared, kept_under, shared
 from arhn_datasets.errors import ConfigurationError, NotYetAnsweredError
 from arhn_datasets.rows import background
 
@@ -59,7 +58,7 @@ class Rounds(Endpoint):
         """What the rounds of the plan have brought, as if it had been asked now."""
 
         async def read() -> dict[str, Any]:
-            return {**asdict(Statistics()), **asdict(self.plan.served), **shared().counts}
+            return {**asdict(self.plan.served), **shared().counts}
 
         return background.run(read())
 
@@ -72,9 +71,7 @@ class Rounds(Endpoint):
         except NotYetAnsweredError:
             return self.plan.asked(under, request, model)
         if self.plan.answered(under, completion):
-            tokens = completion.prompt_tokens, completion.completion_tokens
-            for name, count in zip(FROM_STORE, (1, *tokens), strict=True):
-                ours.counts[name] -= count or 0
+            ours.stored(completion.prompt_tokens, completion.completion_tokens, replies=-1)
         return completion
 
     def _most_under_way(self) -> int:

@@ -17,6 +17,7 @@ import arhn_datasets as arhn
 from arhn_datasets.errors import ConfigurationError, MissingDependencyError, SchemaError
 from arhn_datasets.evidence import score_models
 from arhn_datasets.rows.records import ALL_EVIDENCE_TYPES
+from tests.evidence.ways import WAYS, called
 
 pytest.importorskip("sentence_transformers")
 
@@ -81,21 +82,13 @@ def test_a_cross_encoder_reads_pairs(cross_encoder, sample):
             assert row[f"{side}_scores"] == pytest.approx(model.predict(pairs).tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("way", ["row", "map", "batched", "num_proc", "iterable", "table"])
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_calling(bi_encoder, sample, way):
     """Rows, batches, processes, streams and tables have the same scores, in typed columns."""
     rows, scores = sample[:8], arhn.Scores(bi_encoder, device="cpu")
-    dataset = Dataset.from_list(rows)
-    expected = dataset.map(scores, batched=True)
+    expected = Dataset.from_list(rows).map(scores, batched=True)
     assert expected.features["positive_scores"] == Dataset.from_dict({"a": [[0.5]]}).features["a"]
-    found = {
-        "row": lambda: [scores(row) for row in rows],
-        "map": lambda: dataset.map(scores),
-        "batched": lambda: dataset.map(scores, batched=True, batch_size=3),
-        "num_proc": lambda: dataset.map(scores, batched=True, num_proc=2),
-        "iterable": lambda: dataset.to_iterable_dataset().map(scores, batched=True, batch_size=3),
-        "table": lambda: scores(dataset.data.table).to_pylist(),
-    }[way]()
+    found = called(scores, rows, way, batch_size=3)
     for row, wanted in zip(found, expected, strict=True):
         for side in SIDES:
             assert row[f"{side}_scores"] == pytest.approx(wanted[f"{side}_scores"], abs=1e-5)

@@ -20,6 +20,7 @@ from arhn_datasets.evidence.scores import Scores
 from arhn_datasets.rows import background
 from arhn_datasets.testing import Emulator, Fault, Latency, ScoreEmulator
 from arhn_datasets.testing.scoring import COMPATIBLE, EMBEDDING, RERANKER, TEI, WordModel
+from tests.evidence.ways import WAYS, called
 
 COLUMNS = ("positive_scores", "negative_scores")
 QUICK = {"backoff": 0.01}
@@ -99,20 +100,12 @@ def test_an_embedding_model_gives_what_the_model_gives_here(bi_encoder, sample, 
 
 
 @EVERY_SERVER
-@pytest.mark.parametrize("way", ["row", "map", "batched", "num_proc", "iterable", "table"])
+@pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_calling(sample, right, kind, form, way):
     """Rows, batches, processes, streams and tables have the same scores, and fill their requests."""
-    dataset = Dataset.from_list(sample)
     with ScoreEmulator(kind=kind, form=form) as server:
         scores = Scores(endpoint=server.url)
-        found = {
-            "row": lambda: [scores(row) for row in sample],
-            "map": lambda: dataset.map(scores),
-            "batched": lambda: dataset.map(scores, batched=True, batch_size=7),
-            "num_proc": lambda: dataset.map(scores, batched=True, num_proc=2),
-            "iterable": lambda: dataset.to_iterable_dataset().map(scores, batched=True, batch_size=7),
-            "table": lambda: scores(dataset.data.table).to_pylist(),
-        }[way]()
+        found = called(scores, sample, way, batch_size=7)
         assert values_of(found) == right[kind]
         if way != "num_proc":  # whose processes may ask for what they share at the same time
             asked = {(row["query"], text) for row in sample for column in COLUMNS for text in texts_of(row, column)}

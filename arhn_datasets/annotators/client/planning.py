@@ -21,6 +21,7 @@ from arhn_datasets import errors
 from arhn_datasets.annotators.client import contract
 from arhn_datasets.annotators.client.contract import ChatRequest, Completion, ServerInfo
 from arhn_datasets.annotators.client.doubts import Extent, extent_of
+from arhn_datasets.annotators.client.pool import Statistics
 from arhn_datasets.annotators.client.refusals import OPTIONAL
 from arhn_datasets.annotators.client.request_files import MEGABYTE, FileLimits, check_file, line_of, not_taken_by
 from arhn_datasets.errors import ConfigurationError, EndpointError, InputError, NotYetAnsweredError, OutputError
@@ -92,17 +93,6 @@ class Sums:
     most: int = 0
 
 
-@dataclass(kw_only=True)
-class Served:
-    """What the rounds of a plan have brought to a run."""
-
-    requests: int = 0
-    replies: int = 0
-    failures: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 def name_of(number: int) -> str:
     """The name of a file of requests."""
     return f"requests-{number:05d}.jsonl"
@@ -139,7 +129,7 @@ class Plan:
                 f"There is no plan in {self.folder}: no {STATE}. Name the folder that arhn-refine ROWS --plan DIR made."
             )
         self._lock = threading.RLock()
-        self.served, self.new, self.out = Served(), Sums(), 0
+        self.served, self.new, self.out = Statistics(), Sums(), 0
         self.files_written: list[Path] = []
         self._file: IO[bytes] | None = None
         self._lines = self._bytes = self._characters = self._most = 0
@@ -312,9 +302,7 @@ class Plan:
 
     def _count(self, completion: Completion) -> None:
         self.served.requests += 1
-        self.served.replies += 1
-        self.served.prompt_tokens += completion.prompt_tokens or 0
-        self.served.completion_tokens += completion.completion_tokens or 0
+        self.served.replied(completion)
 
     def _first_time(self, key: bytes) -> bool:
         return self.connection.execute("INSERT OR IGNORE INTO told VALUES (?)", (key,)).rowcount > 0

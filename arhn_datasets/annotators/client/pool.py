@@ -62,6 +62,12 @@ class Statistics:
     completion_tokens: int = 0
     waiting_for_servers: bool = False
 
+    def replied(self, completion: Completion) -> None:
+        """Count a reply."""
+        self.replies += 1
+        self.prompt_tokens += completion.prompt_tokens or 0
+        self.completion_tokens += completion.completion_tokens or 0
+
 
 class Server:
     """A server with its limit and its breaker."""
@@ -274,9 +280,7 @@ class Pool:
             self.outlook.answered()
         else:  # cut off before its first word: evidence of nothing, and of a run in which all are
             await self.outlook.failed(EmptyReply(NO_WORD), lambda: self.statistics.in_flight)
-        self.statistics.replies += 1
-        self.statistics.prompt_tokens += completion.prompt_tokens or 0
-        self.statistics.completion_tokens += completion.completion_tokens or 0
+        self.statistics.replied(completion)
         return completion
 
     async def _retried(self, asking: Asking, first: EndpointError) -> Completion:
